@@ -1,0 +1,1 @@
+"""Classic BPF as seccomp uses it: assemble, decode, evaluate. Pure, no I/O."""

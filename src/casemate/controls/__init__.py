@@ -1,0 +1,1 @@
+"""The catalogue of controls as data, and one generic judge."""

@@ -1,0 +1,1 @@
+"""Disk image formats: bounded header readers of our own, and the built-in guest."""

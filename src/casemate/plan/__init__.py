@@ -1,0 +1,1 @@
+"""Pure: specification and facts become a launch plan; the only writer of QEMU option strings."""
