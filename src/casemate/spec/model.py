@@ -1,6 +1,6 @@
 """The specification of one VM, as frozen types. Unknown keys are refused; defaults are the closed ones.
 
-The TOML document has the same shape (``casemate spec --schema`` prints its JSON Schema)::
+The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)::
 
     name = "web"                      # optional; [a-z0-9][a-z0-9_.-]{0,62}
     [machine]  type memory_mib vcpus accel irqchip
@@ -11,6 +11,11 @@ The TOML document has the same shape (``casemate spec --schema`` prints its JSON
     [limits]   cpu_percent overhead_mib pids read_mib_s write_mib_s
     [[waiver]] control reason expires
     [[passthrough]] address reason expires
+
+Constraints written here (ranges, patterns, lengths) are enforced by ``spec/walk.py``; those between fields stand in
+``spec/rules.py``. A ``Spec`` from ``parse_spec``, ``override`` or one of its helpers holds all of them; a bare
+``Spec()`` does not. ``Meta(extra=...)`` tells the walk what a value is: ``path`` (a host file) or ``publish`` (it also
+has a short string form).
 """
 
 from __future__ import annotations
@@ -94,93 +99,130 @@ class _Closed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base: frozen, and an unknown key is an error."""
 
 
-class Machine(_Closed):
+HostPath = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=4095,
+        extra={"kind": "path"},
+        description="A file on the host. Absolute, or relative to the directory of the specification.",
+    ),
+]
+Reason = Annotated[str, Meta(min_length=8, max_length=500, description="Why, for the reader of the launch record.")]
+Expires = Annotated[datetime.date, Meta(description="Last day on which this entry counts (UTC), YYYY-MM-DD.")]
+
+
+class Machine(_Closed, frozen=True):
     """The board. ``memory_mib`` is what the guest sees as RAM."""
 
-    type: MachineType = MachineType.MICROVM
-    memory_mib: Annotated[int, Meta(ge=32, le=1_048_576)] = 256
-    vcpus: Annotated[int, Meta(ge=1, le=255)] = 1
-    accel: AccelChoice = AccelChoice.AUTO
-    irqchip: Irqchip = Irqchip.SPLIT
+    type: Annotated[MachineType, Meta(description="microvm for a given kernel; q35 for firmware and PCI.")] = (
+        MachineType.MICROVM
+    )
+    memory_mib: Annotated[int, Meta(ge=32, le=1_048_576, description="Guest RAM in MiB.")] = 256
+    vcpus: Annotated[int, Meta(ge=1, le=255, description="Number of virtual CPUs.")] = 1
+    accel: Annotated[AccelChoice, Meta(description="auto: KVM where it executes guest code at speed, else TCG.")] = (
+        AccelChoice.AUTO
+    )
+    irqchip: Annotated[Irqchip, Meta(description="How much of the interrupt controllers stays in the kernel.")] = (
+        Irqchip.SPLIT
+    )
 
 
-class Boot(_Closed):
+class Boot(_Closed, frozen=True):
     """Either a kernel (with initrd and cmdline) or a firmware that finds a boot loader on the first disk."""
 
-    kernel: str | None = None
-    initrd: str | None = None
-    cmdline: Annotated[str, Meta(max_length=2047)] = ""
-    firmware: Firmware = Firmware.NONE
+    kernel: HostPath | None = None
+    initrd: HostPath | None = None
+    cmdline: Annotated[str, Meta(max_length=2047, description="Kernel command line, printable ASCII.")] = ""
+    firmware: Annotated[Firmware, Meta(description="none with a kernel; uefi or bios to boot the first disk.")] = (
+        Firmware.NONE
+    )
 
 
-class Disk(_Closed):
+class Disk(_Closed, frozen=True):
     """One image, given to the guest as virtio-blk. ``path`` is absolute after parsing."""
 
-    path: str
-    format: DiskFormat
-    mode: DiskMode = DiskMode.OVERLAY
+    path: HostPath
+    format: Annotated[DiskFormat, Meta(description="Must be said: Casemate and QEMU never guess it.")]
+    mode: Annotated[DiskMode, Meta(description="overlay: writes die with the VM; persistent: writes stay.")] = (
+        DiskMode.OVERLAY
+    )
 
 
-class Publish(_Closed):
+class Publish(_Closed, frozen=True):
     """One published port: ``address:host_port`` on the host goes to ``guest_port`` in the guest."""
 
-    host_port: Annotated[int, Meta(ge=1, le=65535)]
-    guest_port: Annotated[int, Meta(ge=1, le=65535)]
-    address: str = "127.0.0.1"
-    protocol: str = "tcp"
+    host_port: Annotated[int, Meta(ge=1, le=65535, description="Port on the host.")]
+    guest_port: Annotated[int, Meta(ge=1, le=65535, description="Port in the guest.")]
+    address: Annotated[str, Meta(description="Host address to bind; 0.0.0.0 or :: opens it to the network.")] = (
+        "127.0.0.1"
+    )
+    protocol: Annotated[str, Meta(pattern=r"^(tcp|udp)$", description="tcp or udp.")] = "tcp"
 
 
-class Network(_Closed):
+class Network(_Closed, frozen=True):
     """No network unless asked. ``allow`` holds CIDR blocks for ``egress = "list"``."""
 
-    mode: NetworkMode = NetworkMode.NONE
-    egress: Egress = Egress.INTERNET
-    allow: tuple[str, ...] = ()
-    publish: tuple[Publish, ...] = ()
+    mode: Annotated[NetworkMode, Meta(description="none, or user for a rootless network through passt.")] = (
+        NetworkMode.NONE
+    )
+    egress: Annotated[Egress, Meta(description="What the guest may reach when mode is user.")] = Egress.INTERNET
+    allow: Annotated[tuple[str, ...], Meta(max_length=256, description='CIDR blocks for egress = "list".')] = ()
+    publish: Annotated[
+        tuple[Publish, ...],
+        Meta(max_length=128, extra={"kind": "publish"}, description='Tables, or "[ADDR:]HOST:GUEST[/tcp|udp]".'),
+    ] = ()
 
 
-class Console(_Closed):
+class Console(_Closed, frozen=True):
     """The guest's console; its log is a ring of ``log_max_kib`` KiB on disk."""
 
-    device: ConsoleDevice = ConsoleDevice.SERIAL
-    log_max_kib: Annotated[int, Meta(ge=16, le=1_048_576)] = 1024
+    device: Annotated[
+        ConsoleDevice, Meta(description="serial shows the kernel's first messages; virtio is smaller.")
+    ] = ConsoleDevice.SERIAL
+    log_max_kib: Annotated[int, Meta(ge=16, le=1_048_576, description="Size of the log ring in KiB.")] = 1024
 
 
-class Limits(_Closed):
+class Limits(_Closed, frozen=True):
     """Limits of the emulator on the host. ``overhead_mib`` is what QEMU may use beyond the guest's RAM."""
 
-    cpu_percent: Annotated[int, Meta(ge=1, le=25_500)] | None = None
-    overhead_mib: Annotated[int, Meta(ge=64, le=65_536)] = 256
-    pids: Annotated[int, Meta(ge=16, le=4096)] = 128
-    read_mib_s: Annotated[int, Meta(ge=1, le=1_048_576)] | None = None
-    write_mib_s: Annotated[int, Meta(ge=1, le=1_048_576)] | None = None
+    cpu_percent: Annotated[int, Meta(ge=1, le=25_500, description="100 is one host CPU.")] | None = None
+    overhead_mib: Annotated[int, Meta(ge=64, le=65_536, description="MiB for QEMU itself, beyond guest RAM.")] = 256
+    pids: Annotated[int, Meta(ge=16, le=4096, description="Threads and processes of the emulator.")] = 128
+    read_mib_s: Annotated[int, Meta(ge=1, le=1_048_576, description="Disk reads in MiB per second.")] | None = None
+    write_mib_s: Annotated[int, Meta(ge=1, le=1_048_576, description="Disk writes in MiB per second.")] | None = None
 
 
-class Waiver(_Closed):
-    """A control that may fail for this VM, why, and until when. Counts only if the host's policy allows that control."""
+class Waiver(_Closed, frozen=True):
+    """A control that may fail for this VM, why and until when. Counts only if the host's policy allows it."""
 
-    control: Annotated[str, Meta(pattern=r"^[a-z]+\.[a-z0-9-]+$")]
-    reason: Annotated[str, Meta(min_length=8, max_length=500)]
-    expires: datetime.date
+    control: Annotated[str, Meta(pattern=r"^[a-z]+\.[a-z0-9-]+$", max_length=64, description="Id of the control.")]
+    reason: Reason
+    expires: Expires
 
 
-class Passthrough(_Closed):
+class Passthrough(_Closed, frozen=True):
     """A PCI function given to the guest through VFIO, e.g. ``0000:3b:02.1``."""
 
-    address: Annotated[str, Meta(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
-    reason: Annotated[str, Meta(min_length=8, max_length=500)]
-    expires: datetime.date
+    address: Annotated[
+        str,
+        Meta(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$", description="PCI address, e.g. 0000:3b:02.1."),
+    ]
+    reason: Reason
+    expires: Expires
 
 
-class Spec(_Closed):
+class Spec(_Closed, frozen=True):
     """One VM as its owner wants it."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")] | None = None
+    name: (
+        Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$", description="Name of the VM on this host.")] | None
+    ) = None
     machine: Machine = Machine()
     boot: Boot = Boot()
-    disks: tuple[Disk, ...] = msgspec.field(default=(), name="disk")
+    disks: Annotated[tuple[Disk, ...], Meta(max_length=8)] = msgspec.field(default=(), name="disk")
     network: Network = Network()
     console: Console = Console()
     limits: Limits = Limits()
-    waivers: tuple[Waiver, ...] = msgspec.field(default=(), name="waiver")
-    passthrough: tuple[Passthrough, ...] = ()
+    waivers: Annotated[tuple[Waiver, ...], Meta(max_length=64)] = msgspec.field(default=(), name="waiver")
+    passthrough: Annotated[tuple[Passthrough, ...], Meta(max_length=8)] = ()
