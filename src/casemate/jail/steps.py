@@ -1,0 +1,412 @@
+"""The steps that build a wall, in order. Each can say what it does and do it; the same list is printed and run.
+
+They run in the fresh, single-threaded child. A step that fails stops the launch: nothing is "if possible".
+
+Order for root:     session, cgroup, root, hostname, user namespace, identity, capabilities, limits, …
+Order for rootless: the child is born in its user namespace; the rest is the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import resource
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from casemate.jail.policy import (
+    BindFile,
+    CopyFile,
+    Device,
+    IdentityMode,
+    LandlockPath,
+    Layer,
+    Link,
+    Wall,
+)
+from casemate.sys import caps, landlock, mount, process
+from casemate.sys.libc import check, libc
+
+DEVICE_NUMBERS = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9), "kvm": (10, 232)}
+_RIGHTS = {
+    "read": landlock.READ_FILE | landlock.READ_DIR,
+    "execute": landlock.EXECUTE,
+    "write": landlock.WRITE_FILE,
+    "ioctl": landlock.IOCTL_DEV,
+}
+
+
+@dataclass
+class Context:
+    """What the steps need from outside: descriptors by role, a place to mount on, and the parent's ear.
+
+    Attributes:
+        sources: role -> descriptor, for CopyFile and for the final descriptor numbers.
+        staging: an existing directory on which the new root is mounted, in the child's mount namespace only.
+        ask_parent: sends one letter and waits for the answer (``M``: write my id maps).
+        digests: role -> SHA-256 of what CopyFile copied; filled by the steps.
+        notes: what the steps observed of themselves, e.g. the Landlock ABI in force.
+    """
+
+    sources: dict[str, int]
+    staging: str
+    ask_parent: Callable[[str], None]
+    digests: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class Step(Protocol):
+    """One thing done to the calling process."""
+
+    def describe(self) -> str:
+        """One line in plain words."""
+
+    def apply(self, context: Context) -> None:
+        """Do it, or raise OSError."""
+
+
+@dataclass(frozen=True)
+class MapIdentity:
+    """Rootless: wait until the parent has written the maps of the namespace we were born in."""
+
+    wall: Wall
+
+    def describe(self) -> str:
+        return f"user namespace with the ids {self.wall.identity.uid}:{self.wall.identity.gid} only"
+
+    def apply(self, context: Context) -> None:
+        context.ask_parent("M")
+
+
+@dataclass(frozen=True)
+class NewSession:
+    """No controlling terminal, no keys of the caller, no environment-dependent masks."""
+
+    def describe(self) -> str:
+        return "new session, new session keyring, umask 077"
+
+    def apply(self, context: Context) -> None:
+        os.setsid()
+        process.keyctl_join_session_keyring()
+        os.umask(0o077)
+
+
+@dataclass(frozen=True)
+class JoinCgroup:
+    """In force before the emulator's first instruction; then a cgroup namespace hides the path."""
+
+    directories: tuple[str, ...]
+
+    def describe(self) -> str:
+        where = ", ".join(self.directories) or "no cgroup"
+        return f"join {where}; new cgroup namespace"
+
+    def apply(self, context: Context) -> None:
+        for directory in self.directories:
+            with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write("0")
+        process.unshare(process.CLONE_NEWCGROUP)
+
+
+@dataclass(frozen=True)
+class NewRoot:
+    """A tmpfs that holds only what is listed, sealed read-only, becomes the root; the old one is let go."""
+
+    wall: Wall
+
+    def describe(self) -> str:
+        lines = [
+            f"new root: tmpfs of {self.wall.root_size_bytes} bytes, read-only, nosuid, {len(self.wall.root)} entries"
+        ]
+        for entry in self.wall.root:
+            match entry:
+                case BindFile(source=source, target=target):
+                    lines.append(f"  {target} <- {source} (bind, ro)")
+                case CopyFile(role=role, target=target):
+                    lines.append(f"  {target} <- descriptor {role} (copied, hashed)")
+                case Device(name=name):
+                    lines.append(f"  /dev/{name} (device)")
+                case Link(target=target, points_to=points_to):
+                    lines.append(f"  {target} -> {points_to}")
+        return "\n".join(lines)
+
+    def apply(self, context: Context) -> None:
+        new = context.staging
+        os.umask(0)  # modes below are meant as written; NewSession's mask returns at the end
+        mount.mount(None, "/", None, mount.MS_REC | mount.MS_PRIVATE)
+        options = f"size={self.wall.root_size_bytes},nr_inodes={len(self.wall.root) * 4 + 64},mode=755"
+        mount.mount("casemate", new, "tmpfs", mount.MS_NOSUID, options)
+        made: set[str] = set()
+        for entry in self.wall.root:
+            self._place(entry, new, context, made)
+        attributes = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID
+        if self.wall.identity.mode is not IdentityMode.ROOT:
+            # Rootless devices are binds with their own mounts; the tmpfs itself can be nodev. As root they are nodes.
+            mount.mount_setattr(new, mount.MOUNT_ATTR_NODEV)
+        mount.mount_setattr(new, attributes, recursive=True)
+        os.chdir(new)
+        mount.pivot_root(".", ".")
+        mount.umount2(".", mount.MNT_DETACH)
+        os.chdir("/")
+        os.umask(0o077)
+
+    def _place(self, entry: BindFile | CopyFile | Device | Link, new: str, context: Context, made: set[str]) -> None:
+        target = new + (f"/dev/{entry.name}" if isinstance(entry, Device) else entry.target)
+        parent = str(PurePosixPath(target).parent)
+        if parent not in made:
+            os.makedirs(parent, mode=0o755, exist_ok=True)
+            made.add(parent)
+        match entry:
+            case BindFile(source=source):
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+                mount.mount(source, target, None, mount.MS_BIND)
+            case CopyFile():
+                self._copy(entry, target, context)
+            case Link(points_to=points_to):
+                os.symlink(points_to, target)
+            case Device(name=name):
+                self._device(name, target)
+
+    def _copy(self, entry: CopyFile, target: str, context: Context) -> None:
+        digest = hashlib.sha256()
+        source = context.sources[entry.role]
+        offset = 0
+        out = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+        try:
+            while chunk := os.pread(source, 1 << 20, offset):
+                offset += len(chunk)
+                if offset > entry.size_max_bytes:
+                    raise OSError(27, f"grew beyond {entry.size_max_bytes} bytes while it was copied", entry.role)
+                digest.update(chunk)
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(out, view) :]
+        finally:
+            os.close(out)
+        context.digests[entry.role] = digest.hexdigest()
+
+    def _device(self, name: str, target: str) -> None:
+        major, minor = DEVICE_NUMBERS[name]
+        mode = 0o600 if name == "kvm" else 0o666
+        if self.wall.identity.mode is IdentityMode.ROOT:
+            os.mknod(target, stat.S_IFCHR | mode, os.makedev(major, minor))
+            os.chown(target, self.wall.identity.uid, self.wall.identity.gid)
+            return
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        mount.mount(f"/dev/{name}", target, None, mount.MS_BIND)
+
+
+@dataclass(frozen=True)
+class SetHostname:
+    """The host's name is the host's business."""
+
+    name: str
+
+    def describe(self) -> str:
+        return f"host name {self.name}"
+
+    def apply(self, context: Context) -> None:
+        raw = self.name.encode()
+        # SAFETY: buffer and its length.
+        check(libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
+
+
+@dataclass(frozen=True)
+class NewUserNamespace:
+    """Root only: a user namespace that maps one uid and one gid, written by the parent."""
+
+    wall: Wall
+
+    def describe(self) -> str:
+        return f"user namespace with the ids {self.wall.identity.uid}:{self.wall.identity.gid} only"
+
+    def apply(self, context: Context) -> None:
+        process.unshare(process.CLONE_NEWUSER)
+        context.ask_parent("M")
+
+
+@dataclass(frozen=True)
+class DropGroups:
+    """Before the user namespace, in which setgroups may be forbidden."""
+
+    def describe(self) -> str:
+        return "no supplementary groups"
+
+    def apply(self, context: Context) -> None:
+        os.setgroups([])
+
+
+@dataclass(frozen=True)
+class SetIdentity:
+    """Real, effective, saved ids."""
+
+    uid: int
+    gid: int
+
+    def describe(self) -> str:
+        return f"gid {self.gid}, uid {self.uid}"
+
+    def apply(self, context: Context) -> None:
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+
+
+@dataclass(frozen=True)
+class SetRlimits:
+    """Soft and hard limits."""
+
+    wall: Wall
+
+    def describe(self) -> str:
+        return "limits: " + ", ".join(f"{limit.name}={limit.value}" for limit in self.wall.rlimits)
+
+    def apply(self, context: Context) -> None:
+        for limit in self.wall.rlimits:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{limit.name.upper()}"), (limit.value, limit.value))
+
+
+@dataclass(frozen=True)
+class DropCapabilities:
+    """All five sets empty, secure bits locked, no_new_privs."""
+
+    def describe(self) -> str:
+        return "capabilities: ambient, bounding, inheritable, permitted, effective all empty; securebits locked"
+
+    def apply(self, context: Context) -> None:
+        caps.clear_ambient_set()
+        caps.drop_bounding_set()
+        caps.lock_securebits()
+        caps.capset()
+
+
+@dataclass(frozen=True)
+class DieWithParent:
+    """After the uid change, which clears it; the answer proves that the parent still lives."""
+
+    def describe(self) -> str:
+        return "killed when the supervisor dies"
+
+    def apply(self, context: Context) -> None:
+        process.prctl(process.PR_SET_PDEATHSIG, 9)
+        context.ask_parent("P")
+
+
+@dataclass(frozen=True)
+class NoNewPrivileges:
+    """exec can never add anything again."""
+
+    def describe(self) -> str:
+        return "no_new_privs"
+
+    def apply(self, context: Context) -> None:
+        process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+
+
+@dataclass(frozen=True)
+class CoreCookie:
+    """A core scheduling cookie of our own: no other VM runs on the sibling thread at the same time."""
+
+    def describe(self) -> str:
+        return "core scheduling cookie"
+
+    def apply(self, context: Context) -> None:
+        process.prctl(process.PR_SCHED_CORE, process.PR_SCHED_CORE_CREATE, 0, process.PR_SCHED_CORE_SCOPE_THREAD_GROUP)
+
+
+@dataclass(frozen=True)
+class ExecLabel:
+    """The LSM label that exec will take (SELinux context or AppArmor profile)."""
+
+    label: str
+
+    def describe(self) -> str:
+        return f"label at exec: {self.label}"
+
+    def apply(self, context: Context) -> None:
+        descriptor = context.sources["exec-label"]
+        os.write(descriptor, self.label.encode())
+
+
+@dataclass(frozen=True)
+class RestrictSelf:
+    """Landlock at the plan's ABI."""
+
+    abi: int
+    paths: tuple[LandlockPath, ...]
+
+    def describe(self) -> str:
+        shown = "; ".join(f"{item.path}: {'+'.join(item.rights)}" for item in self.paths)
+        return f"Landlock ABI {self.abi}: {shown}; no TCP, no abstract sockets or signals outside"
+
+    def apply(self, context: Context) -> None:
+        rules = []
+        for item in self.paths:
+            rights = 0
+            for right in item.rights:
+                rights |= _RIGHTS[right]
+            if not os.path.isdir(item.path):  # noqa: PTH112 - the launch path does not import pathlib's Path
+                rights &= landlock.FILE_RIGHTS
+            rules.append((item.path, rights))
+        landlock.landlock_restrict_self(self.abi, tuple(rules))
+        context.notes["landlock_abi"] = str(self.abi)
+
+
+def outer_steps(wall: Wall) -> tuple[Step, ...]:
+    """Everything but the two layers that a process puts on itself last (`inner_steps` and seccomp)."""
+    rooted = wall.identity.mode is IdentityMode.ROOT
+    identity, steps = wall.identity, list[Step]()
+    if not rooted:
+        steps.append(MapIdentity(wall))
+    steps.append(NewSession())
+    steps.append(JoinCgroup(wall.cgroup.directories if wall.has(Layer.CGROUP) else ()))
+    if wall.exec_label is not None:
+        steps.append(ExecLabel(wall.exec_label))
+    if wall.core_cookie:
+        steps.append(CoreCookie())
+    if wall.has(Layer.ROOT):
+        steps.append(NewRoot(wall))
+    if wall.has(Layer.NAMESPACES):
+        steps.append(SetHostname(wall.hostname))
+    if wall.has(Layer.IDENTITY):
+        if not identity.keep_groups:
+            steps.append(DropGroups())
+        if rooted and wall.has(Layer.NAMESPACES):
+            steps.append(NewUserNamespace(wall))
+        steps.append(SetIdentity(identity.uid, identity.gid))
+    if wall.has(Layer.RLIMITS):
+        steps.append(SetRlimits(wall))
+    if wall.has(Layer.CAPABILITIES):
+        steps.append(DropCapabilities())
+    steps.append(DieWithParent())
+    steps.append(NoNewPrivileges())
+    return tuple(steps)
+
+
+def inner_steps(wall: Wall) -> tuple[Step, ...]:
+    """The layers that a process puts on itself last, before the seccomp filter."""
+    if wall.landlock_abi >= 1 and wall.has(Layer.LANDLOCK):
+        return (RestrictSelf(wall.landlock_abi, wall.landlock),)
+    return ()
+
+
+def describe(wall: Wall) -> tuple[str, ...]:
+    """The whole wall in plain words, in the order in which it is built."""
+    lines = [step.describe() for step in (*outer_steps(wall), *inner_steps(wall))]
+    if wall.has(Layer.SECCOMP):
+        lines.append(f"seccomp allowlist {wall.profile}, default kill; start-up calls by notification")
+    lines.append("exec " + " ".join(wall.argv[:1]))
+    return tuple(lines)
+
+
+def place_descriptors(wall: Wall, context: Context) -> None:
+    """Put inherited descriptors on their planned numbers and mark every other one close-on-exec."""
+    above = 256  # planned numbers are small; copies go out of their way first
+    copies = {d.number: fcntl.fcntl(context.sources[d.role], fcntl.F_DUPFD_CLOEXEC, above) for d in wall.descriptors}
+    process.close_range_on_exec(0)
+    for number, copy in copies.items():
+        os.dup2(copy, number, inheritable=True)

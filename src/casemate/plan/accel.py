@@ -1,0 +1,88 @@
+"""Which accelerator, which interrupt controllers, which timers, and why."""
+
+from __future__ import annotations
+
+import msgspec
+
+from casemate.errors import HostError, InputError
+from casemate.plan.model import Host
+from casemate.spec.model import AccelChoice, Irqchip, MachineType, Spec
+
+
+class Board(msgspec.Struct, frozen=True):
+    """The decided board. ``irqchip`` is ``none`` under TCG, where the emulator has every controller."""
+
+    accel: str
+    accel_why: str
+    cpu: str
+    irqchip: str
+    pit: bool
+    pic: bool
+    rtc: bool
+    timers_why: str
+
+
+def choose_board(spec: Spec, host: Host) -> Board:
+    """Decide accelerator, CPU model, interrupt controllers and timers.
+
+    Raises:
+        HostError: KVM was demanded and this host cannot give it.
+        InputError: ``irqchip = "off"`` where it does not start.
+    """
+    wanted = spec.machine.accel
+    if wanted is AccelChoice.KVM and host.kvm_verdict != "usable":
+        # KVM that answers but emulates still runs small guests: on demand it is tried, with a word.
+        if host.kvm_verdict != "emulated":
+            raise HostError(
+                "KVM was asked for and this host does not have it",
+                got=f"{host.kvm_verdict}: {host.kvm_why}",
+                next_step='casemate doctor; or accel = "tcg" for tests',
+            )
+        return _kvm(spec, host, f"demanded, although {host.kvm_why}")
+    if wanted is AccelChoice.KVM or (wanted is AccelChoice.AUTO and host.kvm_verdict == "usable"):
+        return _kvm(spec, host, host.kvm_why)
+    why = "demanded" if wanted is AccelChoice.TCG else f"KVM is {host.kvm_verdict}: {host.kvm_why}"
+    return _tcg(spec, why)
+
+
+def _kvm(spec: Spec, host: Host, why: str) -> Board:
+    off = spec.machine.irqchip is Irqchip.OFF
+    if off and not host.kvm_irqchip_off:
+        raise InputError(
+            'machine.irqchip = "off" does not start on this host',
+            got="a KVM that needs its in-kernel local APIC",
+            expected="split",
+            next_step="leave machine.irqchip out",
+        )
+    without_timers = host.kvm_tsc_deadline
+    reason = (
+        "the guest's CPU has tsc-deadline: no PIT, no PIC"
+        if without_timers
+        else "no tsc-deadline timer in this KVM's CPUID: the PIT stays, in the emulator"
+    )
+    flags = ["host", "-vmx", "-svm"]
+    if host.kvm_arch_capabilities_abort:
+        flags.append("-arch-capabilities")
+    return Board(
+        accel="kvm",
+        accel_why=why,
+        cpu=",".join(flags),
+        irqchip="off" if off else "split",
+        pit=not without_timers,
+        pic=not without_timers,
+        rtc=spec.machine.type is MachineType.Q35,
+        timers_why=reason,
+    )
+
+
+def _tcg(spec: Spec, why: str) -> Board:
+    return Board(
+        accel="tcg",
+        accel_why=why,
+        cpu="max,-svm",
+        irqchip="none",
+        pit=True,
+        pic=True,
+        rtc=True,
+        timers_why="TCG has no tsc-deadline timer: the guest calibrates its clock with the PIT",
+    )

@@ -1,0 +1,181 @@
+"""QEMU's arguments for one VM: the smallest device model that boots it.
+
+Descriptor numbers are handed out here, in the order in which the arguments use them; `Numbering` is the only record.
+Files reach QEMU as descriptors (``/dev/fdset/N``); only the kernel and the initrd are paths, inside the new root,
+because QEMU opens them with plain fopen.
+"""
+
+from __future__ import annotations
+
+from casemate.jail.policy import Descriptor
+from casemate.plan.accel import Board
+from casemate.plan.options import write_option as option
+from casemate.spec.model import ConsoleDevice, DiskMode, Firmware, MachineType, NetworkMode, Spec
+
+PROGRAM = "/usr/bin/qemu-system-x86_64"
+KERNEL = "/boot/kernel"
+INITRD = "/boot/initrd"
+SANDBOX = option("on", obsolete="deny", elevateprivileges="deny", spawn="deny", resourcecontrol="deny")
+
+
+class Numbering:
+    """Hands out descriptor numbers from 3 and fdset numbers from 1."""
+
+    def __init__(self) -> None:
+        self.descriptors: list[Descriptor] = [
+            Descriptor(0, "null", "ro"),
+            Descriptor(1, "log", "wo"),
+            Descriptor(2, "log", "wo"),
+        ]
+        self._sets = 0
+
+    def inherit(self, role: str, access: str) -> int:
+        """A descriptor number for ``role``."""
+        number = len(self.descriptors)
+        self.descriptors.append(Descriptor(number, role, access))
+        return number
+
+    def fdset(self, role: str, access: str) -> tuple[list[str], str]:
+        """Arguments that make a descriptor set of ``role``, and the path under which QEMU opens it."""
+        number = self.inherit(role, access)
+        self._sets += 1
+        return ["-add-fd", f"fd={number},set={self._sets}"], f"/dev/fdset/{self._sets}"
+
+
+def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tuple[str, ...]:
+    """The whole argument vector; ``numbering`` collects the descriptors that it needs."""
+    microvm = spec.machine.type is MachineType.MICROVM
+    argv = [PROGRAM, "-nodefaults", "-no-user-config", "-S"]
+    argv += ["-name", option("", guest=f"casemate-{vm_id}"), "-msg", "timestamp=on"]
+    argv += ["-sandbox", SANDBOX, "-display", "none"]
+    qmp = numbering.inherit("qmp", "socket")
+    argv += ["-chardev", option("socket", id="qmp", fd=qmp), "-mon", option("", chardev="qmp", mode="control")]
+    argv += ["-machine", _machine(spec, board), "-cpu", board.cpu]
+    argv += ["-smp", option("", cpus=spec.machine.vcpus, sockets=1, cores=spec.machine.vcpus, threads=1)]
+    argv += ["-m", option("", size=f"{spec.machine.memory_mib}M")]
+    argv += ["-accel", "kvm" if board.accel == "kvm" else option("tcg", thread="multi")]
+    argv += ["-rtc", "base=utc"]
+    if not microvm:
+        argv += ["-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1"]
+        argv += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
+    argv += _boot(spec, numbering)
+    argv += _console(spec, numbering, microvm)
+    argv += _entropy(numbering, microvm)
+    for index in range(len(spec.disks)):
+        argv += _disk(spec, index, numbering, microvm)
+    argv += _network(spec, numbering, microvm)
+    return tuple(argv)
+
+
+def _machine(spec: Spec, board: Board) -> str:
+    common = {"mem_merge": False, "dump_guest_core": False, "usb": False, "graphics": False}
+    if board.accel == "kvm":
+        common["kernel_irqchip"] = board.irqchip  # type: ignore[assignment]
+    if spec.machine.type is MachineType.MICROVM:
+        return option(
+            "microvm",
+            **common,
+            pit=board.pit,
+            pic=board.pic,
+            rtc=board.rtc,
+            isa_serial=spec.console.device is ConsoleDevice.SERIAL,
+            acpi=True,
+            pcie=False,
+            auto_kernel_cmdline=False,
+        )
+    flash = {"pflash0": "firmware-code", "pflash1": "firmware-vars"} if spec.boot.firmware is Firmware.UEFI else {}
+    return option(
+        "q35",
+        **common,
+        pit=board.pit,
+        hpet=False,
+        i8042=False,
+        vmport=False,
+        smbus=False,
+        sata=False,
+        smm=False,
+        **flash,
+    )
+
+
+def _boot(spec: Spec, numbering: Numbering) -> list[str]:
+    argv = []
+    if spec.boot.firmware is Firmware.UEFI:
+        for role, access in (("firmware-code", "ro"), ("firmware-vars", "rw")):
+            argv += _file_node(f"{role}-file", role, access, numbering)
+            argv += ["-blockdev", option("raw", node_name=role, file=f"{role}-file", read_only=access == "ro")]
+    if spec.boot.kernel is not None:
+        argv += ["-kernel", KERNEL]
+        if spec.boot.initrd is not None:
+            argv += ["-initrd", INITRD]
+        if spec.boot.cmdline:
+            argv += ["-append", spec.boot.cmdline]
+    return argv
+
+
+def _console(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
+    argv = ["-chardev", option("socket", id="console", fd=numbering.inherit("console", "socket"))]
+    if spec.console.device is ConsoleDevice.SERIAL:
+        return [*argv, "-serial", "chardev:console"]
+    bus = "virtio-serial-device" if microvm else "virtio-serial-pci"
+    return [*argv, "-device", option(bus, id="console-bus", max_ports=1), "-device", "virtconsole,chardev=console"]
+
+
+def _entropy(numbering: Numbering, microvm: bool) -> list[str]:
+    argv, path = numbering.fdset("entropy", "ro")
+    model = "virtio-rng-device" if microvm else "virtio-rng-pci"
+    argv += ["-object", option("rng-random", id="entropy", filename=path)]
+    return [*argv, "-device", option(model, rng="entropy", max_bytes=65536, period=1000)]
+
+
+def _file_node(node: str, role: str, access: str, numbering: Numbering) -> list[str]:
+    argv, path = numbering.fdset(role, access)
+    writable = access == "rw"
+    extra = {"discard": "unmap"} if writable else {}
+    node_option = option(
+        "file", node_name=node, filename=path, read_only=not writable, auto_read_only=False, aio="threads", **extra
+    )
+    return [*argv, "-blockdev", node_option]
+
+
+def _disk(spec: Spec, index: int, numbering: Numbering, microvm: bool) -> list[str]:
+    disk, node = spec.disks[index], f"disk{index}"
+    writable = disk.mode is DiskMode.PERSISTENT
+    role = f"disk{index}"
+    if disk.mode is DiskMode.OVERLAY:
+        argv = _file_node(f"{node}-base-file", role, "ro", numbering)
+        base = option(disk.format, node_name=f"{node}-base", file=f"{node}-base-file", read_only=True)
+        argv += ["-blockdev", base, *_file_node(f"{node}-file", f"overlay{index}", "rw", numbering)]
+        top = option("qcow2", node_name=node, file=f"{node}-file", backing=f"{node}-base", discard="unmap")
+        argv += ["-blockdev", top]
+    else:
+        argv = _file_node(f"{node}-file", role, "rw" if writable else "ro", numbering)
+        extra = {"discard": "unmap"} if writable else {}
+        node_option = option(disk.format, node_name=node, file=f"{node}-file", read_only=not writable, **extra)
+        argv += ["-blockdev", node_option]
+    model = "virtio-blk-device" if microvm else "virtio-blk-pci"
+    boot = {} if spec.boot.kernel is not None or microvm else {"bootindex": index}
+    return [*argv, "-device", option(model, id=f"blk{index}", drive=node, serial=f"disk{index}", **boot)]
+
+
+def _network(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
+    if spec.network.mode is NetworkMode.NONE:
+        return []
+    number = numbering.inherit("net", "socket")
+    argv = ["-netdev", option("stream", id="net0", server=False, addr__type="fd", addr__str=number)]
+    mac = "52:54:00:12:34:56"  # alone on its link: no other guest ever sees it
+    if microvm:
+        return [*argv, "-device", option("virtio-net-device", netdev="net0", mac=mac)]
+    return [*argv, "-device", option("virtio-net-pci", netdev="net0", mac=mac, romfile="")]
+
+
+def devices_of(spec: Spec) -> frozenset[str]:
+    """The device parts of the seccomp profile that this VM needs."""
+    parts = {"rng", "console"}
+    if spec.disks or spec.boot.firmware is Firmware.UEFI:
+        parts.add("blk")
+    if spec.network.mode is not NetworkMode.NONE:
+        parts.add("net")
+    if spec.passthrough:
+        parts.add("vfio")
+    return frozenset(parts)

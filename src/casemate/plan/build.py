@@ -1,0 +1,128 @@
+"""``build_plan``: specification and host become a launch plan. Pure: no clock, no I/O, no randomness.
+
+Steps: 1. board · 2. files to open · 3. arguments and descriptors · 4. seccomp profile · 5. wall · 6. helpers ·
+7. declared facts · 8. warnings.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from casemate.errors import HostError, InputError
+from casemate.jail.policy import Identity
+from casemate.jail.profiles import qemu_profile
+from casemate.plan.accel import Board, choose_board
+from casemate.plan.argv import Numbering, build_argv, devices_of
+from casemate.plan.declare import declare
+from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
+from casemate.plan.passt import plan_passt
+from casemate.plan.wall import build_wall, needs_group_kvm, open_files
+from casemate.spec.model import Firmware, NetworkMode, Spec
+
+MINIMUM_VERSION = (7, 2)
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What the engine decided before planning: ids, and sizes that it read from files.
+
+    ``sizes``: role -> virtual size in bytes (disks, firmware variables) or file size (kernel, initrd).
+    """
+
+    vm_id: str
+    name: str
+    identity: Identity
+    sizes: dict[str, int] = {}
+
+
+def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> LaunchPlan:
+    """Decide everything about a launch.
+
+    Raises:
+        HostError: QEMU too old or without the machine type, firmware or passt missing, KVM demanded but absent.
+        InputError: a combination that cannot start here.
+    """
+    _check_emulator(spec, emulator)
+    board = choose_board(spec, host)  # 1
+    code = variables = None
+    if spec.boot.firmware is Firmware.UEFI:
+        if host.uefi is None:
+            raise HostError("UEFI firmware is missing", expected="OVMF", next_step="apt-get install ovmf")
+        code, variables = host.uefi.code, host.uefi.variables
+    files = open_files(spec, request.sizes, code, variables)  # 2
+    numbering = Numbering()
+    argv = build_argv(spec, board, request.vm_id, numbering)  # 3
+    profile = qemu_profile(board.accel, devices_of(spec))  # 4
+    identity = request.identity
+    if needs_group_kvm(board, identity):
+        identity = msgspec.structs.replace(identity, keep_groups=True)
+    boot_bytes = request.sizes.get("kernel", 0) + request.sizes.get("initrd", 0)
+    wall = build_wall(  # 5
+        spec,
+        board,
+        host,
+        emulator,
+        identity,
+        request.vm_id,
+        argv,
+        tuple(numbering.descriptors),
+        files,
+        boot_bytes,
+        profile.name,
+    )
+    helpers: tuple[HelperPlan, ...] = ()
+    if spec.network.mode is NetworkMode.USER:  # 6
+        if host.passt is None:
+            raise HostError('network.mode = "user" needs passt', next_step="apt-get install passt")
+        helpers = (plan_passt(spec, host.passt),)
+    return LaunchPlan(
+        vm_id=request.vm_id,
+        name=request.name,
+        spec=spec,
+        accel=board.accel,
+        accel_why=board.accel_why,
+        machine=spec.machine.type.value,
+        wall=wall,
+        profile=profile,
+        files=files,
+        helpers=helpers,
+        declared=declare(spec, board, host, wall, profile, files, request.vm_id),  # 7
+        warnings=_warnings(spec, board, host),  # 8
+        run_as=identity,
+    )
+
+
+def _check_emulator(spec: Spec, emulator: Emulator) -> None:
+    if emulator.version < MINIMUM_VERSION:
+        found = ".".join(map(str, emulator.version))
+        raise HostError(
+            f"{emulator.path} is too old",
+            got=f"QEMU {found}",
+            expected="7.2 or newer",
+            next_step="apt-get install qemu-system-x86 from Debian 12 or newer",
+        )
+    if spec.machine.type.value not in emulator.machine_types:
+        raise HostError(
+            f"{emulator.path} has no machine type {spec.machine.type.value}",
+            got=", ".join(emulator.machine_types[:8]) or "none",
+            next_step="install the distribution's full qemu-system-x86",
+        )
+    if spec.passthrough and spec.machine.type.value == "microvm":
+        raise InputError("[[passthrough]] needs a PCI bus", got="microvm", expected='machine.type = "q35"')
+
+
+def _warnings(spec: Spec, board: Board, host: Host) -> tuple[str, ...]:
+    warnings = []
+    if board.accel == "tcg":
+        warnings.append(
+            "TCG is not a security boundary: QEMU gives no isolation promise for it; the wall around it is what holds"
+            f" ({board.accel_why}) [dev.kvm]"
+        )
+    if not host.lsms or not {"selinux", "apparmor"} & set(host.lsms):
+        warnings.append("no SELinux and no AppArmor on this host [os.mac]")
+    if host.landlock_abi == 0:
+        warnings.append("this kernel has no Landlock [proc.landlock]")
+    if host.cgroup.version == 0:
+        warnings.append(f"no cgroup: {host.cgroup.why_none}; resource limits are rlimits only [proc.cgroup]")
+    if board.accel == "kvm" and "demanded" in board.accel_why:
+        warnings.append(f"KVM on this host: {board.accel_why}")
+    return tuple(warnings)

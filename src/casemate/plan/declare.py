@@ -1,0 +1,100 @@
+"""What the plan declares about the VM, under the same fact names that the read-back uses.
+
+A declared fact never proves anything; it is what the observed one is compared with (control proc.drift).
+"""
+
+from __future__ import annotations
+
+from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
+from casemate.jail.policy import NAMESPACES, Layer, Wall
+from casemate.jail.rules import Phase, Profile
+from casemate.plan.accel import Board
+from casemate.plan.argv import SANDBOX
+from casemate.plan.model import Host, OpenFile
+from casemate.spec.model import Egress, MachineType, NetworkMode, Spec
+
+SECCOMP_FILTERS = 2
+"""Ours and QEMU's own ``-sandbox``."""
+
+
+def declare(
+    spec: Spec, board: Board, host: Host, wall: Wall, profile: Profile, files: tuple[OpenFile, ...], vm_id: str
+) -> Facts:
+    """All declared facts of a launch."""
+    facts: Facts = {}
+
+    def say(name: str, value: Value, source: str) -> None:
+        facts[name] = Known(value, source, Stage.DECLARED)
+
+    _process(say, wall, profile)
+    _devices(say, spec, board)
+    say("img.formats", tuple(sorted({file.image_format for file in files if file.image_format})), "specification")
+    say("img.backing", (), "header readers refuse every external reference")
+    say("img.digest-checked", tuple(file.role for file in files if file.role in {"kernel", "initrd"}), "plan")
+    say("console.bounded", True, f"console.log_max_kib = {spec.console.log_max_kib}")
+    say("qmp.transport", "inherited-descriptor", "argv: -chardev socket,fd=")
+    say("vm.passthrough", tuple(item.address for item in spec.passthrough), "specification")
+    _network(say, spec)
+    say("run.rootless", host.rootless, "uid of the caller")
+    say("host.lsm", host.lsms, "/sys/kernel/security/lsm")
+    say("host.core-sched", host.core_sched, "prctl PR_SCHED_CORE")
+    say("host.landlock-abi", host.landlock_abi, "landlock_create_ruleset")
+    say("vm.id", vm_id, "plan")
+    if not wall.cgroup.directories:
+        facts["proc.cgroup"] = Unknown(wall.cgroup.why_none or "no cgroup")
+    return facts
+
+
+def _process(say: object, wall: Wall, profile: Profile) -> None:
+    assert callable(say)
+    say("proc.uid", wall.identity.uid, "plan: identity")
+    say("proc.gid", wall.identity.gid, "plan: identity")
+    if not wall.identity.keep_groups:
+        say("proc.groups", (), "plan: identity")
+    say("proc.caps", (), "plan: capabilities")
+    say("proc.no-new-privs", True, "plan")
+    say("proc.seccomp-mode", 2, "plan")
+    say("proc.seccomp-filters", SECCOMP_FILTERS, "plan: allowlist and -sandbox")
+    allowed = {rule.syscall for rule in profile.rules if rule.phase is Phase.ALWAYS and rule.errno is None}
+    say("proc.seccomp-allowed", len(allowed), f"profile {profile.name}")
+    say("proc.seccomp-dangerous", (), f"profile {profile.name}")
+    say("proc.namespaces", NAMESPACES if wall.has(Layer.NAMESPACES) else (), "plan")
+    say("proc.root-unexpected", (), "plan: root")
+    say("proc.mounts-writable", (), "plan: root")
+    say("proc.fds-unexpected", (), "plan: descriptors")
+    say("proc.rlimits", tuple(sorted(f"{item.name}={item.value}" for item in wall.rlimits)), "plan: limits")
+    say("proc.rlimit-core", 0, "plan: limits")
+    say("proc.cgroup", wall.cgroup.limits, "plan: cgroup")
+    say("proc.cgroup-controllers", wall.cgroup.controllers, "plan: cgroup")
+    say("proc.landlock", wall.landlock_abi, "plan: landlock")
+    say("proc.parent-death-signal", 9, "plan")
+    say("proc.session", True, "plan")
+
+
+def _devices(say: object, spec: Spec, board: Board) -> None:
+    assert callable(say)
+    say("dev.machine", spec.machine.type.value, "argv: -machine")
+    say("dev.accel", board.accel, "argv: -accel")
+    say("dev.nodefaults", True, "argv: -nodefaults -no-user-config")
+    say("dev.display", "none", "argv: -display none")
+    say("dev.usb", (), "argv: usb=off")
+    say("emu.sandbox", SANDBOX, "argv: -sandbox")
+    say("kvm.irqchip", board.irqchip, "argv: kernel-irqchip")
+    say("kvm.pit", board.pit, "argv: pit")
+    say("kvm.pic", board.pic or spec.machine.type is MachineType.Q35, "argv: pic")
+    say("cpu.nested-flags", (), "argv: -cpu with vmx and svm off")
+    say("mem.merge", False, "argv: mem-merge=off")
+    say("mem.dump", False, "argv: dump-guest-core=off")
+    say("ent.virtio-rng", "/dev/urandom", "argv: rng-random on an inherited descriptor")
+
+
+def _network(say: object, spec: Spec) -> None:
+    assert callable(say)
+    network = spec.network
+    backend = "passt" if network.mode is NetworkMode.USER else "none"
+    say("net.backend", backend, "specification")
+    say("net.host-loopback", False, "passt --no-map-gw; host side refuses loopback")
+    say("net.egress", (network.egress if backend == "passt" else Egress.NONE).value, "specification")
+    say("net.published", tuple(f"{p.address}:{p.host_port}:{p.guest_port}" for p in network.publish), "specification")
+    wide = tuple(p.address for p in network.publish if not p.address.startswith("127.") and p.address != "::1")
+    say("net.publish-wide", wide, "specification")

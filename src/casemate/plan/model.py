@@ -1,0 +1,117 @@
+"""Inputs and result of planning, as frozen data. Nothing here does I/O.
+
+`Host` and `Emulator` hold what the plan needs to know of the machine; the engine fills them from facts, golden tests
+from a file.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from casemate.facts.fact import Facts
+from casemate.jail.policy import CgroupPlan, Descriptor, Identity, Wall
+from casemate.jail.rules import Profile
+from casemate.spec.model import Spec
+
+
+class CgroupBase(msgspec.Struct, frozen=True):
+    """Where this host lets us make cgroups.
+
+    ``version`` 1 or 2 (0: nowhere, ``why_none`` says why); ``parents`` maps a controller to the directory under which
+    a VM's directory is made (the same directory for all of them in version 2).
+    """
+
+    version: int
+    parents: dict[str, str] = {}
+    why_none: str = ""
+
+
+class FirmwarePair(msgspec.Struct, frozen=True):
+    """UEFI code (shared, read-only) and the template of its variables."""
+
+    code: str
+    variables: str
+
+
+class Emulator(msgspec.Struct, frozen=True):
+    """A QEMU binary and the files that it needs in its root.
+
+    ``files`` maps a path inside the root to the host's file: program, loader, libraries; ``modules`` and ``firmware``
+    map the bare file name to (target, source).
+    """
+
+    path: str
+    version: tuple[int, ...]
+    machine_types: tuple[str, ...]
+    files: dict[str, str]
+    modules: dict[str, tuple[str, str]]
+    firmware: dict[str, tuple[str, str]]
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What the plan needs to know of the machine."""
+
+    machine: str
+    kvm_verdict: str
+    kvm_why: str
+    kvm_tsc_deadline: bool
+    kvm_irqchip_off: bool
+    kvm_arch_capabilities_abort: bool
+    landlock_abi: int
+    core_sched: bool
+    lsms: tuple[str, ...]
+    cgroup: CgroupBase
+    uefi: FirmwarePair | None
+    passt: str | None
+    rootless: bool
+
+
+class OpenFile(msgspec.Struct, frozen=True):
+    """A file that the engine opens before the launch and hands over as a descriptor.
+
+    ``access``: ``ro``, ``rw``, ``overlay`` (a new file that dies with the VM), ``vars`` (the VM's own copy).
+    ``image_format``: declared format of a disk image, None for other files.
+    """
+
+    role: str
+    path: str
+    access: str
+    image_format: str | None = None
+    virtual_size_bytes: int = 0
+
+
+class HelperPlan(msgspec.Struct, frozen=True):
+    """A helper process beside the emulator, in a wall of its own."""
+
+    name: str
+    argv: tuple[str, ...]
+    wall: tuple[str, ...]
+    profile: str
+
+
+class LaunchPlan(msgspec.Struct, frozen=True):
+    """Everything about one launch, before anything is opened or started."""
+
+    vm_id: str
+    name: str
+    spec: Spec
+    accel: str
+    accel_why: str
+    machine: str
+    wall: Wall
+    profile: Profile
+    files: tuple[OpenFile, ...]
+    helpers: tuple[HelperPlan, ...]
+    declared: Facts
+    warnings: tuple[str, ...]
+    run_as: Identity
+
+    @property
+    def cgroup(self) -> CgroupPlan:
+        """The cgroup part of the wall."""
+        return self.wall.cgroup
+
+    @property
+    def descriptors(self) -> tuple[Descriptor, ...]:
+        """The descriptors that the emulator inherits."""
+        return self.wall.descriptors

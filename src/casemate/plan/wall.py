@@ -1,0 +1,195 @@
+"""The emulator's wall for one VM: root, limits, Landlock, cgroup. Closed by construction."""
+
+from __future__ import annotations
+
+from casemate.errors import HostError
+from casemate.jail.policy import (
+    BindFile,
+    CgroupPlan,
+    CopyFile,
+    Descriptor,
+    Device,
+    Identity,
+    IdentityMode,
+    LandlockPath,
+    Rlimit,
+    RootEntry,
+    Wall,
+)
+from casemate.plan.accel import Board
+from casemate.plan.argv import INITRD, KERNEL
+from casemate.plan.model import CgroupBase, Emulator, Host, OpenFile
+from casemate.spec.model import DiskMode, Firmware, MachineType, Spec
+
+_MIB = 1024 * 1024
+KERNEL_MAX_BYTES = 256 * _MIB
+INITRD_MAX_BYTES = 1024 * _MIB
+
+
+def firmware_names(spec: Spec) -> tuple[str, ...]:
+    """Firmware files that QEMU opens by name for this board (found by tracing QEMU 7.2 in an empty root)."""
+    if spec.machine.type is MachineType.MICROVM:
+        return ("bios-microvm.bin", "linuxboot_dma.bin")
+    if spec.boot.firmware is Firmware.UEFI:
+        return ("kvmvapic.bin",)
+    names = ("bios-256k.bin", "kvmvapic.bin")
+    return (*names, "linuxboot_dma.bin") if spec.boot.kernel is not None else names
+
+
+def module_names(accel: str) -> tuple[str, ...]:
+    """Loadable modules of a modular QEMU that this VM needs; no other is even looked for."""
+    return ("accel-tcg-x86_64.so",) if accel == "tcg" else ()
+
+
+def build_root(spec: Spec, board: Board, emulator: Emulator) -> tuple[RootEntry, ...]:
+    """Every file of the emulator's root.
+
+    Raises:
+        HostError: a firmware file is missing; the message names its package.
+    """
+    files = dict(emulator.files)
+    for name in module_names(board.accel):
+        if name in emulator.modules:  # a monolithic QEMU has none
+            target, source = emulator.modules[name]
+            files[target] = source
+    for name in firmware_names(spec):
+        if name not in emulator.firmware:
+            raise HostError(f"firmware file {name} is missing", next_step="apt-get install qemu-system-data seabios")
+        target, source = emulator.firmware[name]
+        files[target] = source
+    entries: list[RootEntry] = [BindFile(source, target) for target, source in sorted(files.items())]
+    if spec.boot.kernel is not None:
+        entries.append(CopyFile("kernel", KERNEL, KERNEL_MAX_BYTES))
+    if spec.boot.initrd is not None:
+        entries.append(CopyFile("initrd", INITRD, INITRD_MAX_BYTES))
+    entries += [Device("null"), Device("urandom")]
+    if board.accel == "kvm":
+        entries.append(Device("kvm"))
+    return tuple(entries)
+
+
+def root_size_bytes(boot_bytes: int) -> int:
+    """Size of the root's tmpfs: the copies, and room for inodes and directories."""
+    return boot_bytes + 4 * _MIB
+
+
+def build_rlimits(spec: Spec, files: tuple[OpenFile, ...]) -> tuple[Rlimit, ...]:
+    """Limits that hold even where no cgroup can be had. RAM is anonymous memory: fsize bounds disk images only."""
+    writable = [file.virtual_size_bytes for file in files if file.access in {"rw", "overlay", "vars"}]
+    # qcow2 adds metadata: tables and refcounts, below 1/1000 of the data with 64 KiB clusters, and internal slack.
+    largest = max((size + size // 64 + 64 * _MIB for size in writable), default=_MIB)
+    return (
+        Rlimit("core", 0),
+        Rlimit("nofile", 1024),
+        Rlimit("nproc", spec.limits.pids),
+        Rlimit("fsize", largest),
+        Rlimit("memlock", 65536),
+        Rlimit("msgqueue", 0),
+        Rlimit("nice", 0),
+        Rlimit("rtprio", 0),
+        Rlimit("stack", 8 * _MIB),
+    )
+
+
+def build_landlock(board: Board) -> tuple[LandlockPath, ...]:
+    """What stays reachable through paths: the root (read, execute) and the devices."""
+    paths = [
+        LandlockPath("/", ("read", "execute")),
+        LandlockPath("/dev/null", ("read", "write")),
+        LandlockPath("/dev/urandom", ("read",)),
+    ]
+    if board.accel == "kvm":
+        paths.append(LandlockPath("/dev/kvm", ("read", "write", "ioctl")))
+    return tuple(paths)
+
+
+def build_cgroup(spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int) -> CgroupPlan:
+    """Limits for memory, cpu and pids, and io where the specification asks, in the host's cgroup version."""
+    if base.version == 0:
+        return CgroupPlan(why_none=base.why_none)
+    memory = (spec.machine.memory_mib + spec.limits.overhead_mib) * _MIB + root_size_bytes(boot_bytes)
+    percent = spec.limits.cpu_percent if spec.limits.cpu_percent is not None else (spec.machine.vcpus + 1) * 100
+    pids = spec.limits.pids
+    quota, period = percent * 1000, 100_000
+    limits = {"memory": f"memory.max={memory}", "cpu": f"cpu.max={quota} {period}", "pids": f"pids.max={pids}"}
+    files: dict[str, tuple[tuple[str, str], ...]] = {
+        "memory": (("memory.max", str(memory)), ("memory.swap.max", "0"), ("memory.oom.group", "1")),
+        "cpu": (("cpu.max", f"{quota} {period}"),),
+        "pids": (("pids.max", str(pids)),),
+    }
+    if base.version == 1:
+        files = {
+            "memory": (("memory.limit_in_bytes", str(memory)),),
+            "cpu": (("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(quota))),
+            "pids": (("pids.max", str(pids)),),
+        }
+    controllers = tuple(name for name in files if name in base.parents)
+    directories, writes = [], []
+    for name in controllers:
+        directory = f"{base.parents[name]}/{vm_id}"
+        if directory not in directories:
+            directories.append(directory)
+        writes += [(f"{directory}/{file}", text) for file, text in files[name]]
+    return CgroupPlan(
+        directories=tuple(directories),
+        writes=tuple(writes),
+        limits=tuple(limits[name] for name in controllers),
+        controllers=controllers,
+    )
+
+
+def build_wall(
+    spec: Spec,
+    board: Board,
+    host: Host,
+    emulator: Emulator,
+    identity: Identity,
+    vm_id: str,
+    argv: tuple[str, ...],
+    descriptors: tuple[Descriptor, ...],
+    files: tuple[OpenFile, ...],
+    boot_bytes: int,
+    profile: str,
+) -> Wall:
+    """Put the wall together; see the functions above for each part."""
+    if identity.uid == 0 or identity.gid == 0:
+        raise RuntimeError("the emulator's identity is never 0")
+    return Wall(
+        argv=argv,
+        environment=(),
+        root=build_root(spec, board, emulator),
+        root_size_bytes=root_size_bytes(boot_bytes),
+        identity=identity,
+        rlimits=build_rlimits(spec, files),
+        landlock_abi=host.landlock_abi,
+        landlock=build_landlock(board),
+        cgroup=build_cgroup(spec, host.cgroup, vm_id, boot_bytes),
+        descriptors=descriptors,
+        profile=profile,
+        core_cookie=host.core_sched,
+    )
+
+
+def open_files(spec: Spec, sizes: dict[str, int], uefi_code: str | None, uefi_vars: str | None) -> tuple[OpenFile, ...]:
+    """Files that the engine opens, with how. ``sizes``: role -> virtual size in bytes, as far as known."""
+    files = []
+    if spec.boot.kernel is not None:
+        files.append(OpenFile("kernel", spec.boot.kernel, "ro"))
+    if spec.boot.initrd is not None:
+        files.append(OpenFile("initrd", spec.boot.initrd, "ro"))
+    if uefi_code is not None and uefi_vars is not None:
+        files.append(OpenFile("firmware-code", uefi_code, "ro"))
+        files.append(OpenFile("firmware-vars", uefi_vars, "vars", virtual_size_bytes=sizes.get("firmware-vars", 0)))
+    for index, disk in enumerate(spec.disks):
+        role = f"disk{index}"
+        size = sizes.get(role, 0)
+        access = "rw" if disk.mode is DiskMode.PERSISTENT else "ro"
+        files.append(OpenFile(role, disk.path, access, disk.format, size))
+        if disk.mode is DiskMode.OVERLAY:
+            files.append(OpenFile(f"overlay{index}", "", "overlay", "qcow2", size))
+    return tuple(files)
+
+
+def needs_group_kvm(board: Board, identity: Identity) -> bool:
+    """Rootless KVM opens /dev/kvm with the caller's groups (control proc.kvm-group)."""
+    return board.accel == "kvm" and identity.mode is not IdentityMode.ROOT
