@@ -14,8 +14,8 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
 
 Constraints written here (ranges, patterns, lengths) are enforced by ``spec/walk.py``; those between fields stand in
 ``spec/rules.py``. A ``Spec`` from ``parse_spec``, ``override`` or one of its helpers holds all of them; a bare
-``Spec()`` does not. ``Meta(extra=...)`` tells the walk what a value is: ``path`` (a host file) or ``publish`` (it also
-has a short string form).
+``Spec()`` does not. ``Meta(extra={"kind": ...})`` names the check in ``spec/walk.py`` that a value gets beyond its
+type.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class Boot(_Closed, frozen=True):
 
     kernel: HostPath | None = None
     initrd: HostPath | None = None
-    cmdline: Annotated[str, Meta(max_length=2047, description="Kernel command line, printable ASCII.")] = ""
+    cmdline: Annotated[
+        str, Meta(max_length=2047, extra={"kind": "ascii"}, description="Kernel command line, printable ASCII.")
+    ] = ""
     firmware: Annotated[Firmware, Meta(description="none with a kernel; uefi or bios to boot the first disk.")] = (
         Firmware.NONE
     )
@@ -154,10 +156,14 @@ class Publish(_Closed, frozen=True):
 
     host_port: Annotated[int, Meta(ge=1, le=65535, description="Port on the host.")]
     guest_port: Annotated[int, Meta(ge=1, le=65535, description="Port in the guest.")]
-    address: Annotated[str, Meta(description="Host address to bind; 0.0.0.0 or :: opens it to the network.")] = (
-        "127.0.0.1"
-    )
+    address: Annotated[
+        str,
+        Meta(extra={"kind": "address"}, description="Host address to bind; 0.0.0.0 or :: opens it to the network."),
+    ] = "127.0.0.1"
     protocol: Annotated[str, Meta(pattern=r"^(tcp|udp)$", description="tcp or udp.")] = "tcp"
+
+
+CidrBlock = Annotated[str, Meta(extra={"kind": "cidr"}, description="For example 192.0.2.0/24 or 2001:db8::/32.")]
 
 
 class Network(_Closed, frozen=True):
@@ -167,7 +173,7 @@ class Network(_Closed, frozen=True):
         NetworkMode.NONE
     )
     egress: Annotated[Egress, Meta(description="What the guest may reach when mode is user.")] = Egress.INTERNET
-    allow: Annotated[tuple[str, ...], Meta(max_length=256, description='CIDR blocks for egress = "list".')] = ()
+    allow: Annotated[tuple[CidrBlock, ...], Meta(max_length=256, description='CIDR blocks for egress = "list".')] = ()
     publish: Annotated[
         tuple[Publish, ...],
         Meta(max_length=128, extra={"kind": "publish"}, description='Tables, or "[ADDR:]HOST:GUEST[/tcp|udp]".'),

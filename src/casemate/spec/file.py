@@ -1,0 +1,43 @@
+"""Reads a specification from disk: a regular file, bounded, whatever the path turns out to be."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+from pathlib import Path
+
+from casemate.errors import InputError
+from casemate.spec.model import Spec
+from casemate.spec.parse import MAX_SPEC_BYTES, parse_spec
+
+
+def load_spec(path: str | Path, *, today: datetime.date) -> Spec:
+    """Read and parse the specification at ``path``; relative paths inside start from the directory it really lies in.
+
+    Raises:
+        InputError: the file is missing, not readable, or not a regular file.
+        SpecError: its content has faults.
+    """
+    source = str(path)
+    text, base_dir = read_spec_file(path)
+    return parse_spec(text, source, base_dir, today=today)
+
+
+def read_spec_file(path: str | Path) -> tuple[bytes, Path]:
+    """The bytes of the file (one more than the limit at most) and its resolved directory. Never blocks on a FIFO."""
+    what = f"cannot read the specification {path!s}"
+    try:
+        resolved = Path(path).resolve(strict=True)
+        fd = os.open(resolved, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
+    except (OSError, ValueError, RuntimeError) as error:
+        # ValueError: a NUL in the path; RuntimeError: a loop of symbolic links.
+        got = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(what, got=got.lower(), next_step="check the path: ls -l " + repr(str(path))) from None
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InputError(what, got="something that is not a regular file", expected="a TOML file")
+        try:
+            return file.read(MAX_SPEC_BYTES + 1), resolved.parent
+        except OSError as error:
+            raise InputError(what, got=(error.strerror or str(error)).lower()) from None

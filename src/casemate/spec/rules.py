@@ -1,0 +1,170 @@
+"""What must hold between the fields of a specification. Pure: today's date is given, no clock and no file is read.
+
+A rule names the fields it reads; when one of them already has a fault the rule says nothing, because its complaint
+would be a consequence. Rules over lists look at each sound item.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from casemate.spec.faults import Faults
+from casemate.spec.model import Egress, Firmware, MachineType, NetworkMode, Publish, Spec
+
+MICROVM_MAX_DISKS = 4
+"""QEMU's microvm has 8 virtio-mmio transports (include/hw/i386/microvm.h); rng, network, serial and a spare take 4."""
+
+_WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - compared with, never bound
+
+T = TypeVar("T")
+Check = Callable[[Spec, datetime.date, Faults], None]
+
+
+class Rule(NamedTuple):
+    """``reads``: the paths whose faults silence the rule."""
+
+    reads: tuple[str, ...]
+    check: Check
+
+
+def check_rules(spec: Spec, today: datetime.date, faults: Faults) -> None:
+    """Note every broken rule of ``spec`` in ``faults``; ``today`` is the UTC date that expiry is judged by."""
+    for rule in RULES:
+        if not any(faults.broken(path) for path in rule.reads):
+            rule.check(spec, today, faults)
+
+
+def _sound(items: tuple[T | None, ...]) -> Iterator[tuple[int, T]]:
+    """Index and item of every item that the walk could build."""
+    return ((index, item) for index, item in enumerate(items) if item is not None)
+
+
+def _boot_method(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    kernel, firmware = spec.boot.kernel is not None, spec.boot.firmware is not Firmware.NONE
+    if kernel and firmware:
+        faults.add("boot", "boot.both", "has a kernel and a firmware; keep one: the firmware finds its own kernel")
+    elif not kernel and not firmware:
+        if spec.machine.type is MachineType.MICROVM:
+            message = 'a microvm needs a kernel; to boot an image with its own boot loader say machine.type = "q35"'
+        else:
+            message = "nothing to boot"
+        faults.add("boot", "boot.missing", f'{message}; expected kernel = "PATH" or firmware = "uefi" or "bios"')
+
+
+def _boot_needs_kernel(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    for name in ("initrd", "cmdline"):
+        if getattr(spec.boot, name) and spec.boot.kernel is None:
+            faults.add(f"boot.{name}", "boot.needs-kernel", f"{name} goes with a kernel, and there is none")
+
+
+def _firmware_needs(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    if spec.boot.firmware is Firmware.NONE:
+        return
+    if spec.machine.type is MachineType.MICROVM:
+        faults.add(
+            "boot.firmware", "machine.needs-q35", 'firmware needs the q35 machine; add type = "q35" to [machine]'
+        )
+    if not spec.disks:
+        faults.add(
+            "boot.firmware", "boot.needs-disk", "firmware boots the first disk, and there is none; add a [[disk]]"
+        )
+
+
+def _microvm_limits(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    if spec.machine.type is not MachineType.MICROVM:
+        return
+    if len(spec.disks) > MICROVM_MAX_DISKS:
+        message = f'a microvm takes {MICROVM_MAX_DISKS} disks, got {len(spec.disks)}; use machine.type = "q35"'
+        faults.add("disk", "machine.microvm-disks", message)
+    if spec.passthrough:
+        faults.add("passthrough", "machine.needs-q35", 'a microvm has no PCI bus; use machine.type = "q35"')
+
+
+def _same_disk(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    first: dict[str, int] = {}
+    for index, disk in _sound(spec.disks):
+        if disk.path in first:
+            faults.add(f"disk[{index}].path", "disk.duplicate", f"the same image as disk[{first[disk.path]}]")
+        first.setdefault(disk.path, index)
+
+
+def _network_needs_user(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    if spec.network.mode is not NetworkMode.NONE:
+        return
+    if spec.network.publish:
+        faults.add("network.publish", "publish.needs-user", 'published ports need network.mode = "user"')
+    if spec.network.egress is Egress.LIST:
+        faults.add("network.egress", "egress.needs-user", 'an egress list needs network.mode = "user"')
+
+
+def _allow_list(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    listed = spec.network.egress is Egress.LIST
+    if listed and not spec.network.allow:
+        faults.add(
+            "network.allow", "egress.allow-empty", 'egress = "list" needs blocks in allow; for none say egress = "none"'
+        )
+    if spec.network.allow and not listed:
+        faults.add("network.allow", "egress.allow-unused", 'allow counts only with egress = "list"')
+
+
+def _same_block(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    first: dict[str, int] = {}
+    for index, block in _sound(spec.network.allow):
+        if block in first:
+            faults.add(f"network.allow[{index}]", "cidr.duplicate", f"the same block as network.allow[{first[block]}]")
+        first.setdefault(block, index)
+
+
+def _same_port(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    ports: dict[tuple[str, int, bool], list[tuple[int, Publish]]] = {}
+    for index, port in _sound(spec.network.publish):
+        others = ports.setdefault((port.protocol, port.host_port, ":" in port.address), [])
+        for other_index, other in others:
+            if port.address == other.address or _WILDCARDS & {port.address, other.address}:
+                message = (
+                    f"host port {port.host_port}/{port.protocol} is already taken by network.publish[{other_index}]"
+                )
+                faults.add(f"network.publish[{index}]", "publish.duplicate", message)
+                break
+        others.append((index, port))
+
+
+def _waivers(spec: Spec, today: datetime.date, faults: Faults) -> None:
+    first: dict[str, int] = {}
+    for index, waiver in _sound(spec.waivers):
+        if waiver.control in first:
+            message = f"{waiver.control} is already waived by waiver[{first[waiver.control]}]"
+            faults.add(f"waiver[{index}].control", "waiver.duplicate", message)
+        first.setdefault(waiver.control, index)
+        if waiver.expires < today:
+            message = f"{waiver.control} was waived until {waiver.expires}; fix the cause or decide again"
+            faults.add(f"waiver[{index}].expires", "waiver.expired", message)
+
+
+def _passthrough(spec: Spec, today: datetime.date, faults: Faults) -> None:
+    first: dict[str, int] = {}
+    for index, device in _sound(spec.passthrough):
+        if device.address in first:
+            message = f"the same function as passthrough[{first[device.address]}]"
+            faults.add(f"passthrough[{index}].address", "passthrough.duplicate", message)
+        first.setdefault(device.address, index)
+        if device.expires < today:
+            message = f"{device.address} was given until {device.expires}; remove it or decide again"
+            faults.add(f"passthrough[{index}].expires", "passthrough.expired", message)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(("boot.kernel", "boot.firmware", "machine.type"), _boot_method),
+    Rule(("boot.kernel", "boot.firmware"), _boot_needs_kernel),
+    Rule(("boot.firmware", "machine.type"), _firmware_needs),
+    Rule(("machine.type",), _microvm_limits),
+    Rule((), _same_disk),
+    Rule(("network.mode", "network.egress"), _network_needs_user),
+    Rule(("network.egress",), _allow_list),
+    Rule((), _same_block),
+    Rule((), _same_port),
+    Rule((), _waivers),
+    Rule((), _passthrough),
+)
