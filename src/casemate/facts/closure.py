@@ -1,7 +1,7 @@
 """Which files a program needs to start: its loader and libraries, where it will look for them, and where they are.
 
 ``cached_closure`` keeps the answer in a file of ours. It is valid as long as the program, every library, every
-directory that was searched and every /etc/ld.so.conf file still have the stamp noted with it, which costs one stat each.
+directory that was searched and every /etc/ld.so.conf file still have the stamp noted with it: one stat each.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def _read_conf(root: Root, path: str, depth: int, consulted: list[str], director
                 directories.append(line.rstrip("/") or "/")
             continue
         for pattern in words[1:]:
-            folder, _, glob = os.path.join(os.path.dirname(path), pattern).rpartition("/")
+            absolute = pattern if pattern.startswith("/") else f"{_folder(path)}/{pattern}"
+            folder, _, glob = absolute.rpartition("/")
             consulted.append(folder)
             for name in _list_or_nothing(root, folder):
                 if fnmatch.fnmatchcase(name, glob):
@@ -177,7 +178,7 @@ class _Closure:
         if program.interpreter is not None:
             loader = self._read(program.interpreter, binary)
             self._place(program.interpreter, binary)
-            self._loaded |= {program.interpreter, os.path.basename(program.interpreter)}
+            self._loaded |= {program.interpreter, _base(program.interpreter)}
             if loader.soname:
                 self._loaded.add(loader.soname)
         self._search = search_path(self._root, program.interpreter or "")
@@ -188,7 +189,7 @@ class _Closure:
         for module in modules:
             image = self._read(module, binary)
             self._place(module, binary)
-            self._loaded.add(image.soname or os.path.basename(module))
+            self._loaded.add(image.soname or _base(module))
             self._want(image, module, program_rpath)
             self._drain()
         return tuple(self._files), tuple(dict.fromkeys((*self._search.consulted, *self._own_dirs)))
@@ -254,8 +255,16 @@ class _Closure:
             raise HostError(f"{path or target} (needed by {origin})", got=error.strerror or str(error)) from error
 
 
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
 def _expand(directories: tuple[str, ...], path: str) -> tuple[str, ...]:
     """DT_RPATH and DT_RUNPATH entries with $ORIGIN filled in; other $ words and relative paths are dropped."""
-    origin = os.path.dirname(path)
+    origin = _folder(path)
     filled = (entry.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for entry in directories)
     return tuple(os.path.normpath(entry) for entry in filled if entry.startswith("/") and "$" not in entry)

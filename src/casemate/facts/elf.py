@@ -2,7 +2,8 @@
 
 Layout read (offsets in bytes; all numbers little-endian, gABI chapters 4 and 5)::
 
-    header   0 magic 7f 'ELF' · 4 class (2) · 5 data (1) · 16 type u16 · 18 machine u16 · 32 phoff u64 · 54 phentsize u16 · 56 phnum u16
+    header   0 magic 7f 'ELF' · 4 class (2) · 5 data (1) · 16 type u16 · 18 machine u16 · 32 phoff u64
+             54 phentsize u16 · 56 phnum u16
     program  0 type u32 · 4 flags u32 · 8 offset u64 · 16 vaddr u64 · 32 filesz u64        (56 bytes each)
     dynamic  0 tag i64 · 8 value u64                                                       (16 bytes each)
 

@@ -113,7 +113,7 @@ class Root:
     def stat(self, path: str | Path, *, follow: bool = True) -> os.stat_result:
         """stat(2), or lstat(2) when ``follow`` is false, inside the tree."""
         if self.is_live:
-            return os.stat(path, follow_symlinks=follow)
+            return Path(path).stat(follow_symlinks=follow)
         with self._opened(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW)) as descriptor:
             return os.fstat(descriptor)
 
@@ -132,7 +132,7 @@ class Root:
     def readlink(self, path: str | Path) -> str:
         """The text of a symbolic link, as it stands in the tree."""
         if self.is_live:
-            return os.readlink(path)
+            return os.readlink(path)  # noqa: PTH115  Path would lose a trailing slash or dot
         with self._opened(path, os.O_PATH | os.O_NOFOLLOW) as descriptor:
             return os.readlink("", dir_fd=descriptor)
 
@@ -145,7 +145,7 @@ class Root:
         if self.is_live:
             return os.path.realpath(path, strict=True)
         with self._opened(path, os.O_PATH) as descriptor:
-            found = os.readlink(f"/proc/self/fd/{descriptor}")
+            found = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115  text, not a Path
         relative = os.path.relpath(found, os.path.realpath(self.base))
         return "/" if relative == "." else f"/{relative}"
 

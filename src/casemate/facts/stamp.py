@@ -89,9 +89,9 @@ def save_cache(path: Path, value: object) -> bool:
     try:
         with open(descriptor, "wb") as stream:
             stream.write(msgspec.json.encode(value))
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, msgspec.MsgspecError, UnicodeEncodeError):
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         return False
     return True
