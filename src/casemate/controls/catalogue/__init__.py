@@ -1,0 +1,1 @@
+"""The catalogue of controls: data, one file per layer of the lecture."""

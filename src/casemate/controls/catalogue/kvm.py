@@ -1,0 +1,193 @@
+"""Layer KVM: what the host's kernel would emulate for a guest, and what of that it need not.
+
+The lecture: no drivers in the kernel (vhost-net, vhost-scsi), no hardware emulators in the kernel (PIC, PIT, IOAPIC).
+An escape through one of these ignores every confinement of the emulator, so they rank above it.
+"""
+
+from __future__ import annotations
+
+from casemate.controls.catalogue.common import (
+    ACCELERATED,
+    BLUE_PILL,
+    HOST,
+    OTHERS,
+    S2,
+    S3,
+    S6,
+    S7,
+    S10,
+    cve,
+    kernel,
+    lecture,
+    no_device,
+    qemu,
+)
+from casemate.controls.expectations import Empty, Equals, Matches, NoneMatches, OneOf
+from casemate.controls.model import Check, Control, Cost, Gate, Remedies, Severity, Subject
+
+CONTROLS = (
+    Control(
+        id="dev.kvm",
+        title="The guest runs under hardware virtualisation",
+        question="Does KVM run the guest, rather than QEMU's own translator (TCG)?",
+        severity=Severity.HIGH,
+        gate=Gate.REPORT,
+        checks=(Check("dev.accel", Equals("kvm")),),
+        cuts=(S2,),
+        scenarios=(HOST,),
+        remedies=Remedies(
+            host="turn VT-x or AMD-V on in the firmware, load kvm_intel or kvm_amd; `casemate doctor` says what is missing",
+            libvirt="<domain type='kvm'>",
+            spec='[machine] accel = "kvm"',
+        ),
+        sources=(qemu("docs/system/security: no isolation is promised for TCG"), cve("CVE-2020-24165")),
+        limits="KVM says nothing about the emulator beside it; the confinement controls do.",
+    ),
+    Control(
+        id="kvm.irqchip-split",
+        title="PIC and IOAPIC are not in the host's kernel",
+        question="Is the local APIC the only interrupt controller that KVM emulates inside the host's kernel?",
+        severity=Severity.HIGH,
+        gate=Gate.LAUNCH,
+        checks=(Check("kvm.irqchip", OneOf(("split", "off"))),),
+        applies_when=(ACCELERATED,),
+        cuts=(S3,),
+        scenarios=(HOST, OTHERS),
+        cost=Cost(performance="a few percent on interrupts of devices without MSI; none with virtio over MSI-X"),
+        remedies=Remedies(
+            libvirt="<features><ioapic driver='qemu'/></features>",
+            spec='[machine] irqchip = "split" (the default)',
+        ),
+        sources=(
+            lecture("Durcissement KVM: no hardware emulators in the kernel"),
+            cve("CVE-2014-0155", "CVE-2020-27152", "CVE-2022-2153"),
+        ),
+        limits='The local APIC stays in the kernel; irqchip = "off" moves it out where the host can start that.',
+    ),
+    Control(
+        id="kvm.no-pit",
+        title="The guest has no PIT",
+        question="Is the 8254 timer absent?",
+        severity=Severity.MEDIUM,
+        gate=Gate.REPORT,
+        checks=(Check("kvm.pit", Equals(False)),),
+        applies_when=(ACCELERATED,),
+        cuts=(S3, S2),
+        scenarios=(HOST,),
+        cost=Cost(features="guests that calibrate their clock with the PIT: they need tsc-deadline"),
+        remedies=Remedies(
+            host="a CPU whose guests see tsc-deadline; without it microvm keeps the PIT",
+            libvirt="<timer name='pit' present='no'/>",
+        ),
+        sources=(lecture("Durcissement KVM"), cve("CVE-2014-3611", "CVE-2015-7513")),
+    ),
+    Control(
+        id="kvm.no-pic",
+        title="The guest has no 8259 PIC",
+        question="Is the legacy interrupt controller absent altogether?",
+        severity=Severity.MEDIUM,
+        gate=Gate.REPORT,
+        checks=(Check("kvm.pic", Equals(False)),),
+        applies_when=(ACCELERATED,),
+        cuts=(S3, S2),
+        scenarios=(HOST,),
+        cost=Cost(features="BIOS boot and q35 keep it"),
+        remedies=Remedies(spec='[machine] type = "microvm", on a CPU whose guests see tsc-deadline'),
+        sources=(lecture("Durcissement KVM: pas de PIC, APIC, IOAPIC"),),
+    ),
+    Control(
+        id="kvm.no-vhost-net",
+        title="No packet is handled by vhost-net in the host's kernel",
+        question="Does the emulator hold no descriptor of /dev/vhost-net?",
+        severity=Severity.HIGH,
+        gate=Gate.LAUNCH,
+        checks=(Check("vhost.descriptors", NoneMatches(r".*vhost[-_]net.*", "no descriptor of vhost-net")),),
+        cuts=(S3,),
+        scenarios=(HOST,),
+        cost=Cost(performance="a part of the network throughput and some CPU time"),
+        remedies=Remedies(
+            host="rmmod vhost_net, and `install vhost_net /bin/false` in /etc/modprobe.d",
+            libvirt="<interface><driver name='qemu'/></interface>",
+        ),
+        sources=(
+            lecture("Durcissement KVM: pas de vhost-net"),
+            cve("CVE-2019-14835", "CVE-2020-10942", "CVE-2023-1838"),
+        ),
+    ),
+    Control(
+        id="kvm.no-vhost-other",
+        title="No disk, socket or device is handled by another vhost driver",
+        question="Are vhost-scsi, vhost-vsock and vhost-vdpa absent from the devices and the descriptors?",
+        severity=Severity.HIGH,
+        gate=Gate.LAUNCH,
+        checks=(
+            Check(
+                "vhost.descriptors",
+                NoneMatches(r"(?!.*vhost[-_]net).*vhost.*", "no descriptor of another vhost driver"),
+            ),
+            no_device(r"vhost-(?!user-).*", "vhost device"),
+        ),
+        cuts=(S3,),
+        scenarios=(HOST,),
+        cost=Cost(features="vsock between guest and host: use a virtio-serial port"),
+        remedies=Remedies(
+            host="`install vhost_scsi /bin/false`, the same for vhost_vsock and vhost_vdpa, in /etc/modprobe.d",
+            libvirt="remove <vsock>, <hostdev type='scsi_host'> and vdpa interfaces",
+        ),
+        sources=(
+            lecture("Durcissement KVM: pas de vhost-scsi"),
+            cve("CVE-2015-4036", "CVE-2025-38074", "CVE-2018-14625"),
+        ),
+    ),
+    Control(
+        id="kvm.nested-off",
+        title="The guest cannot start guests of its own",
+        question="Does the guest's CPU hide vmx and svm?",
+        severity=Severity.CRITICAL,
+        gate=Gate.LAUNCH,
+        checks=(Check("cpu.nested-flags", Empty()),),
+        cuts=(S3, S10),
+        scenarios=(HOST, BLUE_PILL),
+        cost=Cost(features="no KVM inside the guest"),
+        remedies=Remedies(
+            host="options kvm_intel nested=0 (or kvm_amd nested=0) in /etc/modprobe.d",
+            libvirt="<feature policy='disable' name='vmx'/> (svm on AMD)",
+            spec="none needed: Casemate never gives vmx or svm to a guest",
+        ),
+        sources=(cve("CVE-2021-29657", "CVE-2026-53359", "CVE-2026-64561"), kernel("virt/kvm/x86: nested guests")),
+        limits="About this guest's CPU; whether the module would allow nesting is a question to the host.",
+    ),
+    Control(
+        id="kvm.dev-perm",
+        title="/dev/kvm is not for everybody",
+        question="Is /dev/kvm root's, with a group, and closed to others?",
+        severity=Severity.HIGH,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("host.kvm-device", Matches(r"root:[^:\s]+ 0?6[06]0", "root's, mode 0660 or stricter")),),
+        cuts=(S7, S3),
+        scenarios=(HOST,),
+        cost=Cost(features="users outside the group get no KVM"),
+        remedies=Remedies(host="chown root:kvm /dev/kvm && chmod 0660 /dev/kvm, and the same in a udev rule"),
+        sources=(cve("CVE-2026-64561"), lecture("Noyau Linux: /dev/kvm")),
+    ),
+    Control(
+        id="cpu.ksm",
+        title="The guest's memory is not merged with that of others",
+        question="Has the emulator kept the guest's RAM out of kernel same-page merging?",
+        severity=Severity.HIGH,
+        gate=Gate.LAUNCH,
+        checks=(Check("mem.merge", Equals(False)),),
+        cuts=(S6,),
+        scenarios=(OTHERS,),
+        cost=Cost(performance="no memory saved between equal guests"),
+        remedies=Remedies(
+            host="echo 2 > /sys/kernel/mm/ksm/run",
+            libvirt="<memoryBacking><nosharepages/></memoryBacking>",
+        ),
+        sources=(
+            lecture("Matériel: canaux cachés"),
+            qemu("-machine mem-merge=off"),
+        ),
+    ),
+)

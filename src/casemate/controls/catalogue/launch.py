@@ -1,0 +1,18 @@
+"""The controls that a launch is judged by: the VM's own, and those of the host that it repeats aloud."""
+
+from __future__ import annotations
+
+from casemate.controls.catalogue import confinement, devices, entropy, host, image, kvm, network, process
+from casemate.controls.drift import DRIFT
+from casemate.controls.model import Control
+
+
+def launch_controls() -> tuple[Control, ...]:
+    """Every control that `judge` takes for a launch, host first. Drift is compared, not judged: see `catalogue`."""
+    layers = (host, kvm, devices, confinement, process, network, image, entropy)
+    return tuple(control for layer in layers for control in layer.CONTROLS)
+
+
+def catalogue() -> tuple[Control, ...]:
+    """All controls there are, each id once: those of a launch, and drift."""
+    return (*launch_controls(), DRIFT)

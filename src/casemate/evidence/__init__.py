@@ -1,0 +1,1 @@
+"""Evidence as bytes: the signed launch record. No I/O here."""
