@@ -1,0 +1,56 @@
+"""Bounded reads of an image through its descriptor. Nothing here trusts a number that the image holds."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from casemate.errors import ImageError
+
+MAX_READ_BYTES = 2 << 20
+"""The largest single read: one qcow2 cluster of the largest size that QEMU opens."""
+
+
+class ImageReader:
+    """Reads one image.
+
+    Args:
+        fd: open for reading; stays the caller's.
+        name: how messages name the image.
+
+    Raises:
+        ImageError: ``fd`` is not a regular file.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise ImageError(f"{name} is not a regular file", expected="an image file")
+        self._fd = fd
+        self.name = name
+        self.size_bytes = info.st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes at ``offset``, both inside the file as it was when the reader was made."""
+        if not 0 <= length <= MAX_READ_BYTES or offset < 0 or offset + length > self.size_bytes:
+            raise RuntimeError(f"read of {length} bytes at {offset} was not checked against {self.size_bytes}")
+        parts: list[bytes] = []
+        while length:
+            part = self._pread(offset, length)
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+    def read_padded(self, offset: int, length: int) -> bytes:
+        """As ``read``, with zeros in place of what lies beyond the end of the file, as QEMU reads it."""
+        inside = max(0, min(length, self.size_bytes - offset))
+        return self.read(offset, inside).ljust(length, b"\0") if inside else bytes(length)
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        try:
+            part = os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise ImageError(f"cannot read {self.name}", got=(error.strerror or str(error)).lower()) from None
+        if not part:
+            raise ImageError(f"{self.name} became shorter while it was read", next_step="find out who writes to it")
+        return part
