@@ -17,22 +17,8 @@ from casemate.facts.mountinfo import Mount, parse_mountinfo
 from casemate.facts.root import Root
 
 V1_CONTROLLERS: Final = frozenset(
-    [
-        "blkio",
-        "cpu",
-        "cpuacct",
-        "cpuset",
-        "devices",
-        "freezer",
-        "hugetlb",
-        "memory",
-        "misc",
-        "net_cls",
-        "net_prio",
-        "perf_event",
-        "pids",
-        "rdma",
-    ]
+    {"blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory"}
+    | {"misc", "net_cls", "net_prio", "perf_event", "pids", "rdma"}
 )
 
 
@@ -50,7 +36,7 @@ class CgroupPlace(msgspec.Struct, frozen=True):
 
 
 class CgroupLayout(msgspec.Struct, frozen=True):
-    """``mode``: ``v2``, ``v1``, ``hybrid`` or ``none``; ``controllers`` by name; ``unified`` the v2 hierarchy if mounted."""
+    """``mode``: ``v2``, ``v1``, ``hybrid`` or ``none``; ``controllers`` by name; ``unified``: the v2 hierarchy."""
 
     mode: str
     controllers: dict[str, CgroupPlace]
@@ -114,11 +100,8 @@ def build_layout(
     if unified is not None and unified.directory is not None:
         for name in v2_controllers(unified.directory):
             controllers.setdefault(name, unified)
-    if unified is not None:
-        mode = "hybrid" if has_v1 else "v2"
-    else:
-        mode = "v1" if has_v1 else "none"
-    return CgroupLayout(mode, controllers, unified)
+    modes = {(True, True): "hybrid", (True, False): "v2", (False, True): "v1", (False, False): "none"}
+    return CgroupLayout(modes[unified is not None, has_v1], controllers, unified)
 
 
 def cgroup_rights(root: Root, place: CgroupPlace) -> CgroupRights:

@@ -1,4 +1,4 @@
-"""Subordinate ids: /etc/subuid and /etc/subgid (subuid(5)), lines ``owner:first:count`` with a name or a uid as owner."""
+"""Subordinate ids: /etc/subuid and /etc/subgid (subuid(5)), lines ``owner:first:count``; owner is a name or a uid."""
 
 from __future__ import annotations
 
