@@ -70,7 +70,7 @@ CONTROLS = (
         scenarios=(HOST,),
         cost=Cost(features="unprivileged user namespaces widen what users can reach in the kernel (hk.userns)"),
         remedies=Remedies(
-            host="sysctl user.max_user_namespaces above 0; on Ubuntu 24.04 load the AppArmor profile from `casemate doctor`"
+            host="sysctl user.max_user_namespaces above 0; on Ubuntu 24.04 the profile from `casemate doctor`"
         ),
         sources=(kernel("user_namespaces(7)"),),
     ),

@@ -36,7 +36,7 @@ CONTROLS = (
         cuts=(S2,),
         scenarios=(HOST,),
         remedies=Remedies(
-            host="turn VT-x or AMD-V on in the firmware, load kvm_intel or kvm_amd; `casemate doctor` says what is missing",
+            host="turn VT-x or AMD-V on in the firmware, load kvm_intel or kvm_amd; see `casemate doctor`",
             libvirt="<domain type='kvm'>",
             spec='[machine] accel = "kvm"',
         ),
