@@ -11,23 +11,23 @@ from typing import Final, NamedTuple
 
 from casemate.sys.libc import syscall
 
-SET_MODE_FILTER: Final = 1
-GET_ACTION_AVAIL: Final = 2
-GET_NOTIF_SIZES: Final = 3
+SECCOMP_SET_MODE_FILTER: Final = 1
+SECCOMP_GET_ACTION_AVAIL: Final = 2
+SECCOMP_GET_NOTIF_SIZES: Final = 3
 
-FILTER_FLAG_TSYNC: Final = 1 << 0
-FILTER_FLAG_LOG: Final = 1 << 1
-FILTER_FLAG_SPEC_ALLOW: Final = 1 << 2
-FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
-FILTER_FLAG_TSYNC_ESRCH: Final = 1 << 4
-FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 1 << 5
+SECCOMP_FILTER_FLAG_TSYNC: Final = 1 << 0
+SECCOMP_FILTER_FLAG_LOG: Final = 1 << 1
+SECCOMP_FILTER_FLAG_SPEC_ALLOW: Final = 1 << 2
+SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
+SECCOMP_FILTER_FLAG_TSYNC_ESRCH: Final = 1 << 4
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 1 << 5
 
-USER_NOTIF_FLAG_CONTINUE: Final = 1
+SECCOMP_USER_NOTIF_FLAG_CONTINUE: Final = 1
 
 # _IOWR('!', 0, 80), _IOWR('!', 1, 24), _IOW('!', 2, 8): include/uapi/linux/seccomp.h.
-IOCTL_NOTIF_RECV: Final = 0xC050_2100
-IOCTL_NOTIF_SEND: Final = 0xC018_2101
-IOCTL_NOTIF_ID_VALID: Final = 0x4008_2102
+SECCOMP_IOCTL_NOTIF_RECV: Final = 0xC050_2100
+SECCOMP_IOCTL_NOTIF_SEND: Final = 0xC018_2101
+SECCOMP_IOCTL_NOTIF_ID_VALID: Final = 0x4008_2102
 
 _NR_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
 _NOTIF: Final = struct.Struct("=QII" + "iIQ6Q")
@@ -64,10 +64,10 @@ def seccomp_set_mode_filter(program: bytes, flags: int = 0) -> int:
 
     Args:
         program: 1 to 4096 instructions of 8 bytes.
-        flags: FILTER_FLAG_*.
+        flags: SECCOMP_FILTER_FLAG_*.
 
     Returns:
-        The listener's descriptor (close-on-exec) with FILTER_FLAG_NEW_LISTENER, otherwise 0.
+        The listener's descriptor (close-on-exec) with SECCOMP_FILTER_FLAG_NEW_LISTENER, otherwise 0.
 
     Raises:
         ValueError: ``program`` has no size of a filter.
@@ -80,8 +80,8 @@ def seccomp_set_mode_filter(program: bytes, flags: int = 0) -> int:
     code = ctypes.create_string_buffer(program, len(program))
     fprog = _Fprog(count, ctypes.addressof(code))
     # SAFETY: `code` and `fprog` live until the call returns; the kernel copies both.
-    result = _seccomp(SET_MODE_FILTER, flags, ctypes.byref(fprog))
-    if result > 0 and not flags & FILTER_FLAG_NEW_LISTENER:
+    result = _seccomp(SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(fprog))
+    if result > 0 and not flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
         raise OSError(errno.ESRCH, f"thread {result} could not take the filter", "seccomp")
     return result
 
@@ -91,7 +91,7 @@ def seccomp_get_action_avail(action: int) -> bool:
     value = ctypes.c_uint32(action)
     try:
         # SAFETY: `value` lives until the call returns; the kernel reads 4 bytes.
-        _seccomp(GET_ACTION_AVAIL, 0, ctypes.byref(value))
+        _seccomp(SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(value))
     except OSError as fault:
         if fault.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
             return False
@@ -103,7 +103,7 @@ def seccomp_get_notif_sizes() -> tuple[int, int, int]:
     """The kernel's sizes in bytes of (seccomp_notif, seccomp_notif_resp, seccomp_data)."""
     sizes = ctypes.create_string_buffer(_SIZES.size)
     # SAFETY: the kernel writes three u16 into `sizes`, which has room for them.
-    _seccomp(GET_NOTIF_SIZES, 0, sizes)
+    _seccomp(SECCOMP_GET_NOTIF_SIZES, 0, sizes)
     notif, response, data = _SIZES.unpack(sizes.raw)
     return notif, response, data
 
@@ -116,7 +116,7 @@ def notif_recv(listener: int) -> Notification:
     """
     # The kernel insists on zeroes, and may have a bigger structure than ours one day.
     buffer = bytearray(max(_NOTIF.size, 512))
-    fcntl.ioctl(listener, IOCTL_NOTIF_RECV, buffer)
+    fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, buffer)
     cookie, pid, _flags, nr, arch, _ip, *args = _NOTIF.unpack_from(buffer)
     return Notification(cookie, pid, nr, arch, tuple(args))
 
@@ -127,7 +127,7 @@ def notif_send_continue(listener: int, cookie: int) -> None:
     Raises:
         OSError: ENOENT when the caller is gone, EINPROGRESS when it was answered already.
     """
-    _respond(listener, _RESPONSE.pack(cookie, 0, 0, USER_NOTIF_FLAG_CONTINUE))
+    _respond(listener, _RESPONSE.pack(cookie, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE))
 
 
 def notif_send_error(listener: int, cookie: int, number: int) -> None:
@@ -145,7 +145,7 @@ def notif_send_error(listener: int, cookie: int, number: int) -> None:
 def notif_id_valid(listener: int, cookie: int) -> bool:
     """Whether the call still waits: after looking into /proc/PID this says that PID was still the caller."""
     try:
-        fcntl.ioctl(listener, IOCTL_NOTIF_ID_VALID, struct.pack("=Q", cookie))
+        fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, struct.pack("=Q", cookie))
     except OSError as fault:
         if fault.errno == errno.ENOENT:
             return False
@@ -156,7 +156,7 @@ def notif_id_valid(listener: int, cookie: int) -> bool:
 def _respond(listener: int, response: bytes) -> None:
     buffer = bytearray(max(len(response), 64))
     buffer[: len(response)] = response
-    fcntl.ioctl(listener, IOCTL_NOTIF_SEND, buffer)
+    fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, buffer)
 
 
 def _seccomp(operation: int, flags: int, argument: object) -> int:
