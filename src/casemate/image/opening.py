@@ -103,7 +103,7 @@ def _look_at(path: str, subject: str) -> int:
     links = 0
     try:
         if not pending:
-            raise IsADirectoryError(errno.EISDIR, "is a directory")
+            raise IsADirectoryError(errno.EISDIR, "a directory")
         while True:
             entry = os.open(pending.pop(0), _LOOK, dir_fd=here)
             if not pending:

@@ -169,6 +169,7 @@ def _document(spec: Spec) -> dict[str, Any]:
     """A specification as the plain data that its TOML document would hold."""
     document = msgspec.to_builtins(spec)
     assert isinstance(document, dict)
+    document["disk"] = list(document["disk"])
     return document
 
 
