@@ -67,7 +67,7 @@ class FileIdentity(msgspec.Struct, frozen=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True):
-    """One open descriptor. ``target`` is what /proc shows (``socket:[812]``, a path, ``/x (deleted)``); ``flags``: O_*."""
+    """One open descriptor. ``target`` is what /proc shows (``socket:[812]``, a path); ``flags`` holds O_* bits."""
 
     number: int
     target: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
+import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -55,22 +57,25 @@ def ask_program(argv: tuple[str, ...], *, questions: bytes = b"", timeout_s: flo
         cwd="/",
         start_new_session=True,
     )
+    deadline = time.monotonic() + timeout_s
     try:
         with process:
             try:
-                return _collect(process, questions, time.monotonic() + timeout_s, limit_bytes)
+                output, errors = _collect(process, questions, deadline, limit_bytes)
+                _wait_exit(process.pid, deadline)
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, 9)
+                # Not reaped yet, so the number still is this group's; what the program left behind ends with it.
+                os.killpg(process.pid, signal.SIGKILL)
+            return Answer(process.wait(), output, errors)
     except TimeoutError:
         raise TimeoutError(f"{argv[0]} did not answer within {timeout_s:g} s") from None
     except OverflowError:
         raise ValueError(f"{argv[0]} wrote more than {limit_bytes} bytes") from None
 
 
-def _collect(process: subprocess.Popen[bytes], questions: bytes, deadline: float, limit_bytes: int) -> Answer:
-    import subprocess
-
+def _collect(
+    process: subprocess.Popen[bytes], questions: bytes, deadline: float, limit_bytes: int
+) -> tuple[bytes, bytes]:
     if process.stdout is None or process.stderr is None:
         raise RuntimeError("both streams must be pipes")
     if process.stdin is not None:
@@ -98,8 +103,15 @@ def _collect(process: subprocess.Popen[bytes], questions: bytes, deadline: float
                 if total > limit_bytes:
                     raise OverflowError
                 parts[key.data].append(data)
+    return b"".join(parts["output"]), b"".join(parts["errors"])
+
+
+def _wait_exit(pid: int, deadline: float) -> None:
+    """Wait until a child has ended, without reaping it."""
+    descriptor = os.pidfd_open(pid)
     try:
-        status = process.wait(max(deadline - time.monotonic(), 0.001))
-    except subprocess.TimeoutExpired:
-        raise TimeoutError from None
-    return Answer(status, b"".join(parts["output"]), b"".join(parts["errors"]))
+        left_s = max(deadline - time.monotonic(), 0)
+        if not select.select([descriptor], [], [], left_s)[0]:
+            raise TimeoutError
+    finally:
+        os.close(descriptor)
