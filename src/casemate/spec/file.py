@@ -34,10 +34,22 @@ def read_spec_file(path: str | Path) -> tuple[bytes, Path]:
         # ValueError: a NUL in the path; RuntimeError: a loop of symbolic links.
         got = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(what, got=got.lower(), next_step="check the path: ls -l " + repr(str(path))) from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise InputError(what, got="something that is not a regular file", expected="a TOML file")
-        try:
-            return file.read(MAX_SPEC_BYTES + 1), resolved.parent
-        except OSError as error:
-            raise InputError(what, got=(error.strerror or str(error)).lower()) from None
+        return _read_bounded(fd), resolved.parent
+    except OSError as error:
+        raise InputError(what, got=(error.strerror or str(error)).lower()) from None
+    finally:
+        os.close(fd)
+
+
+def _read_bounded(fd: int) -> bytes:
+    """At most one byte more than a specification may have, so that the parser sees when there is too much."""
+    text = b""
+    while len(text) <= MAX_SPEC_BYTES:
+        part = os.read(fd, MAX_SPEC_BYTES + 1 - len(text))
+        if not part:
+            break
+        text += part
+    return text

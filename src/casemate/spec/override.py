@@ -127,7 +127,7 @@ def parse_disk_flag(text: str, base_dir: Path, faults: Faults) -> tuple[str, str
         kind = "format" if word in _FORMATS else "mode"
         if word not in _OPTION_WORDS:
             message = (
-                f"no option {show(word)}; expected {', '.join(_OPTION_WORDS)}, or write the file's options after it"
+                f"no option {show(word)}; expected {', '.join(_OPTION_WORDS)} (a name with a colon needs one behind it)"
             )
             faults.add("--disk", "disk.option", message)
             return None
@@ -223,15 +223,18 @@ def _add_disks(
     """Add or replace disks; the index of the first one that a flag added."""
     first_new = len(document["disk"])
     from_spec = {disk["path"]: disk for disk in document["disk"]}
+    changed: set[str] = set()
     for flag in flags:
         parsed = parse_disk_flag(flag, base_dir, faults)
         if parsed is None:
             continue
         path, image_format, mode = parsed
-        known = from_spec.pop(path, None)
-        if known is not None:
+        known = from_spec.get(path, {})
+        if known and path not in changed:
             known.update({"format": image_format or known["format"], "mode": mode or known["mode"]})
+            changed.add(path)
             continue
+        image_format = image_format or known.get("format")
         if image_format is None and format_of is not None:
             image_format = format_of(path)
         if image_format is None:
