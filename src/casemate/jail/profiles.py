@@ -1,0 +1,74 @@
+"""Seccomp profiles: which rule sets make the allowlist of one process. Pure; the rules are data in `rulesets/`.
+
+qemu-<accel>+<devices>   base + accelerator + one part per device
+passt, supervisor        one set each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from casemate.jail.rules import Profile, Rule
+from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_kvm, qemu_tcg, supervisor
+
+ACCELERATORS: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType({"tcg": qemu_tcg.RULES, "kvm": qemu_kvm.RULES})
+DEVICES: Final[tuple[str, ...]] = tuple(qemu_devices.PARTS)
+
+
+def qemu_profile(accel: str, devices: frozenset[str]) -> Profile:
+    """The allowlist of one emulator.
+
+    Args:
+        accel: ``tcg`` or ``kvm``.
+        devices: device parts, out of `DEVICES` (blk, rng, console, net, tpm, vfio).
+
+    Raises:
+        RuntimeError: an accelerator or a part that does not exist: our bug, the plan asked for it.
+    """
+    if accel not in ACCELERATORS:
+        raise RuntimeError(f"no rule set for accelerator {accel!r}; there are {', '.join(ACCELERATORS)}")
+    unknown = devices.difference(DEVICES)
+    if unknown:
+        raise RuntimeError(f"no rule set for device part {', '.join(sorted(unknown))}; there are {', '.join(DEVICES)}")
+    named = [("qemu_base", qemu_base.RULES), (f"qemu_{accel}", ACCELERATORS[accel])]
+    ordered = [name for name in DEVICES if name in devices]
+    named += [(f"qemu_devices.{name}", qemu_devices.PARTS[name]) for name in ordered]
+    return Profile(
+        name="+".join((f"qemu-{accel}", *ordered)),
+        rules=_merged(tuple(rules for _, rules in named)),
+        parts=tuple(name for name, _ in named),
+    )
+
+
+def passt_profile() -> Profile:
+    """The allowlist of passt, from its exec on; passt loads a filter of its own on top."""
+    return Profile(name="passt", rules=passt.RULES, parts=("passt",))
+
+
+def supervisor_profile() -> Profile:
+    """The allowlist of the supervisor once it has nothing left to start."""
+    return Profile(name="supervisor", rules=supervisor.RULES, parts=("supervisor",))
+
+
+def _merged(sets: tuple[tuple[Rule, ...], ...]) -> tuple[Rule, ...]:
+    """All rules in order, without those that a wider rule of another part covers.
+
+    A start-up rule of the base gives way to a rule of a device part that allows the same call for ever: two actions
+    for one argument value would contradict each other.
+    """
+    rules = [rule for part in sets for rule in part]
+    return tuple(rule for rule in rules if not any(_covers(other, rule) for other in rules if other is not rule))
+
+
+def _covers(wider: Rule, rule: Rule) -> bool:
+    """Whether ``wider`` allows the same call with the same or no conditions, for longer."""
+    return (
+        wider.syscall == rule.syscall
+        and wider.errno is None
+        and rule.errno is None
+        and wider.phase == "always"
+        and rule.phase == "startup"
+        and (wider.args == () or wider.args == rule.args)
+    )

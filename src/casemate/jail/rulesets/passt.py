@@ -1,0 +1,7 @@
+"""passt, from its exec on."""
+
+from __future__ import annotations
+
+from casemate.jail.rules import Rule
+
+RULES: tuple[Rule, ...] = (Rule("read", "placeholder"),)
