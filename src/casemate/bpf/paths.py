@@ -86,7 +86,7 @@ class Word(NamedTuple):
             word = settled
 
 
-class Test(NamedTuple):
+class Question(NamedTuple):
     """A question about one word: ``word & mask == k``, or ``word >= k`` when mask is None."""
 
     offset: int
@@ -112,12 +112,12 @@ class Region:
         """What is known of the word at byte offset ``offset``."""
         return self.words.get(offset, _ANY)
 
-    def decide(self, test: Test) -> bool | None:
+    def decide(self, test: Question) -> bool | None:
         """Whether ``test`` holds for all calls of the region, none, or it depends."""
         word = self.words.get(test.offset, _ANY)
         return word.at_least(test.k) if test.mask is None else word.equals(test.mask, test.k)
 
-    def assume(self, test: Test, truth: bool) -> Region | None:
+    def assume(self, test: Question, truth: bool) -> Region | None:
         """The calls of the region for which ``test`` is ``truth``; None when there are none."""
         word = self.words.get(test.offset, _ANY)
         if test.mask is None:
@@ -204,21 +204,21 @@ def _follow(program: Program, place: _Place, todo: list[_Place]) -> tuple[Region
             a, x, memory = _move(pc - 1, code, k, a, x, memory)
 
 
-def _test(at: int, code: int, a: _Value, operand: _Value) -> tuple[Test | bool, bool]:
+def _test(at: int, code: int, a: _Value, operand: _Value) -> tuple[Question | bool, bool]:
     """(the question of a conditional jump or its known answer, whether to negate it)."""
     k = _number(at, operand)
     if isinstance(a, int):
         return compare(code, a, k), False
     kind = code & 0xF0 | 0x05
     if kind == bpf.JEQ_K:
-        return Test(a.offset, a.mask, k), False
+        return Question(a.offset, a.mask, k), False
     if kind == bpf.JSET_K:
-        return Test(a.offset, a.mask & k, 0), True
+        return Question(a.offset, a.mask & k, 0), True
     if a.mask != FULL:
         raise ValueError(f"not proved: instruction {at} orders a part of {word_name(a.offset)}")
     if kind == bpf.JGE_K:
-        return Test(a.offset, None, k), False
-    return (False, False) if k == FULL else (Test(a.offset, None, k + 1), False)
+        return Question(a.offset, None, k), False
+    return (False, False) if k == FULL else (Question(a.offset, None, k + 1), False)
 
 
 def _compute(at: int, code: int, a: _Value, operand: _Value) -> _Value:

@@ -17,7 +17,7 @@ import json
 from typing import Final, NamedTuple
 
 from casemate.bpf.evaluate import RET_ALLOW, RET_ERRNO, RET_KILL_PROCESS, RET_USER_NOTIF, word_offsets
-from casemate.bpf.paths import FULL, Region, Test
+from casemate.bpf.paths import FULL, Region, Question
 from casemate.bpf.syscalls import audit_arch, number_of
 from casemate.jail.rules import Arg, Op, Phase, Profile, Rule
 
@@ -165,7 +165,7 @@ def decide(call: Call, args: tuple[int, ...]) -> int:
     return DEFAULT
 
 
-Answer = bool | Test
+Answer = bool | Question
 """True, False, or the question on which it depends."""
 
 
@@ -196,9 +196,9 @@ def _equal(index: int, high_mask: int, low_mask: int, value: int, region: Region
         return False
     high_truth = region.word(high).equals(high_mask, value >> 32)
     if high_truth is None:
-        return Test(high, high_mask, value >> 32)
+        return Question(high, high_mask, value >> 32)
     if low_truth is None and high_truth:
-        return Test(low, low_mask, value & FULL)
+        return Question(low, low_mask, value & FULL)
     return high_truth
 
 
@@ -207,18 +207,18 @@ def _at_least(index: int, value: int, region: Region) -> Answer:
     low, high = word_offsets(index)
     value_high, value_low = value >> 32, value & FULL
     if value_high < FULL:
-        above = Test(high, None, value_high + 1)
+        above = Question(high, None, value_high + 1)
         truth = region.decide(above)
         if truth is None:
             return above
         if truth:
             return True
-    level = Test(high, None, value_high)
+    level = Question(high, None, value_high)
     truth = region.decide(level)
     if truth is None:
         return level
     if not truth:
         return False
-    rest = Test(low, None, value_low)
+    rest = Question(low, None, value_low)
     truth = region.decide(rest)
     return rest if truth is None else truth

@@ -25,7 +25,7 @@ from casemate.bpf import instruction as bpf
 from casemate.bpf.analyse import Verdict, judge_returns
 from casemate.bpf.evaluate import RET_KILL_PROCESS, RET_TRACE
 from casemate.bpf.instruction import Instruction, Program, decode, disassemble, encode
-from casemate.bpf.paths import FULL, Region, Test, paths
+from casemate.bpf.paths import FULL, Region, Question, paths
 from casemate.bpf.syscalls import audit_arch, numbers
 from casemate.errors import HostError
 from casemate.jail.choices import DEFAULT, Call, Choice, build_calls, canonical, holds
@@ -107,9 +107,9 @@ class _Judge:
     """The profile's answer for sets of calls."""
 
     def __init__(self, calls: tuple[Call, ...], arch: str) -> None:
-        self.own_arch = Test(_ARCH_OFFSET, FULL, audit_arch(arch))
+        self.own_arch = Question(_ARCH_OFFSET, FULL, audit_arch(arch))
         self.calls = {call.nr: call for call in calls}
-        self.tests = {call.nr: Test(_NR_OFFSET, FULL, call.nr) for call in calls}
+        self.tests = {call.nr: Question(_NR_OFFSET, FULL, call.nr) for call in calls}
         self.splits = 0
 
     def name(self, region: Region) -> str:
@@ -132,7 +132,7 @@ class _Judge:
                 raise ValueError(f"not proved: more than {_SPLITS_MAX} cases")
             todo += [half for half in (part.assume(answer, True), part.assume(answer, False)) if half is not None]
 
-    def _answer(self, region: Region) -> int | Test:
+    def _answer(self, region: Region) -> int | Question:
         own = region.decide(self.own_arch)
         if own is None:
             return self.own_arch
@@ -146,7 +146,7 @@ class _Judge:
         return next((test for test in undecided if region.decide(test) is not False), DEFAULT)
 
 
-def _answer_call(call: Call, region: Region) -> int | Test:
+def _answer_call(call: Call, region: Region) -> int | Question:
     for choice in call.choices:
         answer = _any_holds(choice, region)
         if answer is True:
@@ -156,9 +156,9 @@ def _answer_call(call: Call, region: Region) -> int | Test:
     return DEFAULT
 
 
-def _any_holds(choice: Choice, region: Region) -> bool | Test:
+def _any_holds(choice: Choice, region: Region) -> bool | Question:
     """Whether one alternative holds for the whole region, none does for any part, or the question to ask."""
-    question: Test | None = None
+    question: Question | None = None
     for alternative in choice.alternatives:
         answer = _all_hold(alternative, region)
         if answer is True:
@@ -168,8 +168,8 @@ def _any_holds(choice: Choice, region: Region) -> bool | Test:
     return False if question is None else question
 
 
-def _all_hold(alternative: tuple[Arg, ...], region: Region) -> bool | Test:
-    question: Test | None = None
+def _all_hold(alternative: tuple[Arg, ...], region: Region) -> bool | Question:
+    question: Question | None = None
     for arg in alternative:
         answer = holds(arg, region)
         if answer is False:
