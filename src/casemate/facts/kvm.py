@@ -140,15 +140,17 @@ def _read_cache(cache_file: Path) -> _CacheEntry | None:
         fd = os.open(cache_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with open(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
             return None
-        try:
-            data = file.read(CACHE_BYTES_MAX + 1)
-            return msgspec.json.decode(data, type=_CacheEntry) if len(data) <= CACHE_BYTES_MAX else None
-        except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+        if status.st_size > CACHE_BYTES_MAX:
             return None
+        return msgspec.json.decode(os.read(fd, CACHE_BYTES_MAX), type=_CacheEntry)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+        return None
+    finally:
+        os.close(fd)
 
 
 def _write_cache(cache_file: Path, entry: _CacheEntry) -> None:

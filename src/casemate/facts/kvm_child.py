@@ -14,13 +14,13 @@ import signal
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
 from casemate.sys.process import PR_SET_PDEATHSIG, prctl
 
-RESULT_BYTES_MAX = 1 << 20
+MESSAGES_BYTES_MAX = 1 << 20
 REAP_S = 2.0
 """How long a killed child may take to die; one that is stuck in the kernel is left behind and reported."""
 
@@ -54,25 +54,27 @@ def run_in_child(work: Work, deadline_s: float) -> ChildResult:
         OSError: no child or no pipe was to be had.
     """
     parent = os.getpid()
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    pid = -1
-    try:
+    with ExitStack() as opened:
+        gate_read, gate_write = _pipe(opened)
+        read_fd, write_fd = _pipe(opened)
         pid = os.fork()
         if pid == 0:
-            _child(work, write_fd, parent)
-    finally:
-        if pid != 0:
-            os.close(write_fd)
-            if pid < 0:
-                os.close(read_fd)
-    try:
-        return _parent(pid, read_fd, deadline_s)
-    finally:
-        os.close(read_fd)
+            _child(work, write_fd, gate_read, parent)
+        return _parent(pid, read_fd, gate_write, deadline_s)
 
 
-def _child(work: Work, write_fd: int, parent: int) -> NoReturn:
-    """The child's whole life; it leaves only through _exit, so that nothing of the parent's runs twice."""
+def _pipe(opened: ExitStack) -> tuple[int, int]:
+    ends = os.pipe2(os.O_CLOEXEC)
+    for fd in ends:
+        opened.callback(os.close, fd)
+    return ends
+
+
+def _child(work: Work, write_fd: int, gate_read: int, parent: int) -> NoReturn:
+    """The child's whole life; it leaves only through _exit, so that nothing of the parent's runs twice.
+
+    It waits for a byte: a program that ignores SIGCHLD would otherwise lose it before there is a pidfd.
+    """
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -80,7 +82,7 @@ def _child(work: Work, write_fd: int, parent: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == parent:
+        if os.getppid() == parent and os.read(gate_read, 1):
             os.closerange(3, write_fd)
             os.closerange(write_fd + 1, 1 << 20)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -100,54 +102,70 @@ def _send(fd: int, kind: bytes, content: bytes) -> None:
         message = message[os.write(fd, message) :]
 
 
-def _parent(pid: int, read_fd: int, deadline_s: float) -> ChildResult:
-    pidfd = -1
-    reaped = False
+def _parent(pid: int, read_fd: int, gate_write: int, deadline_s: float) -> ChildResult:
+    """Take the answer, kill the child if it is late, reap it in any case."""
+    pidfd, ended = -1, None
     try:
         pidfd = os.pidfd_open(pid)
-        data, complete = _receive(read_fd, time.monotonic() + deadline_s)
-        step, kind, content = _decode(data)
-        if not complete:
+        os.write(gate_write, b"g")
+        data, complete = _receive(read_fd, pidfd, time.monotonic() + deadline_s)
+        ended = _reap(pidfd) if complete else None
+        if ended is None:  # late, or it answered and lives on
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        status = _reap(pidfd)
-        reaped = status is not None
-        if not reaped and complete:  # it closed the pipe and lives on: not ours to believe
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            status = _reap(pidfd)
-            reaped = status is not None
+            ended = _reap(pidfd)
+    except BaseException:
+        _abandon(pid, pidfd)
+        raise
     finally:
-        if not reaped:
-            _abandon(pid)
         if pidfd >= 0:
             os.close(pidfd)
-    if status is None:
+    step, kind, content = decode_messages(data)
+    if ended is None:
         return ChildResult(Outcome.STUCK, step, f"process {pid} did not die within {REAP_S} s of SIGKILL")
     if not complete:
         return ChildResult(Outcome.TIMED_OUT, step, f"killed after {deadline_s} s")
     if kind == b"r":
         return ChildResult(Outcome.DONE, step, "", content)
-    detail = content.decode(errors="replace") if kind == b"e" else status
-    return ChildResult(Outcome.DIED, step, detail)
+    return ChildResult(Outcome.DIED, step, content.decode(errors="replace") if kind == b"e" else ended)
 
 
-def _receive(read_fd: int, deadline: float) -> tuple[bytes, bool]:
-    """Everything up to the end of the pipe; False when the deadline or the size limit came first."""
+def _receive(read_fd: int, pidfd: int, deadline: float) -> tuple[bytes, bool]:
+    """Everything up to the child's end; False when the deadline or the size limit came first.
+
+    The end of the pipe does not count: another thread's child may hold a copy of its writing end.
+    """
     data = bytearray()
+    os.set_blocking(read_fd, False)
     poller = select.poll()
     poller.register(read_fd, select.POLLIN)
-    while True:
-        left_s = deadline - time.monotonic()
-        if left_s <= 0 or len(data) > RESULT_BYTES_MAX:
-            return bytes(data), False
-        if not poller.poll(left_s * 1000):
-            continue
-        chunk = os.read(read_fd, 65536)
-        if not chunk:
+    poller.register(pidfd, select.POLLIN)
+    while (left_s := deadline - time.monotonic()) > 0:
+        ready = {fd for fd, _ in poller.poll(left_s * 1000)}
+        if pidfd in ready:  # all it wrote is in the pipe now
+            while chunk := _read_some(read_fd):
+                data += chunk
+                if len(data) > MESSAGES_BYTES_MAX:
+                    return bytes(data), False
             return bytes(data), True
-        data += chunk
+        if read_fd in ready:
+            chunk = _read_some(read_fd)
+            data += chunk
+            if not chunk:
+                poller.unregister(read_fd)
+            if len(data) > MESSAGES_BYTES_MAX:
+                break
+    return bytes(data), False
 
 
-def _decode(data: bytes) -> tuple[str, bytes, bytes]:
+def _read_some(fd: int) -> bytes:
+    """What is in the pipe now; empty at its end or when there is nothing."""
+    try:
+        return os.read(fd, 65536)
+    except BlockingIOError:
+        return b""
+
+
+def decode_messages(data: bytes) -> tuple[str, bytes, bytes]:
     """The last step named, and kind and content of the last other message (empty when there is none)."""
     step, kind, content = "", b"", b""
     while len(data) >= 5:
@@ -177,9 +195,14 @@ def _reap(pidfd: int) -> str | None:
     return f"exit {info.si_status}" if info.si_code == os.CLD_EXITED else f"signal {info.si_status}"
 
 
-def _abandon(pid: int) -> None:
-    """Kill and, if it goes at once, reap: for the paths that have no pidfd or gave up waiting."""
+def _abandon(pid: int, pidfd: int) -> None:
+    """Kill and reap on the way out of an error (Ctrl-C, no descriptor left for a pidfd)."""
     with suppress(OSError):
-        # The pid is safe: this child of ours has not been reaped.
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, os.WNOHANG)
+        if pidfd >= 0:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _reap(pidfd)
+            return
+        # Raises when the child is no longer ours (reaped by the kernel): then the pid may be anybody's.
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
