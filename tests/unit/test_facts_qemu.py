@@ -130,7 +130,7 @@ def ends(pid: str) -> bool:
 class TestPrograms:
     def test_what_a_program_leaves_behind_ends_with_it(self, tmp_path: Path) -> None:
         script = f"sleep 300 & echo $! > {tmp_path}/pid"
-        with pytest.raises(TimeoutError, match="did not answer within 0.3 s"):
+        with pytest.raises(TimeoutError, match=r"did not answer within 0\.3 s"):
             ask_program(("/bin/sh", "-c", script), timeout_s=0.3, limit_bytes=100)
         assert ends((tmp_path / "pid").read_text().strip())
 

@@ -22,10 +22,10 @@ from casemate.facts.procfs import (
     MemoryRange,
     ThreadFacts,
     parse_fdinfo,
+    parse_is_ending,
     parse_limits,
     parse_maps,
     parse_start_time,
-    parse_state,
     parse_status,
 )
 from casemate.facts.root import Root, read_all
@@ -169,8 +169,8 @@ class _Reader:
 
     def read(self, with_root: bool, with_maps: bool) -> ProcessFacts:
         stat_line = self._text("stat")
-        if parse_state(stat_line) in "ZX":
-            raise ProcessLookupError(errno.ESRCH, "zombie", str(self._pid))
+        if parse_is_ending(stat_line):
+            raise ProcessLookupError(errno.ESRCH, "it is ending", str(self._pid))
         threads, complete = self._threads()
         facts = ProcessFacts(
             pid=self._pid,
@@ -194,9 +194,9 @@ class _Reader:
             label=self._try("label", lambda: self._text("attr/current").rstrip("\0\n")),
             unknown=self._unknown,
         )
-        # A process that ended in between would leave us with half of one: this read fails with ESRCH then.
-        if parse_state(self._text("stat")) in "ZX":
-            raise ProcessLookupError(errno.ESRCH, "zombie", str(self._pid))
+        # One that began to exit in between would leave us with half of it.
+        if parse_is_ending(self._text("stat")):
+            raise ProcessLookupError(errno.ESRCH, "it is ending", str(self._pid))
         return facts
 
     def _try(self, field: str, read: Callable[[], T]) -> T | None:

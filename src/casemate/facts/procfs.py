@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+_PF_EXITING: Final = 0x4
 _LIMITS: Final = {
     "Max cpu time": "cpu",
     "Max file size": "fsize",
@@ -118,12 +119,16 @@ def parse_start_time(text: str) -> int:
     return int(words[19])
 
 
-def parse_state(text: str) -> str:
-    """Field 3 of /proc/PID/stat: one letter, ``Z`` for a zombie."""
+def parse_is_ending(text: str) -> bool:
+    """Whether /proc/PID/stat shows a process that has begun to exit: a zombie, dead, or PF_EXITING among its flags.
+
+    The kernel sets PF_EXITING before it lets go of memory and descriptors, so a process that is not ending after it
+    was read was whole while it was read.
+    """
     words = text.rpartition(")")[2].split()
-    if not words:
+    if len(words) < 20:
         raise ValueError("too few fields in stat")
-    return words[0]
+    return words[0] in "ZX" or bool(int(words[6]) & _PF_EXITING)
 
 
 def parse_limits(text: str) -> dict[str, tuple[int | None, int | None]]:
