@@ -6,7 +6,7 @@ import pytest
 
 from casemate.bpf import instruction as bpf
 from casemate.bpf.instruction import Instruction
-from casemate.bpf.paths import FULL, Region, Question, Word, paths
+from casemate.bpf.paths import FULL, Question, Region, Word, paths
 
 
 def narrowed(*steps: tuple[int | None, int, bool]) -> Word | None:

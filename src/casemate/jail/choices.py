@@ -17,7 +17,7 @@ import json
 from typing import Final, NamedTuple
 
 from casemate.bpf.evaluate import RET_ALLOW, RET_ERRNO, RET_KILL_PROCESS, RET_USER_NOTIF, word_offsets
-from casemate.bpf.paths import FULL, Region, Question
+from casemate.bpf.paths import FULL, Question, Region
 from casemate.bpf.syscalls import audit_arch, number_of
 from casemate.jail.rules import Arg, Op, Phase, Profile, Rule
 

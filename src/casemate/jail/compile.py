@@ -3,7 +3,8 @@
 libseccomp gives a rule without arguments precedence over narrower rules of another action, so a call with several
 answers (allowed for some arguments, notified or refused for others) cannot stand in one of its filters. Such a profile
 is written as several filters, one per place in the order of `choices`; the default of each but the last is a jump to
-the next.
+the next. The same is done with alternatives of one call when libseccomp 2.5 mixes them up, which it does when they
+overlap in different arguments: its tree does not come back from a branch that it has entered.
 
 Nothing that comes out of here is trusted for where it comes from. `verify_program` proves, for every architecture,
 number and argument, that the filter answers what the profile says; a filter from the cache that fails is thrown away.
@@ -25,11 +26,11 @@ from casemate.bpf import instruction as bpf
 from casemate.bpf.analyse import Verdict, judge_returns
 from casemate.bpf.evaluate import RET_KILL_PROCESS, RET_TRACE
 from casemate.bpf.instruction import Instruction, Program, decode, disassemble, encode
-from casemate.bpf.paths import FULL, Region, Question, paths
+from casemate.bpf.paths import FULL, Question, Region, paths
 from casemate.bpf.syscalls import audit_arch, numbers
 from casemate.errors import HostError
 from casemate.jail.choices import DEFAULT, Call, Choice, build_calls, canonical, holds
-from casemate.jail.rules import Arg, Profile
+from casemate.jail.rules import Arg, Op, Profile
 
 CACHE_VERSION: Final = b"casemate-filter-1\n"
 """Changes when the same rules should become another filter; not with the version of libseccomp."""
@@ -53,16 +54,17 @@ def compile_profile(profile: Profile, arch: str) -> bytes:
         RuntimeError: libseccomp's filter is not what the profile says (our bug or its).
     """
     calls = build_calls(profile, arch)
-    stages = [_export(stage, arch, last=False) for stage in _stages(calls)[:-1]]
-    stages.append(_export(_stages(calls)[-1], arch, last=True))
-    program = _link(stages)
-    try:
-        verify_calls(program, calls, arch)
-    except ValueError as fault:
-        raise RuntimeError(
-            f"profile {profile.name} on {arch}: libseccomp's filter is not the profile: {fault}"
-        ) from fault
-    return encode(program)
+    faults = []
+    for apart in (False, True):
+        stages = _stages(calls, apart=apart)
+        program = _link([_export(stage, arch, last=stage is stages[-1]) for stage in stages])
+        try:
+            verify_calls(program, calls, arch)
+        except ValueError as fault:
+            faults.append(str(fault))
+        else:
+            return encode(program)
+    raise RuntimeError(f"profile {profile.name} on {arch}: libseccomp's filter is not the profile: {'; '.join(faults)}")
 
 
 def expected_verdicts(profile: Profile, arch: str) -> dict[str, Verdict]:
@@ -179,13 +181,29 @@ def _all_hold(alternative: tuple[Arg, ...], region: Region) -> bool | Question:
     return True if question is None else question
 
 
-def _stages(calls: tuple[Call, ...]) -> list[list[tuple[Call, Choice]]]:
-    """Stage i holds choice i of every call."""
-    depth = max(len(call.choices) for call in calls)
-    return [[(call, call.choices[at]) for call in calls if at < len(call.choices)] for at in range(depth)]
+_Stage = list[tuple[Call, Choice]]
 
 
-def _export(stage: list[tuple[Call, Choice]], arch: str, *, last: bool) -> Program:
+def _stages(calls: tuple[Call, ...], *, apart: bool) -> list[_Stage]:
+    """Stage i holds choice i of every call; with ``apart``, alternatives that could overlap get stages of their own."""
+    lists = {call: _take_apart(call.choices) if apart else list(call.choices) for call in calls}
+    depth = max(map(len, lists.values()))
+    return [[(call, choices[at]) for call, choices in lists.items() if at < len(choices)] for at in range(depth)]
+
+
+def _take_apart(choices: tuple[Choice, ...]) -> list[Choice]:
+    """The same choices with alternatives kept together only where all are values of one argument."""
+    parts: dict[tuple[int, object], list[tuple[Arg, ...]]] = {}
+    for choice in choices:
+        for alternative in choice.alternatives:
+            one_value = len(alternative) == 1 and alternative[0].op is Op.EQ
+            parts.setdefault((choice.returned, alternative[0].index if one_value else alternative), []).append(
+                alternative
+            )
+    return [Choice(returned, tuple(alternatives)) for (returned, _), alternatives in parts.items()]
+
+
+def _export(stage: _Stage, arch: str, *, last: bool) -> Program:
     """One filter by libseccomp."""
     seccomp = _libseccomp()
     token = {"x86_64": seccomp.Arch.X86_64, "aarch64": seccomp.Arch.AARCH64}[arch]
