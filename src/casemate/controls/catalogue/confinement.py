@@ -92,6 +92,7 @@ CONTROLS = (
         scenarios=(OTHERS, HOST),
         remedies=Remedies(host="install uidmap: without newgidmap the kernel does not let a user drop groups"),
         sources=(kernel("user_namespaces(7): setgroups"),),
+        limits="Groups that had to stay for /dev/kvm are set aside here and counted by proc.kvm-group.",
     ),
     Control(
         id="proc.kvm-group",
