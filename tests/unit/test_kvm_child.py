@@ -158,11 +158,15 @@ def test_interrupted_parent_leaves_no_child() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def work(_: Stage) -> bytes:
+        time.sleep(60)
+        return b""
+
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_in_child(lambda _: time.sleep(60) or b"", 50)
+            run_in_child(work, 50)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.facts.fact import Known, Unknown
-from casemate.facts.kvm import kvm_facts, nested_parameter, summary_lines
+from casemate.facts.kvm import kvm_facts, nested_parameter, refused_cpu_flags, summary_lines
 from casemate.facts.kvm_collect import decode_cpuid, failure_of
 from casemate.facts.kvm_components import Handler, in_kernel_components, vhost_drivers
 from casemate.facts.kvm_names import CAPABILITIES, EXIT_REASONS, PV_FEATURES, bit_names, exit_name
@@ -293,6 +293,16 @@ def test_facts_of_an_absent_device_are_unknown_with_the_reason(tmp_path: Path) -
     split = facts["kvm.irqchip-split"]
     assert isinstance(split, Unknown)
     assert "ENOENT" in split.why
+
+
+def test_refused_msrs_become_cpu_flags(tmp_path: Path) -> None:
+    chip = Irqchip(IrqchipMode.USERSPACE, True, msrs_refused=("0x4b564d06", "0x10a", "0xdead"))
+    assert refused_cpu_flags(chip) == ("arch-capabilities", "kvm-asyncpf-int")
+    found = report(irqchips=(chip,))
+    fact = kvm_facts(found, tmp_path)["kvm.cpu-flags-refused-off"]
+    assert isinstance(fact, Known)
+    assert fact.value == ("arch-capabilities", "kvm-asyncpf-int")
+    assert any("-cpu host,-arch-capabilities,-kvm-asyncpf-int" in line for line in summary_lines(found))
 
 
 def test_hypercalls_from_ring_3_do_not_count_as_served(tmp_path: Path) -> None:

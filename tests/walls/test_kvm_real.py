@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import msgspec
 import pytest
 
 from casemate.facts import kvm_guest
-from casemate.facts.kvm import cached_probe, kvm_facts, probe_kvm, summary_lines
+from casemate.facts.kvm import cached_probe, kvm_facts, probe_kvm, refused_cpu_flags, summary_lines
 from casemate.facts.kvm_child import Outcome, run_in_child
+from casemate.facts.kvm_collect import collect
 from casemate.facts.kvm_components import in_kernel_components
 from casemate.facts.kvm_machine import NEVER_ENDED, Machine, measure
 from casemate.facts.kvm_names import HYPERCALLS
@@ -22,8 +26,11 @@ from casemate.facts.kvm_report import (
     IrqchipMode,
     KvmReport,
     Verdict,
+    judge_report,
 )
 from casemate.sys import kvm
+
+pytestmark = pytest.mark.wall
 
 DEVICE = "/dev/kvm"
 needs_kvm = pytest.mark.skipif(
@@ -145,6 +152,36 @@ def test_cache_of_the_real_device(report: KvmReport, tmp_path: Path) -> None:
         assert cached_probe(cache, device=DEVICE) == first
 
 
+@needs_kvm
+@pytest.mark.skipif(
+    shutil.which("qemu-system-x86_64") is None, reason="QEMU (package qemu-system-x86) is not installed"
+)
+@pytest.mark.parametrize("mode", [IrqchipMode.SPLIT, IrqchipMode.USERSPACE])
+def test_qemu_aborts_exactly_where_an_msr_is_refused(report: KvmReport, mode: IrqchipMode) -> None:
+    chip = report.irqchip(mode)
+    assert chip is not None
+    if not chip.available:
+        pytest.skip(chip.error)
+    flags = refused_cpu_flags(chip)
+    assert len(flags) == len(chip.msrs_refused), "an MSR is refused for which no CPU flag is known"
+    assert _qemu_starts(mode, flags)
+    if flags:
+        assert not _qemu_starts(mode, ())
+
+
+def _qemu_starts(mode: IrqchipMode, flags_off: tuple[str, ...]) -> bool:
+    """Whether QEMU with ``-cpu host`` sets up its vCPU: it answers ``quit`` with exit 0 instead of SIGABRT."""
+    cpu = ",".join(["host", *(f"-{flag}" for flag in flags_off)])
+    command = [
+        "qemu-system-x86_64", "-M", f"microvm,kernel-irqchip={mode},x-option-roms=off", "-accel", "kvm", "-cpu", cpu,
+        "-m", "64", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio",
+    ]  # fmt: skip
+    talk = b'{"execute":"qmp_capabilities"}\n{"execute":"quit"}\n'
+    done = subprocess.run(command, input=talk, capture_output=True, timeout=60, check=False)
+    assert done.returncode in (0, -signal.SIGABRT), done.stderr
+    return done.returncode == 0
+
+
 def _endless_guest(limit_s: float) -> Callable[[Callable[[str], None]], bytes]:
     """Work that runs a guest which never ends; its outcome is the work's answer."""
 
@@ -176,6 +213,18 @@ def test_probe_itself_is_killed_at_the_deadline_and_says_where_it_was() -> None:
     found = probe_kvm(DEVICE, deadline_s=0.02)
     assert found.verdict is Verdict.BROKEN
     assert "timed out: killed after 0.02 s" in found.why
+
+
+@needs_kvm
+def test_out_of_time_the_rest_is_left_out_and_what_is_known_is_kept() -> None:
+    def work(stage: Callable[[str], None]) -> bytes:
+        return msgspec.json.encode(collect(DEVICE, "x86_64", stage, budget_s=0.0))
+
+    found = msgspec.json.decode(run_in_child(work, 20).result, type=KvmReport)
+    assert found.api_version == 12
+    assert found.guests == found.hypercalls == ()
+    assert {failure.error for failure in found.failures} == {"ETIME"}
+    assert judge_report(found).verdict is Verdict.BROKEN  # nothing was executed: never usable
 
 
 @needs_kvm

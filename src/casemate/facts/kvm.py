@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from casemate.facts.fact import Fact, Facts, Known, Unknown, Value
-from casemate.facts.kvm_report import REPORT_FORMAT, CpuMode, Failure, IrqchipMode, KvmReport, Verdict, judge_report
+from casemate.facts.kvm_names import MSR_CPU_FLAGS
+from casemate.facts.kvm_report import (
+    REPORT_FORMAT,
+    CpuMode,
+    Failure,
+    Irqchip,
+    IrqchipMode,
+    KvmReport,
+    Verdict,
+    judge_report,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +58,7 @@ def probe_kvm(device: str = "/dev/kvm", deadline_s: float = DEADLINE_S, machine:
     architecture = machine or os.uname().machine
 
     def work(stage: Callable[[str], None]) -> bytes:
-        return msgspec.json.encode(collect(device, architecture, stage))
+        return msgspec.json.encode(collect(device, architecture, stage, budget_s=0.4 * deadline_s))
 
     return judge_report(report_from_child(run_in_child(work, deadline_s), device, architecture))
 
@@ -194,6 +204,14 @@ def nested_parameter(root: Path = Path("/")) -> Fact:
     return Known("Y", on[0]) if on else Known("N", ", ".join(path for path, _ in seen))
 
 
+def refused_cpu_flags(chip: Irqchip) -> tuple[str, ...]:
+    """CPU flags to switch off (``-cpu host,-FLAG``) so that QEMU does not abort in this interrupt controller mode.
+
+    An MSR in ``chip.msrs_refused`` that has no flag here is still a reason to expect an abort.
+    """
+    return tuple(sorted(MSR_CPU_FLAGS[msr] for msr in chip.msrs_refused if msr in MSR_CPU_FLAGS))
+
+
 def kvm_facts(report: KvmReport, root: Path = Path("/")) -> Facts:
     """A report as facts ``kvm.*``. What the probe did not find out is Unknown with the verdict's reason."""
     source = f"probe of {report.device}"
@@ -224,6 +242,9 @@ def kvm_facts(report: KvmReport, root: Path = Path("/")) -> Facts:
         facts[f"kvm.irqchip-{name}"] = known(chip.available if chip else None, f"interrupt controllers {mode}")
         facts[f"kvm.msrs-refused-{name}"] = known(
             chip.msrs_refused if chip and chip.available else None, f"MSR round trip {mode}"
+        )
+        facts[f"kvm.cpu-flags-refused-{name}"] = known(
+            refused_cpu_flags(chip) if chip and chip.available else None, f"MSR round trip {mode}"
         )
     cpuid = report.cpuid
     for fact, value in (
@@ -257,6 +278,8 @@ def summary_lines(report: KvmReport) -> list[str]:
         parts = [name for name in ("pic", "ioapic", "pit", "local_apic") if getattr(chip, name)]
         state = f"in the kernel: {', '.join(parts) or 'nothing'}" if chip.available else f"not available: {chip.error}"
         refused = f"; refuses MSR {', '.join(chip.msrs_refused)}" if chip.msrs_refused else ""
+        flags = refused_cpu_flags(chip)
+        refused += f" (QEMU needs -cpu host,{','.join('-' + flag for flag in flags)})" if flags else ""
         lines.append(f"  irqchip {chip.mode}: {state}{refused}")
     if report.cpuid is not None:
         shown = [name for name in ("tsc_deadline", "x2apic", "vmx", "svm") if getattr(report.cpuid, name)]

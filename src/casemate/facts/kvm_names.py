@@ -228,6 +228,12 @@ PV_HINTS: dict[int, str] = {0: "realtime"}
 HYPERCALLS: dict[int, str] = {1: "VAPIC_POLL_IRQ", 5: "KICK_CPU", 0x7FFF: "unknown"}
 """Hypercalls that the probe issues; 0x7FFF is no number that KVM knows. Source: linux/kvm_para.h."""
 
+MSR_CPU_FLAGS: dict[str, str] = {"0x10a": "arch-capabilities", "0x4b564d06": "kvm-asyncpf-int"}
+"""The QEMU CPU flag that makes it set an MSR; ``-cpu host,-FLAG`` keeps QEMU from aborting where KVM refuses that MSR.
+
+0x10a is IA32_ARCH_CAPABILITIES; 0x4b564d06 is MSR_KVM_ASYNC_PF_INT, which KVM takes only with a local APIC of its own.
+"""
+
 
 def exit_name(number: int) -> str:
     """``io`` for 2; ``exit-99`` for a number that is not in the table."""
