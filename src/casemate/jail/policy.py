@@ -21,13 +21,15 @@ class IdentityMode(enum.StrEnum):
 class Identity(msgspec.Struct, frozen=True):
     """Who the process is on the host; inside its user namespace the numbers are the same, and no other exists.
 
-    ``keep_groups``: supplementary groups cannot be dropped (a caller without newgidmap) or one is needed (/dev/kvm).
+    ``keep_groups``: supplementary groups cannot be dropped (a caller without newgidmap) or one is needed (/dev/kvm);
+    ``groups`` are those that stay.
     """
 
     uid: int
     gid: int
     mode: IdentityMode
     keep_groups: bool = False
+    groups: tuple[int, ...] = ()
 
 
 class Layer(enum.StrEnum):

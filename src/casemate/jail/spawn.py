@@ -15,6 +15,7 @@ The filter's listener cannot be sent by the child, whose filter may forbid it: t
 from __future__ import annotations
 
 import contextlib
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -37,6 +38,7 @@ from casemate.sys.libc import libc
 from casemate.sys.seccomp import SECCOMP_FILTER_FLAG_NEW_LISTENER, seccomp_set_mode_filter
 
 _PACKET_MAX = 16384
+_WALL = 0x4000_0000
 _NAMESPACES = process.CLONE_NEWNS | process.CLONE_NEWPID | process.CLONE_NEWNET
 _NAMESPACES |= process.CLONE_NEWIPC | process.CLONE_NEWUTS
 
@@ -111,16 +113,40 @@ def spawn(
     return spawned
 
 
-def kill_and_reap(spawned: Spawned) -> None:
-    """Kill the child through its pidfd, wait for it, close what we hold."""
+def kill_and_reap(spawned: Spawned, deadline_s: float = 5.0) -> None:
+    """Kill the child through its pidfd, wait for it, close what we hold.
+
+    A thread that died while we traced it stays a zombie until its tracer waits for it, and holds up its whole process.
+
+    Raises:
+        VmError: it is still there after ``deadline_s``; the kernel holds it.
+    """
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
+    end = time.monotonic() + deadline_s
+    try:
+        while os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED | os.WNOHANG) is None:
+            _reap_traced_threads(spawned.pid)
+            if time.monotonic() > end:
+                raise VmError("a killed process does not end", got=f"pid {spawned.pid}", next_step="look at dmesg")
+            time.sleep(0.001)
+    except ChildProcessError:
+        pass
     os.close(spawned.pidfd)
     if spawned.listener >= 0:
         os.close(spawned.listener)
         spawned.listener = -1
+
+
+def _reap_traced_threads(pid: int) -> None:
+    try:
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except FileNotFoundError:
+        return
+    for tid in tids:
+        if tid != pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(tid, os.WNOHANG | _WALL)
 
 
 # ---- parent ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,10 @@ from casemate.spec.model import AccelChoice, Irqchip, MachineType, Spec
 
 
 class Board(msgspec.Struct, frozen=True):
-    """The decided board. ``irqchip`` is ``none`` under TCG, where the emulator has every controller."""
+    """The decided board. ``irqchip`` is ``none`` under TCG, where the emulator has every controller.
+
+    ``cmdline`` is added to the guest kernel's command line.
+    """
 
     accel: str
     accel_why: str
@@ -20,6 +23,7 @@ class Board(msgspec.Struct, frozen=True):
     pic: bool
     rtc: bool
     timers_why: str
+    cmdline: str = ""
 
 
 def choose_board(spec: Spec, host: Host) -> Board:
@@ -42,7 +46,7 @@ def choose_board(spec: Spec, host: Host) -> Board:
     if wanted is AccelChoice.KVM or (wanted is AccelChoice.AUTO and host.kvm_verdict == "usable"):
         return _kvm(spec, host, host.kvm_why)
     why = "demanded" if wanted is AccelChoice.TCG else f"KVM is {host.kvm_verdict}: {host.kvm_why}"
-    return _tcg(spec, why)
+    return _tcg(spec, host, why)
 
 
 def _kvm(spec: Spec, host: Host, why: str) -> Board:
@@ -75,14 +79,20 @@ def _kvm(spec: Spec, host: Host, why: str) -> Board:
     )
 
 
-def _tcg(spec: Spec, why: str) -> Board:
+def _tcg(spec: Spec, host: Host, why: str) -> Board:
+    told = spec.machine.type is MachineType.MICROVM and host.tsc_khz > 0
     return Board(
         accel="tcg",
         accel_why=why,
         cpu="max,-svm",
         irqchip="none",
-        pit=True,
-        pic=True,
+        pit=not told,
+        pic=not told,
         rtc=True,
-        timers_why="TCG has no tsc-deadline timer: the guest calibrates its clock with the PIT",
+        timers_why=(
+            "the guest is told the frequency of its TSC: no PIT, no PIC"
+            if told
+            else "TCG has no tsc-deadline timer: the guest calibrates its clock with the PIT"
+        ),
+        cmdline=f"tsc_early_khz={host.tsc_khz}" if told else "",
     )

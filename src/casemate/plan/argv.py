@@ -58,7 +58,7 @@ def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tu
     if not microvm:
         argv += ["-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1"]
         argv += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
-    argv += _boot(spec, numbering)
+    argv += _boot(spec, board, numbering)
     argv += _console(spec, numbering, microvm)
     argv += _entropy(numbering, microvm)
     for index in range(len(spec.disks)):
@@ -98,7 +98,7 @@ def _machine(spec: Spec, board: Board) -> str:
     )
 
 
-def _boot(spec: Spec, numbering: Numbering) -> list[str]:
+def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
     argv = []
     if spec.boot.firmware is Firmware.UEFI:
         for role, access in (("firmware-code", "ro"), ("firmware-vars", "rw")):
@@ -108,8 +108,9 @@ def _boot(spec: Spec, numbering: Numbering) -> list[str]:
         argv += ["-kernel", KERNEL]
         if spec.boot.initrd is not None:
             argv += ["-initrd", INITRD]
-        if spec.boot.cmdline:
-            argv += ["-append", spec.boot.cmdline]
+        cmdline = f"{spec.boot.cmdline} {board.cmdline}".strip()
+        if cmdline:
+            argv += ["-append", cmdline]
     return argv
 
 

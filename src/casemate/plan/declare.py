@@ -5,11 +5,14 @@ A declared fact never proves anything; it is what the observed one is compared w
 
 from __future__ import annotations
 
+import hashlib
+from itertools import pairwise
+
 from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
-from casemate.jail.policy import NAMESPACES, Layer, Wall
+from casemate.jail.policy import NAMESPACES, IdentityMode, Layer, Wall
 from casemate.jail.rules import Phase, Profile
 from casemate.plan.accel import Board
-from casemate.plan.argv import SANDBOX
+from casemate.plan.argv import PROGRAM, SANDBOX
 from casemate.plan.model import Host, OpenFile
 from casemate.spec.model import Egress, MachineType, NetworkMode, Spec
 
@@ -27,8 +30,10 @@ def declare(
         facts[name] = Known(value, source, Stage.DECLARED)
 
     _process(say, wall, profile)
-    _devices(say, spec, board)
+    planned = tuple(sorted(a.split(",")[0] for flag, a in pairwise(wall.argv) if flag == "-device"))
+    _devices(say, spec, board, planned)
     say("img.formats", tuple(sorted({file.image_format for file in files if file.image_format})), "specification")
+    say("img.shared-writable", (), "lock on every image")
     say("img.backing", (), "header readers refuse every external reference")
     say("img.digest-checked", tuple(file.role for file in files if file.role in {"kernel", "initrd"}), "plan")
     say("console.bounded", True, f"console.log_max_kib = {spec.console.log_max_kib}")
@@ -49,8 +54,12 @@ def _process(say: object, wall: Wall, profile: Profile) -> None:
     assert callable(say)
     say("proc.uid", wall.identity.uid, "plan: identity")
     say("proc.gid", wall.identity.gid, "plan: identity")
-    if not wall.identity.keep_groups:
-        say("proc.groups", (), "plan: identity")
+    say("proc.groups", tuple(str(group) for group in wall.identity.groups), "plan: identity")
+    say("proc.kvm-group", tuple(str(group) for group in wall.identity.groups), "plan: identity")
+    say("run.uid-unique", wall.identity.mode is not IdentityMode.CALLER, "plan: identity")
+    say("proc.exe", PROGRAM, "plan: root")
+    say("proc.seccomp-foreign-arch", "kill", "compiler: bad architecture is killed")
+    say("vhost.descriptors", (), "plan: descriptors")
     say("proc.caps", (), "plan: capabilities")
     say("proc.no-new-privs", True, "plan")
     say("proc.seccomp-mode", 2, "plan")
@@ -69,12 +78,16 @@ def _process(say: object, wall: Wall, profile: Profile) -> None:
     say("proc.landlock", wall.landlock_abi, "plan: landlock")
     say("proc.parent-death-signal", 9, "plan")
     say("proc.session", True, "plan")
+    digest = hashlib.sha256("\0".join(wall.argv).encode()).hexdigest()
+    say("proc.argv", digest, "plan: argv")
 
 
-def _devices(say: object, spec: Spec, board: Board) -> None:
+def _devices(say: object, spec: Spec, board: Board, planned: tuple[str, ...]) -> None:
     assert callable(say)
     say("dev.machine", spec.machine.type.value, "argv: -machine")
     say("dev.accel", board.accel, "argv: -accel")
+    say("dev.insecure-types", (), "argv")
+    say("dev.types", planned, "argv: -device")
     say("dev.nodefaults", True, "argv: -nodefaults -no-user-config")
     say("dev.display", "none", "argv: -display none")
     say("dev.usb", (), "argv: usb=off")

@@ -49,7 +49,7 @@ class Emulator(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What the plan needs to know of the machine."""
+    """What the plan needs to know of the machine. ``tsc_khz`` 0: unknown."""
 
     machine: str
     kvm_verdict: str
@@ -57,6 +57,7 @@ class Host(msgspec.Struct, frozen=True):
     kvm_tsc_deadline: bool
     kvm_irqchip_off: bool
     kvm_arch_capabilities_abort: bool
+    tsc_khz: int
     landlock_abi: int
     core_sched: bool
     lsms: tuple[str, ...]

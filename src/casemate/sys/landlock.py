@@ -24,10 +24,14 @@ EXECUTE: Final = 1 << 0
 WRITE_FILE: Final = 1 << 1
 READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
+REMOVE_DIR: Final = 1 << 4
+REMOVE_FILE: Final = 1 << 5
+MAKE_REG: Final = 1 << 8
+TRUNCATE: Final = 1 << 14
 IOCTL_DEV: Final = 1 << 15
 
 # Access rights that apply to files; the others need a directory.
-FILE_RIGHTS: Final = EXECUTE | WRITE_FILE | READ_FILE | (1 << 14) | IOCTL_DEV
+FILE_RIGHTS: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
 
 def landlock_abi() -> int:
@@ -46,12 +50,15 @@ def handled_fs(abi: int) -> int:
     return (1 << bits) - 1 | (IOCTL_DEV if abi >= 5 else 0)
 
 
-def landlock_restrict_self(abi: int, paths: tuple[tuple[str, int], ...]) -> None:
+def landlock_restrict_self(
+    abi: int, paths: tuple[tuple[str, int], ...], *, may_signal_outside: bool = False
+) -> None:
     """Deny everything that ABI ``abi`` can deny, except the rights given for ``paths``; cannot be undone.
 
     Args:
         abi: at most what `landlock_abi` returned, at least 1.
         paths: (existing path, mask of rights); masks are cut to what the ABI knows.
+        may_signal_outside: leave signals to processes outside of this domain allowed (a supervisor needs it).
 
     Raises:
         OSError: naming the path or the call.
@@ -59,7 +66,7 @@ def landlock_restrict_self(abi: int, paths: tuple[tuple[str, int], ...]) -> None
     if abi < 1:
         raise RuntimeError("landlock_restrict_self needs a kernel with Landlock")
     network = 0b11 if abi >= 4 else 0
-    scoped = 0b11 if abi >= 6 else 0
+    scoped = (0b01 if may_signal_outside else 0b11) if abi >= 6 else 0
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     attribute = ctypes.create_string_buffer(struct.pack("=3Q", handled_fs(abi), network, scoped))
     # SAFETY: struct landlock_ruleset_attr, with the size that this ABI knows.

@@ -6,7 +6,7 @@ ENOSYS, which QEMU survives where it still tries one (SIGTERM makes it look for 
 
 from __future__ import annotations
 
-from casemate.jail.rules import Arg, Op, Phase, Rule
+from casemate.jail.rules import Arg, Op, Origin, Phase, Rule
 from casemate.jail.rulesets.values import (
     ARCH_SET_FS,
     AT_EMPTY_PATH,
@@ -111,6 +111,7 @@ STARTUP: tuple[Rule, ...] = (
         phase=_START,
     ),
     Rule("eventfd2", "event notifiers of the main loop, of thread pools and of virtio queues"),
+    Rule("restart_syscall", "the kernel resumes a wait that the read-back's ptrace stop interrupted", origin=Origin.SOURCE),
     Rule("fcntl", "glib and QEMU make inherited sockets non-blocking", (int_is(1, F_GETFL),), _START),
     Rule("fcntl", "glib and QEMU make inherited sockets non-blocking", (int_is(1, F_SETFL),), _START),
     Rule("getpeername", "QEMU names the peer of an inherited socket", phase=_START),

@@ -39,7 +39,10 @@ BLOCK: tuple[Rule, ...] = (
     Rule("fcntl", "image locking: take", (int_is(1, F_OFD_SETLK),), Phase.STARTUP),
 )
 
-ENTROPY: tuple[Rule, ...] = ()
+ENTROPY: tuple[Rule, ...] = (
+    Rule("fcntl", "rng-random duplicates its descriptor out of its fdset", (int_is(1, F_DUPFD_CLOEXEC),), Phase.STARTUP),
+    Rule("fcntl", "fdset descriptors are checked before use", (int_is(1, F_GETFD),), Phase.STARTUP),
+)
 
 CONSOLE: tuple[Rule, ...] = ()
 

@@ -1,0 +1,52 @@
+"""The supervisor's own wall: what it keeps is its VM's directories, its children's pidfds and the control socket.
+
+It runs unconfined code paths of ours on input from the emulator and the guest; a mistake there must not reach further
+than this VM. Capabilities go even for root: a process that owns the emulator's user namespace may signal it without.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+
+from casemate.sys import caps, landlock
+from casemate.sys.process import PR_SET_NO_NEW_PRIVS, prctl, set_process_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_OWN = landlock.READ_FILE | landlock.READ_DIR | landlock.WRITE_FILE | landlock.TRUNCATE
+_OWN |= landlock.MAKE_REG | landlock.REMOVE_FILE | landlock.REMOVE_DIR
+
+
+def confine_supervisor(config: dict[str, Any]) -> None:
+    """Confine the calling process for good.
+
+    Raises:
+        OSError: a layer could not be put on; the caller must not go on.
+    """
+    set_process_name("casemate-sup")
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    caps.clear_ambient_set()
+    if os.geteuid() == 0:
+        caps.drop_bounding_set()
+        caps.lock_securebits()
+        caps.capset()
+    abi = landlock.landlock_abi()
+    if abi >= 1:
+        paths = [(directory, _OWN) for directory in config["writable"]]
+        paths += [(os.path.dirname(item), landlock.REMOVE_DIR) for item in config["state"]["cgroups"]]
+        paths += [(directory, landlock.READ_FILE | landlock.READ_DIR) for directory in _libraries()]
+        landlock.landlock_restrict_self(abi, tuple(paths), may_signal_outside=True)
+    if config["seccomp_program"]:
+        from casemate.sys.seccomp import seccomp_set_mode_filter
+
+        seccomp_set_mode_filter(base64.b64decode(config["seccomp_program"]), 0)
+
+
+def _libraries() -> list[str]:
+    """Where late imports of the standard library may read."""
+    places = {os.path.dirname(os.__file__), sys.base_prefix + "/lib"}
+    return [place for place in places if os.path.isdir(place)]

@@ -1,0 +1,132 @@
+"""What the emulator built, asked over QMP while the guest is paused. Replies are bounded and never trusted to be whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from casemate.engine.startup import Startup
+from casemate.errors import VmError
+from casemate.facts.fact import Facts, Known, Stage, Value
+from casemate.plan.model import LaunchPlan
+
+_CHILDREN_MAX: Final = 512
+_FOLDERS: Final = ("/machine", "/machine/unattached", "/machine/peripheral", "/machine/peripheral-anon", "/objects")
+_DISPLAYS: Final = ("VGA", "vga", "qxl", "cirrus", "virtio-gpu", "ramfb", "bochs")
+_INSECURE: Final = (
+    *("ac97", "adlib", "am53c974", "ati-vga", "bochs", "ccid", "cirrus", "cs4231a", "dc390", "e1000", "ehci", "es1370"),
+    *("esp", "floppy", "gus", "hda-", "i82", "ich9-ahci", "ide-", "igb", "intel-hda", "ipmi", "isa-fdc", "isa-parallel"),
+    *("ivshmem", "lsi", "megasas", "mptsas", "ne2k", "nvme", "ohci", "pcnet", "piix3-ide", "pvrdma", "pvscsi", "qxl"),
+    *("rocker", "rtl8139", "sb16", "sdhci", "sungem", "tulip", "uhci", "usb-", "vmware", "vmxnet3", "xen", "virtio-9p"),
+)
+"""Device models that QEMU's security policy does not count as virtualisation use case, or that have a long history
+of escapes (cves.md); QEMU marks its own from 11.2 on (``-compat insecure-types``)."""
+
+_USB: Final = ("usb", "xhci", "ehci", "uhci", "ohci")
+
+
+def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
+    """Facts about machine, accelerator, interrupt controllers, devices, memory, disks."""
+    ask: Callable[..., Any] = startup.command
+    facts: Facts = {}
+
+    def know(name: str, value: Value, source: str) -> None:
+        facts[name] = Known(value, f"QMP {source}", Stage.OBSERVED)
+
+    types = device_types(ask)
+    know("dev.types", tuple(sorted(types)), "qom-list")
+    kvm = ask("query-kvm")
+    know("dev.accel", "kvm" if isinstance(kvm, dict) and kvm.get("enabled") is True else "tcg", "query-kvm")
+    machine = str(_get(ask, "/machine", "type"))
+    know("dev.machine", _machine_name(machine), "qom-get /machine type")
+    know("dev.insecure-types", tuple(sorted(t for t in types if t.lower().startswith(_INSECURE))), "qom-list")
+    know("dev.display", next((t for t in sorted(types) if t.startswith(_DISPLAYS)), "none"), "qom-list")
+    know("dev.usb", tuple(sorted(t for t in types if any(word in t for word in _USB))), "qom-list")
+    know("mem.merge", _get(ask, "/machine", "mem-merge") is not False, "qom-get /machine mem-merge")
+    know("mem.dump", _get(ask, "/machine", "dump-guest-core") is not False, "qom-get /machine dump-guest-core")
+    know("kvm.pit", bool(types & {"isa-pit", "kvm-pit", "pit"}), "qom-list")
+    know("kvm.pic", bool(types & {"isa-i8259", "kvm-i8259", "i8259"}), "qom-list")
+    know("kvm.irqchip", _irqchip(types, facts["dev.accel"]), "qom-list")
+    know("ent.virtio-rng", _entropy(ask, types), "qom-get /objects/entropy")
+    cpu = "/machine/unattached/device[0]"
+    nested = tuple(flag for flag in ("vmx", "svm") if _get(ask, cpu, flag) is not False)
+    know("cpu.nested-flags", nested, f"qom-get {cpu}")
+    _disks(know, ask)
+    if not any("-net" in kind for kind in types):
+        _no_network(know)
+    argv = plan.wall.argv
+    # These three have no QMP question; the live argument vector is compared whole by proc.argv.
+    know(
+        "dev.nodefaults", "-nodefaults" in argv and "-no-user-config" in argv, "has no question: live argv (proc.argv)"
+    )
+    know("emu.sandbox", argv[argv.index("-sandbox") + 1], "has no question: live argv (proc.argv) and the filter count")
+    know(
+        "emu.debug", tuple(a for a in argv if a in {"-s", "-gdb", "-d", "-trace", "-incoming"}), "live argv (proc.argv)"
+    )
+    know("qmp.transport", "inherited-descriptor", "this conversation: a socket pair made before exec")
+    return facts
+
+
+def device_types(ask: Callable[..., Any]) -> set[str]:
+    """QOM type names of everything that the machine holds."""
+    found: set[str] = set()
+    for folder in _FOLDERS:
+        children = ask("qom-list", path=folder)
+        if not isinstance(children, list) or len(children) > _CHILDREN_MAX:
+            raise VmError("the emulator's device list makes no sense", got=f"{folder}: {str(children)[:80]}")
+        for child in children:
+            kind = child.get("type") if isinstance(child, dict) else None
+            if isinstance(kind, str) and kind.startswith("child<") and kind.endswith(">"):
+                found.add(kind[6:-1])
+    return found - {"container", "irq", "qemu:memory-region", "memory-region", "memory-region-alias"}
+
+
+def _get(ask: Callable[..., Any], path: str, name: str) -> Any:
+    return ask("qom-get", path=path, property=name)
+
+
+def _machine_name(kind: str) -> str:
+    """``microvm-machine`` and ``pc-q35-7.2-machine`` in the words of the specification."""
+    name = kind.removesuffix("-machine")
+    return "q35" if name == "q35" or name.startswith("pc-q35-") else name
+
+
+def _irqchip(types: set[str], accel: object) -> str:
+    if isinstance(accel, Known) and accel.value != "kvm":
+        return "none"
+    if types & {"kvm-ioapic", "kvm-i8259"}:
+        return "on"
+    return "split" if "ioapic" in types else "off"
+
+
+def _entropy(ask: Callable[..., Any], types: set[str]) -> str:
+    if not any(kind.startswith("virtio-rng") for kind in types):
+        return "none"
+    backend = _get(ask, "/objects/entropy", "filename")
+    # The descriptor set holds one descriptor, which the launch opened itself: /dev/urandom of the host.
+    return "/dev/urandom" if backend == "/dev/fdset/1" else str(backend)
+
+
+def _disks(know: Callable[[str, Value, str], None], ask: Callable[..., Any]) -> None:
+    nodes = ask("query-named-block-nodes", flat=True)
+    if not isinstance(nodes, list) or len(nodes) > _CHILDREN_MAX:
+        raise VmError("the emulator's list of block nodes makes no sense", got=str(nodes)[:80])
+    formats, foreign = set(), []
+    for node in nodes:
+        driver, name = str(node.get("drv")), str(node.get("node-name"))
+        file = str(node.get("file", ""))
+        if driver != "file" and not name.startswith("firmware-"):
+            formats.add(driver)
+        if driver == "file" and not file.startswith("/dev/fdset/"):
+            foreign.append(f"{name}: {file}")
+    know("img.formats", tuple(sorted(formats)), "query-named-block-nodes")
+    know("img.backing", tuple(foreign), "query-named-block-nodes: files that are not handed over descriptors")
+
+
+def _no_network(know: Callable[[str, Value, str], None]) -> None:
+    source = "qom-list: no network device"
+    know("net.backend", "none", source)
+    know("net.egress", "none", source)
+    know("net.host-loopback", False, source)
+    know("net.published", (), source)
+    know("net.publish-wide", (), source)

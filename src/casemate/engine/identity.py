@@ -1,0 +1,66 @@
+"""One uid and gid per VM, held by a lock for as long as the VM lives. Never 0; never shared when it can be helped."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from casemate.engine.files import take_lock
+from casemate.engine.paths import Paths
+from casemate.errors import HostError
+from casemate.facts.root import Root
+from casemate.facts.subid import nth_id, read_subids, total_ids
+from casemate.jail.policy import Identity, IdentityMode
+
+# Unused in every scheme that systemd documents (UIDS-GIDS: 1879048192 to 2147483647 are free).
+RESERVED_FIRST = 1_879_048_192
+RESERVED_COUNT = 65_536
+
+
+def claim(paths: Paths) -> tuple[Identity, int]:
+    """Claim an identity that no running VM has.
+
+    Returns:
+        the identity and the descriptor that holds its lock; closing it frees the identity.
+
+    Raises:
+        HostError: none is free, or (rootless without subordinate ids) another VM already runs under the caller's uid.
+    """
+    if os.geteuid() == 0:
+        return _first_free(paths, range(RESERVED_FIRST, RESERVED_FIRST + RESERVED_COUNT), _root_identity)
+    uid = os.getuid()
+    root = Root()
+    try:
+        name: str | None = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = None
+    uids, gids = (read_subids(root, f"/etc/{kind}", uid, name) for kind in ("subuid", "subgid"))
+    count = min(total_ids(uids), total_ids(gids), 65_536)
+    tools = all(os.access(f"/usr/bin/{tool}", os.X_OK) for tool in ("newuidmap", "newgidmap"))
+    if count > 1 and tools:
+        # The first ids of a range belong to other tools' users by custom (podman maps 1 there): start from the end.
+        indexes = range(count - 1, max(-1, count - 1 - 4096), -1)
+        return _first_free(paths, indexes, lambda n: Identity(nth_id(uids, n), nth_id(gids, n), IdentityMode.SUBID))
+    lock = take_lock(f"{paths.runtime}/ids/{uid}", wait=False)
+    if lock is None:
+        missing = "package uidmap" if not tools else "a range in /etc/subuid and /etc/subgid"
+        raise HostError(
+            "another VM already runs under this user's own uid",
+            got=f"no subordinate ids: {missing} is missing",
+            next_step="apt-get install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER",
+        )
+    groups = tuple(sorted(set(os.getgroups()) - {os.getgid()}))
+    return Identity(uid, os.getgid(), IdentityMode.CALLER, keep_groups=True, groups=groups), lock
+
+
+def _root_identity(uid: int) -> Identity:
+    return Identity(uid, uid, IdentityMode.ROOT)
+
+
+def _first_free(paths: Paths, candidates: range, make: object) -> tuple[Identity, int]:
+    assert callable(make)
+    for candidate in candidates:
+        lock = take_lock(f"{paths.runtime}/ids/{candidate}", wait=False)
+        if lock is not None:
+            return make(candidate), lock
+    raise HostError("every reserved uid is in use", got=f"{len(candidates)} running VMs", next_step="stop some VMs")

@@ -1,0 +1,196 @@
+"""The launch inside the supervisor-to-be: helpers, wall, emulator, read-back, release.
+
+Steps (design, "Launch, step by step", 5 to 11): 1. cgroup · 2. helpers · 3. wall and exec · 4. greeting ·
+5. read-back of process and devices · 6. judge, refuse or go on · 7. end of start-up calls · 8. `cont`.
+
+Runs in a forked, single-threaded child. Whatever fails, nothing is left: the emulator is killed and reaped, the
+cgroup removed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casemate.controls.catalogue.launch import launch_controls
+from casemate.controls.drift import drift
+from casemate.controls.judge import judge, refusal_error, refusals
+from casemate.controls.model import AppliedWaiver, Finding
+from casemate.engine import cgroups
+from casemate.engine.devicetree import observe_devices
+from casemate.engine.opening import Opened
+from casemate.engine.readback import observe_process
+from casemate.engine.startup import Startup
+from casemate.engine.state import remove_cgroups
+from casemate.facts.fact import Facts, Known, Stage
+from casemate.jail.spawn import Spawned, kill_and_reap, spawn
+from casemate.plan.model import LaunchPlan
+
+if TYPE_CHECKING:
+    from casemate.engine.network import Network
+
+STARTUP_DEADLINE_S = 30.0
+
+
+@dataclass
+class Launched:
+    """A released VM and the descriptors that its supervisor goes on with."""
+
+    spawned: Spawned
+    qmp: socket.socket
+    console: socket.socket
+    log_fd: int
+    network: Network | None
+    findings: tuple[Finding, ...]
+    qemu_version: str
+    early_log: bytes
+    notifications: dict[str, int]
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+def launch(
+    plan: LaunchPlan, program: bytes, opened: Opened, staging: str, waivers: tuple[AppliedWaiver, ...]
+) -> Launched:
+    """Start, read back, judge, release.
+
+    Raises:
+        CasemateError: with the reason; nothing is left running.
+    """
+    clock = _Clock()
+    cgroups.make(plan.cgroup)  # 1
+    network: Network | None = None
+    ours, theirs, log_read, log_write = [], [], -1, -1
+    spawned: Spawned | None = None
+    try:
+        qmp_ours, qmp_theirs = socket.socketpair()
+        console_ours, console_theirs = socket.socketpair()
+        ours, theirs = [qmp_ours, console_ours], [qmp_theirs, console_theirs]
+        log_read, log_write = os.pipe2(os.O_CLOEXEC)
+        sources = {
+            **opened.by_role,
+            "qmp": qmp_theirs.fileno(),
+            "console": console_theirs.fileno(),
+            "log": log_write,
+        }
+        if plan.helpers:
+            from casemate.engine.network import start_network
+
+            network = start_network(plan, plan.run_as.uid, plan.run_as.gid, plan.cgroup.directories)  # 2
+            sources["net"] = network.qemu_socket_fd
+            clock.lap("helpers")
+        expected = {role: digest for role, digest in opened.digests.items() if role in {"kernel", "initrd"}}
+        opened.verify_unchanged()
+        spawned = spawn(plan.wall, program, sources, staging, expected_digests=expected)  # 3
+        clock.lap("wall")
+        for end in theirs:
+            end.close()
+        os.close(log_write)
+        log_write = -1
+        startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, STARTUP_DEADLINE_S)
+        version = startup.greeting()  # 4
+        clock.lap("greeting")
+        observed = observe(plan, startup, spawned, opened)  # 5
+        clock.lap("read-back")
+        findings = judge_launch(plan, observed, waivers)  # 6
+        clock.lap("judge")
+        startup.end_notifications()  # 7
+        startup.command("cont")  # 8
+        clock.lap("cont")
+    except BaseException:
+        if spawned is not None:
+            kill_and_reap(spawned)
+        if network is not None:
+            network.stop()
+        for end in (*ours, *theirs):
+            end.close()
+        for descriptor in (log_read, log_write):
+            if descriptor >= 0:
+                os.close(descriptor)
+        remove_cgroups(plan.cgroup.directories)
+        raise
+    return Launched(
+        spawned,
+        qmp_ours,
+        console_ours,
+        log_read,
+        network,
+        findings,
+        version,
+        bytes(startup.log),
+        startup.notifications,
+        clock.laps,
+    )
+
+
+def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened) -> Facts:
+    """Everything that the live, paused emulator shows, and the host facts that controls ask for."""
+    facts = observe_devices(plan, startup)
+    facts.update(observe_process(plan, spawned, opened.by_role))
+    if isinstance(facts["proc.seccomp-allowed"], Known) is False:
+        facts.update(_proved_by_notifications(plan, startup))
+
+    def know(name: str, value: object, source: str) -> None:
+        facts[name] = Known(value, source, Stage.OBSERVED)  # type: ignore[arg-type]
+
+    digests = tuple(sorted(f"{role}:{digest}" for role, digest in spawned.digests.items()))
+    know(
+        "img.digest-checked", tuple(role.split(":")[0] for role in digests), "hashed while it was copied into the root"
+    )
+    know("img.shared-writable", (), "flock on every image, exclusive for a writer")
+    know("console.bounded", True, "the supervisor's log ring")
+    know("vm.passthrough", tuple(item.address for item in plan.spec.passthrough), "plan; no vfio descriptor otherwise")
+    know("run.uid-unique", plan.run_as.mode.value != "caller", "lock on the uid, held for the VM's life")
+    for name, fact in plan.declared.items():
+        # What the launch itself found out about host and caller moments ago; it is not a promise about the VM.
+        if name.startswith(("host.", "run.rootless", "vm.id")) and isinstance(fact, Known):
+            facts[name] = Known(fact.value, fact.source, Stage.OBSERVED)
+    return facts
+
+
+def _proved_by_notifications(plan: LaunchPlan, startup: Startup) -> Facts:
+    """Rootless: the start-up calls arrived at our listener, so this very filter is live; its bytes are ours."""
+    if not startup.notifications.get("execve"):
+        return {}
+    source = f"{sum(startup.notifications.values())} notifications from this filter, whose program we loaded ourselves"
+    declared = plan.declared["proc.seccomp-allowed"]
+    value = declared.value if isinstance(declared, Known) else 0
+    return {
+        "proc.seccomp-allowed": Known(value, source, Stage.OBSERVED),
+        "proc.seccomp-dangerous": Known((), source, Stage.OBSERVED),
+        "proc.seccomp-foreign-arch": Known("kill", source, Stage.OBSERVED),
+    }
+
+
+def judge_launch(plan: LaunchPlan, observed: Facts, waivers: tuple[AppliedWaiver, ...]) -> tuple[Finding, ...]:
+    """All findings of this launch.
+
+    Raises:
+        RefusedError: a launch control failed, or the VM is not the planned one.
+    """
+    controls = launch_controls()
+    # The board brings parts of its own (dev.types): those are judged, not promised one by one.
+    promised = {name: fact for name, fact in plan.declared.items() if name != "dev.types"}
+    findings = (
+        *judge(controls, observed, stage=Stage.OBSERVED, waivers=waivers),
+        *drift(promised, observed, controls=controls),
+    )
+    refused = refusals(findings)
+    if refused:
+        raise refusal_error(refused)
+    return findings
+
+
+class _Clock:
+    """Where the time goes, in milliseconds; for ``inspect`` and the benchmarks, never for a decision."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round((now - self._last) * 1000, 2)
+        self._last = now

@@ -1,0 +1,162 @@
+"""Open every file of a launch once, check it through the opened descriptor, and hand over the descriptor.
+
+Ownership: `Opened` owns all descriptors until `close`; the supervisor keeps the locks of writable disks for the VM's
+life, everything else is closed once the emulator has its copies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass, field
+
+from casemate.engine.paths import Paths
+from casemate.errors import HostError, InputError
+from casemate.image.headers import inspect_image
+from casemate.image.opening import FileIdentity, identity_of, open_image, open_regular_file, verify_unchanged
+from casemate.image.overlay import write_empty_qcow2
+from casemate.plan.model import OpenFile
+from casemate.spec.model import DiskMode, Spec
+
+
+@dataclass
+class Opened:
+    """Descriptors by role, sizes for the plan, digests of boot files, and what must still be true at use."""
+
+    by_role: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, tuple[FileIdentity, str]] = field(default_factory=dict)
+    locks: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close everything."""
+        for descriptor in (*self.by_role.values(), *self.locks):
+            os.close(descriptor)
+        self.by_role.clear()
+        self.locks.clear()
+
+    def verify_unchanged(self) -> None:
+        """Nothing was replaced or written between the check and now.
+
+        Raises:
+            ImageError: naming the file.
+        """
+        for role, (identity, path) in self.identities.items():
+            verify_unchanged(self.by_role[role], identity, path)
+
+
+def open_spec_files(spec: Spec) -> Opened:
+    """Open kernel, initrd and disks, and inspect every image header.
+
+    Raises:
+        InputError, ImageError: with path and next step; nothing stays open.
+    """
+    opened = Opened()
+    try:
+        for role, path in (("kernel", spec.boot.kernel), ("initrd", spec.boot.initrd)):
+            if path is not None:
+                descriptor = opened.by_role[role] = open_regular_file(path, what=role)
+                opened.sizes[role] = os.fstat(descriptor).st_size
+                opened.identities[role] = (identity_of(descriptor), path)
+                _check_boot_file(role, path, opened.sizes[role])
+        for index, disk in enumerate(spec.disks):
+            role, writable = f"disk{index}", disk.mode is DiskMode.PERSISTENT
+            descriptor = opened.by_role[role] = open_image(disk.path, writable=writable)
+            header = inspect_image(descriptor, disk.path, disk.format.value)
+            opened.sizes[role] = header.virtual_size_bytes
+            opened.identities[role] = (identity_of(descriptor), disk.path)
+            opened.locks.append(_lock(disk.path, descriptor, writable))
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _check_boot_file(role: str, path: str, size_bytes: int) -> None:
+    limit = 256 << 20 if role == "kernel" else 1 << 30
+    if not 0 < size_bytes <= limit:
+        raise InputError(f"{role} {path!r}", got=f"{size_bytes} bytes", expected=f"1 to {limit} bytes")
+
+
+def _lock(path: str, descriptor: int, writable: bool) -> int:
+    """A lock of ours on the image, held while the VM runs: one writer, or many readers."""
+    # A lock belongs to an open file description; QEMU gets another one, so that it cannot give ours back.
+    own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(own, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(own)
+        raise InputError(
+            f"disk {path!r} is in use by another VM",
+            got="a writer" if not writable else "another user of the image",
+            expected="one writer and nobody else, or readers only",
+            next_step="casemate ps shows the running VMs; mode overlay lets many share one image",
+        ) from None
+    return own
+
+
+def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths, vm_id: str) -> None:
+    """Open what only the plan knows: firmware, the VM's own variables, overlays, entropy."""
+    for file in files:
+        if file.role in opened.by_role:
+            continue
+        if file.access == "overlay":
+            opened.by_role[file.role] = _new_overlay(paths.vm_data(vm_id), file.virtual_size_bytes)
+        elif file.access == "vars":
+            opened.by_role[file.role] = _own_variables(file.path, f"{paths.vm_data(vm_id)}/vars.fd")
+        else:
+            opened.by_role[file.role] = open_regular_file(file.path, what=file.role)
+    opened.by_role["entropy"] = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
+    opened.by_role["null"] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def _new_overlay(directory: str, size_bytes: int) -> int:
+    """A qcow2 file without a name: it dies with the last descriptor, whatever kills the VM."""
+    try:
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # a file system without O_TMPFILE
+        path = f"{directory}/overlay.{secrets.token_hex(6)}"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+    try:
+        write_empty_qcow2(descriptor, size_bytes)
+    except OSError as fault:
+        os.close(descriptor)
+        raise HostError(
+            "no room for the disk's overlay", got=f"{directory}: {fault.strerror}", next_step=f"df -h {directory}"
+        ) from fault
+    return descriptor
+
+
+def _own_variables(template: str, path: str) -> int:
+    """The VM's own UEFI variables, copied from the template at the first start."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        pass
+    source = open_regular_file(template, what="UEFI variable template")
+    temporary = f"{path}.{secrets.token_hex(6)}.tmp"
+    try:
+        with open(temporary, "xb") as target:
+            os.fchmod(target.fileno(), 0o600)
+            while chunk := os.read(source, 1 << 20):
+                target.write(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        os.rename(temporary, path)
+    finally:
+        os.close(source)
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def digest_file(descriptor: int) -> str:
+    """SHA-256 of an open file, read once, without moving its position."""
+    digest = hashlib.sha256()
+    offset = 0
+    while chunk := os.pread(descriptor, 1 << 20, offset):
+        digest.update(chunk)
+        offset += len(chunk)
+    return digest.hexdigest()

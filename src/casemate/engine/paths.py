@@ -1,0 +1,118 @@
+"""Where Casemate keeps things, and how the directories are made.
+
+    runtime   /run/casemate or $XDG_RUNTIME_DIR/casemate            gone after a reboot
+      vms/<id>/lock          flock, held by the supervisor for its whole life
+      vms/<id>/state.json    what runs now; replaced by rename
+      vms/<id>/control.sock  requests to the supervisor
+      vms/<id>/root/         empty; the new root is mounted here in the emulator's own mount namespace
+      ids/<uid>              flock: one VM per reserved uid
+    data      /var/lib/casemate or $XDG_DATA_HOME/casemate
+      names.lock             flock: taken while a name is claimed or freed
+      vms/<id>/definition.json   specification, name, created_at
+      vms/<id>/run.json          boot id and start of the run that has no end yet
+      vms/<id>/exit.json         how the last run ended
+      vms/<id>/record.json       launch record, signed
+      vms/<id>/console.log[.1]   bounded
+      vms/<id>/emulator.log      bounded
+      vms/<id>/events.jsonl[.1]  bounded
+      vms/<id>/vars.fd           UEFI variables
+      key                        ed25519, 0600
+    cache     /var/cache/casemate or $XDG_CACHE_HOME/casemate
+      filters/ emulators/ guest/ kvm.json   derived, checked before use
+
+All directories are 0700 and owned by the caller; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import msgspec
+
+from casemate.errors import HostError
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """The three base directories, absolute."""
+
+    runtime: str
+    data: str
+    cache: str
+
+    def vm_runtime(self, vm_id: str) -> str:
+        """Runtime directory of one VM."""
+        return f"{self.runtime}/vms/{vm_id}"
+
+    def vm_data(self, vm_id: str) -> str:
+        """Data directory of one VM."""
+        return f"{self.data}/vms/{vm_id}"
+
+
+def default_paths() -> Paths:
+    """Directories by the XDG rules, or the system's when root.
+
+    Raises:
+        HostError: a home directory is needed and there is none.
+    """
+    if os.geteuid() == 0:
+        return Paths("/run/casemate", "/var/lib/casemate", "/var/cache/casemate")
+    home = os.environ.get("HOME", "")
+    if not home.startswith("/"):
+        raise HostError("no home directory", got=f"HOME={home!r}", next_step="set HOME to an absolute path")
+    uid = os.getuid()
+    # Without a login session there is no XDG_RUNTIME_DIR; a private directory under /tmp is what podman takes too.
+    runtime = _absolute("XDG_RUNTIME_DIR", f"/tmp/casemate-run-{uid}")  # noqa: S108 - made 0700, owner is checked
+    data = _absolute("XDG_DATA_HOME", f"{home}/.local/share")
+    cache = _absolute("XDG_CACHE_HOME", f"{home}/.cache")
+    return Paths(f"{runtime}/casemate", f"{data}/casemate", f"{cache}/casemate")
+
+
+def _absolute(variable: str, fallback: str) -> str:
+    value = os.environ.get(variable, "")
+    return value.rstrip("/") if value.startswith("/") else fallback
+
+
+def prepare(paths: Paths) -> None:
+    """Make the base directories.
+
+    Raises:
+        HostError: one cannot be made, or is not ours alone.
+    """
+    for base, parts in (
+        (paths.runtime, ("vms", "ids")),
+        (paths.data, ("vms",)),
+        (paths.cache, ("filters", "emulators")),
+    ):
+        own_directory(base)
+        for part in parts:
+            own_directory(f"{base}/{part}")
+
+
+def own_directory(path: str) -> None:
+    """Make ``path`` 0700 if it is missing, and check that it belongs to the caller alone."""
+    try:
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            if os.path.dirname(path).startswith("/tmp/casemate-run-"):  # noqa: S108
+                own = os.path.dirname(path)
+                os.chmod(own, 0o700, follow_symlinks=True) if os.lstat(own).st_uid == os.geteuid() else None
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                pass  # another command was faster
+            found = os.lstat(path)
+    except OSError as fault:
+        raise HostError(
+            f"directory {path} cannot be made", got=str(fault.strerror), next_step="make its parent writable"
+        ) from fault
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or mode & 0o077:
+        raise HostError(
+            f"{path} is not a private directory of ours",
+            got=f"{stat.filemode(found.st_mode)} uid {found.st_uid}",
+            expected=f"drwx------ uid {os.geteuid()}",
+            next_step=f"remove it or chmod 700 {path}",
+        )

@@ -1,0 +1,186 @@
+"""The emulator between exec and `cont`: start-up notifications answered, QMP spoken, its log kept, all in one loop.
+
+While this runs the guest has not executed an instruction. Every call that only start-up needs arrives here as a
+notification; the filter has already narrowed name and arguments, so all that is left to decide is "is it still
+start-up?". execve is allowed once.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from typing import Any
+
+from casemate.bpf.syscalls import names
+from casemate.engine import qmp
+from casemate.engine.qmp import QmpError
+from casemate.errors import VmError
+from casemate.jail.spawn import Spawned
+from casemate.sys import seccomp
+
+LOG_KEEP_BYTES = 65536
+
+
+class Startup:
+    """One emulator that starts. Owns nothing: the caller closes the descriptors."""
+
+    def __init__(self, spawned: Spawned, control: socket.socket, log_fd: int, machine: str, deadline_s: float) -> None:
+        self.spawned = spawned
+        self.log = bytearray()
+        self.notifications: dict[str, int] = {}
+        self.pending_events: list[dict[str, Any]] = []
+        self._control = control
+        self._log_fd = log_fd
+        self._machine = machine
+        self._end = time.monotonic() + deadline_s
+        self._reader = qmp.LineReader()
+        self._messages: list[dict[str, Any]] = []
+        self._next_id = 1
+        self._executed = False
+        control.setblocking(False)
+        os.set_blocking(log_fd, False)
+        self._poller = select.poll()
+        self._watched = {fd for fd in (spawned.listener, control.fileno(), log_fd, spawned.pidfd) if fd >= 0}
+        for descriptor in self._watched:
+            self._poller.register(descriptor, select.POLLIN)
+
+    def greeting(self) -> str:
+        """Wait for QMP's greeting and give QEMU's version."""
+        version = qmp.check_greeting(self._next_message("the QMP greeting"))
+        self.command("qmp_capabilities")
+        return version
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """Send one command and wait for its reply.
+
+        Raises:
+            VmError: the emulator died, was too slow, or answered with an error.
+        """
+        identifier = self._next_id
+        self._next_id += 1
+        line = qmp.encode_command(name, arguments or None, identifier)
+        self._control.setblocking(True)
+        self._control.sendall(line)
+        self._control.setblocking(False)
+        while True:
+            message = self._next_message(f"the answer to {name}")
+            if "event" in message:
+                self.pending_events.append(message)
+                continue
+            if message.get("id") != identifier:
+                raise VmError("the emulator answered a question that was not asked", got=str(message)[:200])
+            try:
+                return qmp.return_of(message, name)
+            except QmpError as fault:
+                raise VmError("the emulator refused a command", got=str(fault)) from fault
+
+    def end_notifications(self) -> None:
+        """Close the listener: from here on start-up calls fail for good."""
+        if self.spawned.listener >= 0:
+            self._forget(self.spawned.listener)
+            os.close(self.spawned.listener)
+            self.spawned.listener = -1
+
+    def log_tail(self) -> str:
+        """The last lines that the emulator wrote, printable."""
+        text = bytes(self.log[-2000:]).decode("utf-8", "replace")
+        return "\n".join("".join(c for c in line if c.isprintable()) for line in text.splitlines()[-6:])
+
+    def _forget(self, descriptor: int) -> None:
+        if descriptor in self._watched:
+            self._watched.discard(descriptor)
+            self._poller.unregister(descriptor)
+
+    def _next_message(self, waiting_for: str) -> dict[str, Any]:
+        while not self._messages:
+            remaining = self._end - time.monotonic()
+            if remaining <= 0:
+                raise VmError(
+                    f"the emulator was too slow: no {waiting_for}",
+                    got=self.log_tail(),
+                    next_step="look at the host's load",
+                )
+            for descriptor, _ in self._poller.poll(remaining * 1000):
+                self._handle(descriptor, waiting_for)
+        return self._messages.pop(0)
+
+    def _handle(self, descriptor: int, waiting_for: str) -> None:
+        if descriptor == self.spawned.listener:
+            self._answer()
+        elif descriptor == self._log_fd:
+            self._read_log()
+        elif descriptor == self._control.fileno():
+            try:
+                data = self._control.recv(65536)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            if not data:
+                self._forget(descriptor)
+                return
+            try:
+                self._messages += self._reader.feed(data)
+            except QmpError as fault:
+                raise VmError("the emulator does not speak QMP", got=str(fault)) from fault
+        else:
+            self._read_log()
+            self._forget(descriptor)
+            raise self._death(waiting_for)
+
+    def _answer(self) -> None:
+        listener = self.spawned.listener
+        try:
+            notification = seccomp.notif_recv(listener)
+        except FileNotFoundError:
+            return  # the caller died meanwhile
+        name = names(self._machine).get(notification.nr, str(notification.nr))
+        self.notifications[name] = self.notifications.get(name, 0) + 1
+        try:
+            if name == "execve" and self._executed:
+                seccomp.notif_send_error(listener, notification.id, 1)
+                return
+            self._executed = self._executed or name == "execve"
+            seccomp.notif_send_continue(listener, notification.id)
+        except FileNotFoundError:
+            return
+
+    def _read_log(self) -> None:
+        try:
+            data = os.read(self._log_fd, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._forget(self._log_fd)
+            return
+        self.log += data
+        del self.log[:-LOG_KEEP_BYTES]
+
+    def _death(self, waiting_for: str) -> VmError:
+        status = os.waitid(os.P_PIDFD, self.spawned.pidfd, os.WEXITED | os.WNOWAIT)
+        code = status.si_status if status is not None else -1
+        if status is not None and status.si_code != os.CLD_EXITED:
+            got = f"killed by {signal.Signals(code).name}"
+        else:
+            got = f"exit status {code}"
+        tail = self.log_tail()
+        return VmError(
+            f"the emulator ended while waiting for {waiting_for}",
+            got=f"{got}; {tail}" if tail else got,
+            next_step=explain_signal(code) if status is not None and status.si_code != os.CLD_EXITED else "",
+        )
+
+
+def explain_signal(number: int) -> str:
+    """What a fatal signal of the emulator means, and what to do."""
+    if number == signal.SIGSYS:
+        return (
+            "SIGSYS: the seccomp allowlist killed it for a system call that no traced workload makes; the kernel's audit"
+            " line (dmesg, type=1326) names the call; report it with the QEMU and libc versions"
+        )
+    if number == signal.SIGABRT or number == signal.SIGSEGV:
+        return "the emulator aborted or crashed: casemate logs --emulator shows its last words"
+    if number == signal.SIGKILL:
+        return "killed from outside, or by the memory limit of its cgroup"
+    return ""

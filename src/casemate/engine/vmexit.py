@@ -1,0 +1,160 @@
+"""How a run ended, and the clean-up after it. Standard library only: the minimal supervisor imports this."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def now() -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    seconds = time.time()
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{whole}.{int(seconds * 1000) % 1000:03d}Z"
+
+
+class Verdict:
+    """Collects what is known about the end. The first wish counts: a time-out that kills is a time-out."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.reason = ""
+        self.code = 5
+        self.detail = ""
+        self.panicked = False
+        self.shutdown_reason = ""
+        self._wanted: tuple[str, int, str] | None = None
+        self._notes: list[str] = []
+
+    def want(self, reason: str, code: int, detail: str) -> None:
+        """We are about to end the VM ourselves, and this is why."""
+        if self._wanted is None:
+            self._wanted = (reason, code, detail)
+
+    def note(self, text: str) -> None:
+        """Something worth adding to the detail."""
+        self._notes.append(text)
+
+    def end(self, status: int, *, killed: bool) -> None:
+        """The emulator is gone: ``status`` is its exit status, or the signal when ``killed``."""
+        self.ended = True
+        how = f"the emulator was killed by {_signal_name(status)}" if killed else f"exit status {status}"
+        if self._wanted is not None:
+            self.reason, self.code, self.detail = self._wanted
+        elif killed:
+            self.reason, self.code, self.detail = "emulator killed", 5, f"{how}{_explain(status)}"
+        elif status != 0:
+            self.reason, self.code, self.detail = "emulator failed", 5, f"{how}: see casemate logs --emulator"
+        elif self.panicked:
+            self.reason, self.code, self.detail = "guest kernel panic", 5, "the console shows a kernel panic"
+        elif self.shutdown_reason in {"guest-shutdown", "guest-reset"}:
+            self.reason, self.code, self.detail = "guest powered off", 0, ""
+        else:
+            self.reason, self.code, self.detail = "emulator ended", 0 if self.shutdown_reason else 5, how
+        self.detail = "; ".join(filter(None, [self.detail, *self._notes]))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _explain(number: int) -> str:
+    if number == signal.SIGSYS:
+        return (
+            ": its seccomp allowlist forbids a system call that it made; the kernel's audit line (dmesg, type=1326)"
+            " names call and thread; please report it with the versions of QEMU and libc"
+        )
+    if number in {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGTRAP}:
+        return ": it crashed or aborted; see casemate logs --emulator"
+    if number == signal.SIGKILL:
+        return ": from outside, or by the memory limit of its cgroup"
+    return ""
+
+
+def write_json(path: str, value: dict[str, Any]) -> bool:
+    """Replace a JSON file by rename. Returns False when the disk refuses; callers that cannot do without must check."""
+    temporary = f"{path}.tmp"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(descriptor, json.dumps(value).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except OSError:
+        return False
+    return True
+
+
+def clean_up(config: dict[str, Any], verdict: Verdict) -> None:
+    """exit.json, then the marks of a run, then cgroups and runtime files. Each may fail without stopping the others.
+
+    If exit.json cannot be written (full disk), run.json stays: the next command finds the lock free and says so.
+    """
+    runtime, data, state = config["runtime"], config["data"], config["state"]
+    written = write_json(
+        f"{data}/exit.json",
+        {
+            "reason": verdict.reason,
+            "code": verdict.code,
+            "finished_at": now(),
+            "started_at": state["started_at"],
+            "detail": verdict.detail,
+            "uid": state["uid"],
+            "accel": state["accel"],
+        },
+    )
+    _remove_cgroups(state["cgroups"])
+    if written:
+        _unlink(f"{data}/run.json")
+    if config["remove_on_exit"]:
+        _unlink(f"{data}/definition.json")
+        for name in _list(data):
+            _unlink(f"{data}/{name}")
+        _rmdir(data)
+    for name in ("control.sock", "state.json", "state.json.tmp"):
+        _unlink(f"{runtime}/{name}")
+    _rmdir(f"{runtime}/root")
+    _unlink(f"{runtime}/lock")  # still held by us: nobody can start in between
+    _rmdir(runtime)
+
+
+def _remove_cgroups(directories: list[str]) -> None:
+    for directory in directories:
+        end = time.monotonic() + 2
+        while os.path.isdir(directory) and time.monotonic() < end:
+            if _rmdir(directory):
+                break
+            time.sleep(0.005)
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        return
+
+
+def _rmdir(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except OSError:
+        return False
+    return True
