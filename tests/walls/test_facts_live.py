@@ -81,22 +81,27 @@ BOARD = {
 }
 
 
-def place(base: Path, target: str, source: str) -> None:
-    where = base / target.lstrip("/")
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One copy of each host file, so that every root can have it as a hard link."""
+    return tmp_path_factory.mktemp("pool")
+
+
+def place(base: Path, target: str, source: str, pool: Path) -> None:
+    where, copy = base / target.lstrip("/"), pool / source.replace("/", "_")
     where.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, where)
-    except OSError:
-        shutil.copy(source, where)
+    if not copy.exists():
+        shutil.copy(source, copy)
+    os.link(copy, where)
 
 
-def build_root(base: Path, emulator: Emulator, machine: str, boot: str, accel: str) -> None:
+def build_root(base: Path, pool: Path, emulator: Emulator, machine: str, boot: str, accel: str) -> None:
     modules = modules_for(emulator, accel, tuple(device.split(",")[0] for device in DEVICES[machine]))
-    place(base, emulator.path, emulator.path)
+    place(base, emulator.path, emulator.path, pool)
     for item in needed_closure(emulator.path, ROOT, modules):
-        place(base, item.target, item.source)
+        place(base, item.target, item.source, pool)
     for item in firmware_files(emulator.data_dirs, machine, boot, ROOT):
-        place(base, item.target, item.source)
+        place(base, item.target, item.source, pool)
     (base / "kernel").write_bytes(KERNEL.ljust(8192, b"\0"))
     (base / "disk").write_bytes(bytes(1 << 20))
     (base / "dev").mkdir()
@@ -148,10 +153,12 @@ def run_in_root(base: Path, emulator: Emulator, options: list[str], accel: str) 
 @pytest.mark.parametrize(
     ("machine", "boot"), [("microvm", "kernel"), ("q35", "kernel"), ("q35", "bios"), ("q35", "uefi")]
 )
-def test_named_files_are_enough(tmp_path: Path, emulator: Emulator, machine: str, boot: str, accel: str) -> None:
+def test_named_files_are_enough(
+    tmp_path: Path, pool: Path, emulator: Emulator, machine: str, boot: str, accel: str
+) -> None:
     if accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/kvm")
-    build_root(tmp_path, emulator, machine, boot, accel)
+    build_root(tmp_path, pool, emulator, machine, boot, accel)
     options = arguments(machine, boot, accel)
     if accel == "kvm":
         options += ["-cpu", "qemu64"]
@@ -162,8 +169,8 @@ def test_named_files_are_enough(tmp_path: Path, emulator: Emulator, machine: str
 
 
 @pytest.mark.parametrize("gone", ["accel-tcg-x86_64.so", "bios-microvm.bin", "linuxboot_dma.bin", "libpixman-1.so.0"])
-def test_each_named_file_is_needed(tmp_path: Path, emulator: Emulator, gone: str) -> None:
-    build_root(tmp_path, emulator, "microvm", "kernel", "tcg")
+def test_each_named_file_is_needed(tmp_path: Path, pool: Path, emulator: Emulator, gone: str) -> None:
+    build_root(tmp_path, pool, emulator, "microvm", "kernel", "tcg")
     victims = list(tmp_path.rglob(gone))
     if not victims:
         pytest.skip(f"this QEMU has no {gone}")
@@ -240,6 +247,18 @@ def test_start_time_tells_two_processes_apart_from_one_pid() -> None:
     with started([sys.executable, "-IS", "-c", CHILD, "/dev/null"]) as process:
         first, second = read_process(process.pid), read_process(process.pid)
     assert first.start_time == second.start_time > read_process(os.getppid()).start_time
+
+
+def test_a_pidfd_of_another_process_is_refused() -> None:
+    with started([sys.executable, "-IS", "-c", CHILD, "/dev/null"]) as process:
+        mine, other = os.pidfd_open(process.pid), os.pidfd_open(os.getpid())
+        try:
+            assert read_process(process.pid, pidfd=mine).pid == process.pid
+            with pytest.raises(ProcessLookupError):
+                read_process(process.pid, pidfd=other)
+        finally:
+            os.close(mine)
+            os.close(other)
 
 
 def test_dead_zombie_and_absent_are_errors() -> None:

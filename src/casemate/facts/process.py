@@ -130,17 +130,25 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     unknown: dict[str, str]
 
 
-def read_process(pid: int, *, root: Root | None = None, with_root: bool = True, with_maps: bool = True) -> ProcessFacts:
+def read_process(
+    pid: int,
+    *,
+    pidfd: int | None = None,
+    root: Root | None = None,
+    with_root: bool = True,
+    with_maps: bool = True,
+) -> ProcessFacts:
     """Read everything about a process.
 
     Args:
         pid: as this process's /proc shows it.
+        pidfd: the process that is meant; the number must be its own before and after the reading.
         root: the tree whose /proc to read; in a captured one there is no core scheduling and no root directory.
         with_root: walk the process's root directory.
         with_maps: look for memory that is writable and executable.
 
     Raises:
-        ProcessLookupError: it does not exist, is a zombie, or went away while it was read.
+        ProcessLookupError: it does not exist, is not the one behind ``pidfd``, is a zombie, or ended meanwhile.
         OSError: even the parts open to everybody cannot be read.
         ValueError: the kernel's text is not as documented.
     """
@@ -150,12 +158,25 @@ def read_process(pid: int, *, root: Root | None = None, with_root: bool = True, 
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, "no such process", str(pid)) from None
     try:
-        return _Reader(pid, proc_fd, tree.is_live).read(with_root, with_maps)
+        _check_pidfd(pid, pidfd)
+        facts = _Reader(pid, proc_fd, tree.is_live).read(with_root, with_maps)
+        _check_pidfd(pid, pidfd)
+        return facts
     except (ProcessLookupError, FileNotFoundError) as error:
         # Below the descriptor of a process that is gone, open gives ENOENT and read gives ESRCH.
         raise ProcessLookupError(errno.ESRCH, "the process ended while it was read", str(pid)) from error
     finally:
         os.close(proc_fd)
+
+
+def _check_pidfd(pid: int, pidfd: int | None) -> None:
+    """The kernel shows the number of the process behind a pidfd, -1 once it has been reaped."""
+    if pidfd is None:
+        return
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as stream:
+        shown = parse_fdinfo(stream.read(4096).decode("ascii", "replace")).get("Pid")
+    if shown != str(pid):
+        raise ProcessLookupError(errno.ESRCH, f"the pidfd is of process {shown}", str(pid))
 
 
 class _Reader:
