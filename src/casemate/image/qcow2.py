@@ -219,10 +219,10 @@ def _check_extensions(reader: ImageReader, fixed: Fixed) -> int:
     while at + 8 <= limit:
         kind, length = struct.unpack_from(">II", area, at)
         at += 8
-        if kind == EXT_END:
-            break
         if length > limit - at:
             raise _lie(name, f"a header extension of {length} bytes", "one inside the first cluster")
+        if kind == EXT_END:
+            break
         if kind in seen or len(seen) >= MAX_EXTENSIONS:
             raise _lie(name, f"header extension {kind:#x} again, or more than {MAX_EXTENSIONS}")
         seen.add(kind)
@@ -279,6 +279,9 @@ def _check_tables(reader: ImageReader, fixed: Fixed) -> None:
         raise _lie(name, f"a refcount table of {refcount_bytes} bytes", f"1 to {MAX_REFCOUNT_TABLE_BYTES}")
     if l1_bytes > MAX_L1_BYTES:
         raise _lie(name, f"an L1 table of {l1_bytes} bytes", f"at most {MAX_L1_BYTES}")
+    if fixed.snapshots_offset % fixed.cluster_bytes:
+        # QEMU looks at the offset even when there are no snapshots.
+        raise _lie(name, f"the snapshot table at offset {fixed.snapshots_offset}", "the start of a cluster")
     if fixed.snapshots > MAX_SNAPSHOTS:
         raise _lie(name, f"{fixed.snapshots} internal snapshots", f"at most {MAX_SNAPSHOTS}")
     places = [("refcount table", fixed.refcount_offset, refcount_bytes), ("L1 table", fixed.l1_offset, l1_bytes)]
