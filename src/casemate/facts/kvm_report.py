@@ -18,7 +18,7 @@ USABLE_MIN_INSTRUCTIONS_PER_S = 100_000_000
 """Guest kernel code below this rate is emulated, not executed.
 
 KVM's instruction emulator does 1 to 10 million a second (1.6 measured); a processor that executes the two-instruction
-loop does 1,000 million or more at 1 GHz; KVM inside a VM that QEMU's TCG emulates does 400 to 500 million, and is still
+loop does 1,000 million or more at 1 GHz; KVM inside a VM that QEMU's TCG emulates does 400 to 700 million, and is still
 the faster choice there. The threshold lies a factor of 4 or more from each.
 """
 
