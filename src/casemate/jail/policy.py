@@ -73,7 +73,13 @@ class Link(msgspec.Struct, frozen=True, tag="link"):
     points_to: str
 
 
-RootEntry = BindFile | CopyFile | Device | Link
+class Directory(msgspec.Struct, frozen=True, tag="directory"):
+    """An empty directory, read-only like everything else; a place to mount on."""
+
+    target: str
+
+
+RootEntry = BindFile | CopyFile | Device | Link | Directory
 
 
 class Rlimit(msgspec.Struct, frozen=True):
@@ -115,7 +121,9 @@ class Descriptor(msgspec.Struct, frozen=True):
 class Wall(msgspec.Struct, frozen=True):
     """Everything about the confinement of one process.
 
-    ``argv[0]`` is the program's path inside the new root. Environment entries are (name, value).
+    ``argv[0]`` is the program's path inside the new root. Environment entries are (name, value). ``makes_own_mounts``:
+    Landlock takes TCP, abstract sockets and signals but no files, because under Landlock for files a program can
+    neither mount nor pivot_root; for helpers that shut themselves into an empty root.
     """
 
     argv: tuple[str, ...]
@@ -133,6 +141,7 @@ class Wall(msgspec.Struct, frozen=True):
     core_cookie: bool = False
     exec_label: str | None = None
     without: tuple[Layer, ...] = ()
+    makes_own_mounts: bool = False
 
     def has(self, layer: Layer) -> bool:
         """True if the layer is in force."""

@@ -23,10 +23,12 @@ from casemate.jail.policy import (
     BindFile,
     CopyFile,
     Device,
+    Directory,
     IdentityMode,
     LandlockPath,
     Layer,
     Link,
+    RootEntry,
     Wall,
 )
 from casemate.sys import caps, landlock, mount, process
@@ -133,6 +135,8 @@ class NewRoot:
                     lines.append(f"  /dev/{name} (device)")
                 case Link(target=target, points_to=points_to):
                     lines.append(f"  {target} -> {points_to}")
+                case Directory(target=target):
+                    lines.append(f"  {target}/ (empty)")
         return "\n".join(lines)
 
     def apply(self, context: Context) -> None:
@@ -155,7 +159,7 @@ class NewRoot:
         os.chdir("/")
         os.umask(0o077)
 
-    def _place(self, entry: BindFile | CopyFile | Device | Link, new: str, context: Context, made: set[str]) -> None:
+    def _place(self, entry: RootEntry, new: str, context: Context, made: set[str]) -> None:
         target = new + (f"/dev/{entry.name}" if isinstance(entry, Device) else entry.target)
         parent = str(PurePosixPath(target).parent)
         if parent not in made:
@@ -171,6 +175,8 @@ class NewRoot:
                 os.symlink(points_to, target)
             case Device(name=name):
                 self._device(name, target)
+            case Directory():
+                os.makedirs(target, mode=0o755, exist_ok=True)
 
     def _copy(self, entry: CopyFile, target: str, context: Context) -> None:
         digest = hashlib.sha256()
@@ -338,8 +344,11 @@ class RestrictSelf:
 
     abi: int
     paths: tuple[LandlockPath, ...]
+    files: bool = True
 
     def describe(self) -> str:
+        if not self.files:
+            return f"Landlock ABI {self.abi}: no TCP, no abstract sockets or signals outside"
         shown = "; ".join(f"{item.path}: {'+'.join(item.rights)}" for item in self.paths)
         return f"Landlock ABI {self.abi}: {shown}; no TCP, no abstract sockets or signals outside"
 
@@ -352,7 +361,7 @@ class RestrictSelf:
             if not os.path.isdir(item.path):  # noqa: PTH112 - the launch path does not import pathlib's Path
                 rights &= landlock.FILE_RIGHTS
             rules.append((item.path, rights))
-        landlock.landlock_restrict_self(self.abi, tuple(rules))
+        landlock.landlock_restrict_self(self.abi, tuple(rules), files=self.files)
         context.notes["landlock_abi"] = str(self.abi)
 
 
@@ -390,7 +399,10 @@ def outer_steps(wall: Wall) -> tuple[Step, ...]:
 def inner_steps(wall: Wall) -> tuple[Step, ...]:
     """The layers that a process puts on itself last, before the seccomp filter."""
     if wall.landlock_abi >= 1 and wall.has(Layer.LANDLOCK):
-        return (RestrictSelf(wall.landlock_abi, wall.landlock),)
+        if not wall.makes_own_mounts:
+            return (RestrictSelf(wall.landlock_abi, wall.landlock),)
+        if wall.landlock_abi >= 4:  # the first ABI that knows more than files
+            return (RestrictSelf(wall.landlock_abi, (), files=False),)
     return ()
 
 

@@ -51,7 +51,7 @@ def handled_fs(abi: int) -> int:
 
 
 def landlock_restrict_self(
-    abi: int, paths: tuple[tuple[str, int], ...], *, may_signal_outside: bool = False
+    abi: int, paths: tuple[tuple[str, int], ...], *, may_signal_outside: bool = False, files: bool = True
 ) -> None:
     """Deny everything that ABI ``abi`` can deny, except the rights given for ``paths``; cannot be undone.
 
@@ -59,6 +59,7 @@ def landlock_restrict_self(
         abi: at most what `landlock_abi` returned, at least 1.
         paths: (existing path, mask of rights); masks are cut to what the ABI knows.
         may_signal_outside: leave signals to processes outside of this domain allowed (a supervisor needs it).
+        files: False leaves the file system alone: a process that Landlock keeps from files cannot mount either.
 
     Raises:
         OSError: naming the path or the call.
@@ -68,7 +69,7 @@ def landlock_restrict_self(
     network = 0b11 if abi >= 4 else 0
     scoped = (0b01 if may_signal_outside else 0b11) if abi >= 6 else 0
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    attribute = ctypes.create_string_buffer(struct.pack("=3Q", handled_fs(abi), network, scoped))
+    attribute = ctypes.create_string_buffer(struct.pack("=3Q", handled_fs(abi) if files else 0, network, scoped))
     # SAFETY: struct landlock_ruleset_attr, with the size that this ABI knows.
     ruleset = syscall(_NR_CREATE_RULESET, attribute, size, 0)
     try:
