@@ -12,6 +12,7 @@ import sys
 
 from casemate.sys import caps, landlock
 from casemate.sys.process import PR_SET_NO_NEW_PRIVS, prctl, set_process_name
+from casemate.sys.seccomp import seccomp_set_mode_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ def confine_supervisor(config: dict[str, Any]) -> None:
         paths += [(directory, landlock.READ_FILE | landlock.READ_DIR) for directory in _libraries()]
         landlock.landlock_restrict_self(abi, tuple(paths), may_signal_outside=True)
     if config["seccomp_program"]:
-        from casemate.sys.seccomp import seccomp_set_mode_filter
-
         seccomp_set_mode_filter(base64.b64decode(config["seccomp_program"]), 0)
 
 

@@ -15,7 +15,20 @@ _FOLDERS: Final = ("/machine", "/machine/unattached", "/machine/peripheral", "/m
 _DISPLAYS: Final = ("VGA", "vga", "qxl", "cirrus", "virtio-gpu", "ramfb", "bochs")
 _INSECURE: Final = (
     *("ac97", "adlib", "am53c974", "ati-vga", "bochs", "ccid", "cirrus", "cs4231a", "dc390", "e1000", "ehci", "es1370"),
-    *("esp", "floppy", "gus", "hda-", "i82", "ich9-ahci", "ide-", "igb", "intel-hda", "ipmi", "isa-fdc", "isa-parallel"),
+    *(
+        "esp",
+        "floppy",
+        "gus",
+        "hda-",
+        "i82",
+        "ich9-ahci",
+        "ide-",
+        "igb",
+        "intel-hda",
+        "ipmi",
+        "isa-fdc",
+        "isa-parallel",
+    ),
     *("ivshmem", "lsi", "megasas", "mptsas", "ne2k", "nvme", "ohci", "pcnet", "piix3-ide", "pvrdma", "pvscsi", "qxl"),
     *("rocker", "rtl8139", "sb16", "sdhci", "sungem", "tulip", "uhci", "usb-", "vmware", "vmxnet3", "xen", "virtio-9p"),
 )

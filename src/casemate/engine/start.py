@@ -166,7 +166,9 @@ def _wait_for_word(pipe: int) -> None:
             break
         data += chunk
     if not data:
-        raise VmError("the supervisor died during the launch", next_step="casemate inspect shows what is left; start again")
+        raise VmError(
+            "the supervisor died during the launch", next_step="casemate inspect shows what is left; start again"
+        )
     message = json.loads(data)
     if "error" in message:
         raise errorwire.decode(message["error"])
@@ -189,7 +191,11 @@ def _become_supervisor(paths: Paths, definition: Definition, prepared: Prepared,
             signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
         _launch_and_exec(paths, definition, prepared, word)
     except BaseException as fault:
-        error = fault if isinstance(fault, CasemateError) else VmError("the launch failed", got=f"{type(fault).__name__}: {fault}")
+        error = (
+            fault
+            if isinstance(fault, CasemateError)
+            else VmError("the launch failed", got=f"{type(fault).__name__}: {fault}")
+        )
         _abandon(paths, definition.id)
         with contextlib.suppress(OSError):
             os.write(word, json.dumps({"error": errorwire.encode(error)}).encode() + b"\n")
@@ -237,11 +243,22 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
     files.write_json(f"{data}/wall.json", wall_report(plan, launched))
     os.write(word, json.dumps({"ok": True, "pid": spawned.pid}).encode() + b"\n")
     os.close(word)
-    with contextlib.suppress(CasemateError, OSError):
-        from casemate.engine.records import write_record
-
-        write_record(paths, definition, plan, launched, started_at)
+    running = _sign_record(paths, definition, prepared, launched, running)
     _exec_supervisor(paths, definition, prepared, launched, listener, running)
+
+
+def _sign_record(
+    paths: Paths, definition: Definition, prepared: Prepared, launched: Launched, running: RunningState
+) -> RunningState:
+    """After the release: signing costs more than the launch. A record that cannot be written is said in ``health``."""
+    from casemate.engine.records import write_record
+
+    try:
+        write_record(paths, definition, prepared.plan, launched, prepared.opened.sizes)
+    except (CasemateError, OSError) as fault:
+        running = msgspec.structs.replace(running, health=(f"no launch record: {fault}",))
+        files.write_json(f"{paths.vm_runtime(definition.id)}/state.json", running)
+    return running
 
 
 def wall_report(plan: LaunchPlan, launched: Launched) -> dict[str, Any]:
@@ -290,7 +307,9 @@ def _exec_supervisor(
         *prepared.opened.locks,
         *(int(item) for item in helper_pidfds),
     ]
-    writable = [runtime, os.path.dirname(runtime), data] + ([os.path.dirname(data)] if definition.remove_on_exit else [])
+    writable = [runtime, os.path.dirname(runtime), data] + (
+        [os.path.dirname(data)] if definition.remove_on_exit else []
+    )
     config = {
         "runtime": runtime,
         "data": data,
@@ -318,6 +337,11 @@ def _exec_supervisor(
         os.set_inheritable(descriptor, True)
     source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = f"import sys; sys.path.insert(0, {source!r}); from casemate.engine.supervise import main; main({handover})"
+    # A traceback of the supervisor is for us to read; it has no other place to go.
+    words = os.open(
+        f"{data}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    os.dup2(words, 2)
     interpreter = os.path.realpath(sys.executable)
     os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})
 

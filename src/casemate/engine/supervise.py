@@ -61,7 +61,7 @@ class Supervisor:
         self.phase = "running"
         self.verdict = vmexit.Verdict()
         self.clients: dict[int, Client] = {}
-        self.health: list[str] = []
+        self.health: list[str] = list(config["state"]["health"])
         self.console = socket.socket(fileno=config["console_fd"])
         self.console.setblocking(False)
         self.qmp = socket.socket(fileno=config["qmp_fd"])

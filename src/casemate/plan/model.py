@@ -81,13 +81,31 @@ class OpenFile(msgspec.Struct, frozen=True):
     virtual_size_bytes: int = 0
 
 
+class EgressPlan(msgspec.Struct, frozen=True):
+    """What the guest may reach. ``published``: (protocol, host address, host port); ``gateway``: the guest's.
+
+    ``dns``: the guest may use the host's resolver, at its exact address and port 53.
+    """
+
+    mode: str
+    allow: tuple[str, ...]
+    dns: bool
+    published: tuple[tuple[str, str, int], ...]
+    gateway: str
+
+
 class HelperPlan(msgspec.Struct, frozen=True):
-    """A helper process beside the emulator, in a wall of its own."""
+    """A helper process beside the emulator, in a wall of its own, described in ``wall``.
+
+    ``program``: its file on the host. ``egress``: for the network's helper.
+    """
 
     name: str
     argv: tuple[str, ...]
     wall: tuple[str, ...]
     profile: str
+    program: str = ""
+    egress: EgressPlan | None = None
 
 
 class LaunchPlan(msgspec.Struct, frozen=True):

@@ -1,11 +1,130 @@
-"""passt's arguments: explicit addresses, no way to the host's loopback, ports only from ``publish``."""
+"""passt for one VM: its arguments, its wall, and the egress policy that the broker enforces.
+
+The guest sees a network of its own, the same for every VM because no other guest is on it::
+
+    guest 10.211.0.2/24 ── gateway, DHCP server and (where the policy gives DNS) resolver 10.211.0.1
+
+passt runs in an empty network namespace, so ``-i lo`` is all it needs for a template and a host without any route is
+as good as any other. Its sockets come from the broker (`engine/egress.py`). Options are those that every version from
+2023-03-09 on knows.
+"""
 
 from __future__ import annotations
 
-from casemate.plan.model import HelperPlan
-from casemate.spec.model import Spec
+from typing import Final
+
+from casemate.errors import InputError
+from casemate.jail.policy import BindFile, CopyFile, Descriptor, Directory, Identity, Rlimit, RootEntry, Wall
+from casemate.jail.ranges import NOFILE, TAP_FD
+from casemate.plan.model import EgressPlan, HelperPlan
+from casemate.spec.model import Egress, NetworkMode, Spec
+
+GUEST: Final = "10.211.0.2"
+GATEWAY: Final = "10.211.0.1"
+PREFIX: Final = 24
+GATEWAY_MAC: Final = "02:ca:5e:00:00:01"
+RESOLV_CONF: Final = "/etc/resolv.conf"
+PROFILE: Final = "passt+broker"
+_MIB: Final = 1024 * 1024
+
+SELF_CONFINEMENT: Final = (
+    "passt itself: new user, mount, ipc and uts namespaces, an empty read-only root, no capabilities, not dumpable,"
+    " a seccomp allowlist of its own"
+)
 
 
 def plan_passt(spec: Spec, passt: str) -> HelperPlan:
-    """The helper that gives a VM its network."""
-    raise NotImplementedError
+    """The helper that gives a VM its network.
+
+    Raises:
+        InputError: a port published on an IPv6 address: the guest's network is IPv4.
+    """
+    network = spec.network
+    if network.mode is NetworkMode.NONE:
+        raise RuntimeError("plan_passt for a VM without a network")
+    for index, port in enumerate(network.publish):
+        if ":" in port.address:
+            raise InputError(
+                f"network.publish[{index}]: a port cannot be published on an IPv6 address",
+                got=port.address,
+                expected="an IPv4 address: the guest's network is IPv4",
+                next_step='address = "127.0.0.1"',
+            )
+    egress = EgressPlan(
+        mode=network.egress.value,
+        allow=network.allow if network.egress is Egress.LIST else (),
+        # What a list does not name is not reached: the engine gives DNS under it only if the resolver is listed.
+        dns=network.egress is not Egress.NONE,
+        published=tuple((port.protocol, port.address, port.host_port) for port in network.publish),
+        gateway=GATEWAY,
+    )
+    argv = [passt, "--foreground", "--one-off", "--fd", str(TAP_FD), "-4", "-i", "lo"]
+    argv += ["-a", GUEST, "-n", str(PREFIX), "-g", GATEWAY, "-M", GATEWAY_MAC, "--no-map-gw", "-S", "none"]
+    argv += ["--dns-forward", GATEWAY] if egress.dns else ["-D", "none", "--no-icmp"]
+    for option, protocol in (("-t", "tcp"), ("-u", "udp")):
+        ports = [port for port in network.publish if port.protocol == protocol]
+        for port in ports:
+            argv += [option, f"{port.address}/{port.host_port}:{port.guest_port}"]
+        if not ports:
+            argv += [option, "none"]
+    return HelperPlan(
+        name="passt", argv=tuple(argv), wall=_describe(passt, egress), profile=PROFILE, egress=egress, program=passt
+    )
+
+
+def _describe(passt: str, egress: EgressPlan) -> tuple[str, ...]:
+    allowed = {"none": "nothing", "internet": "public addresses", "list": ", ".join(egress.allow)}[egress.mode]
+    published = ", ".join(f"{address}:{port}/{protocol}" for protocol, address, port in egress.published)
+    return (
+        "new user, mount, pid, network, ipc, uts and cgroup namespaces; the network namespace stays empty",
+        f"new root: {passt}, its libraries, {RESOLV_CONF} of one line, an empty /tmp; read-only",
+        "the VM's own uid and gid, no capabilities, no_new_privs, the VM's cgroup, limits",
+        "Landlock (ABI 4 and newer): no TCP, no abstract sockets or signals outside; files are left to the empty root",
+        f"seccomp allowlist {PROFILE}, default kill; every socket and destination asked of the broker",
+        SELF_CONFINEMENT,
+        f"guest reaches: {allowed}" + ("; DNS through the host's resolver" if egress.dns else ""),
+        f"published: {published or 'nothing'}",
+    )
+
+
+def passt_wall(helper: HelperPlan, vm: Wall, files: dict[str, str], identity: Identity) -> Wall:
+    """The wall of passt beside the VM's.
+
+    Args:
+        helper: from `plan_passt`.
+        vm: the emulator's wall: cgroup, Landlock ABI and limit of processes are the same.
+        files: path inside the root -> the host's file, for the program and what it loads.
+        identity: the VM's.
+    """
+    root: list[RootEntry] = [BindFile(source, target) for target, source in sorted(files.items())]
+    root += [CopyFile("resolv-conf", RESOLV_CONF, 4096), Directory("/tmp")]  # noqa: S108 - inside passt's own root
+    nproc = next((limit for limit in vm.rlimits if limit.name == "nproc"), Rlimit("nproc", 16))
+    return Wall(
+        argv=helper.argv,
+        environment=(),
+        root=tuple(root),
+        root_size_bytes=_MIB,
+        identity=identity,
+        rlimits=(
+            Rlimit("core", 0),
+            Rlimit("nofile", NOFILE),
+            nproc,
+            Rlimit("fsize", 0),
+            Rlimit("memlock", 0),
+            Rlimit("msgqueue", 0),
+            Rlimit("nice", 0),
+            Rlimit("rtprio", 0),
+            Rlimit("stack", 8 * _MIB),
+        ),
+        landlock_abi=vm.landlock_abi,
+        landlock=(),
+        cgroup=vm.cgroup,
+        descriptors=(
+            Descriptor(0, "null", "ro"),
+            Descriptor(1, "log", "wo"),
+            Descriptor(2, "log", "wo"),
+            Descriptor(TAP_FD, "tap", "socket"),
+        ),
+        profile=helper.profile,
+        makes_own_mounts=True,
+    )
