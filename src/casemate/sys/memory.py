@@ -60,7 +60,7 @@ def _transfer(call: object, pid: int, local: object, total: int, spans: list[tup
         wanted = sum(length for _, length in part)
         if not wanted:
             continue
-        remote = (_Iovec * len(part))(*part)
+        remote = (_Iovec * len(part))(*(_Iovec(address, length) for address, length in part))
         mine = _Iovec(start + moved, wanted)
         # SAFETY: `local` has `total` bytes and outlives the call; `mine` stays inside it; the kernel checks `remote`.
         done = check(
