@@ -62,6 +62,16 @@ def test_huge_file_is_refused_after_a_bounded_read(tmp_path: Path) -> None:
         load_spec(path, today=TODAY)
 
 
+def test_terminal_codes_in_the_name_are_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[2J.toml"
+    with pytest.raises(InputError) as missing:
+        load_spec(path, today=TODAY)
+    path.write_text("x = 1")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path, today=TODAY)
+    assert "\x1b" not in str(missing.value) + str(caught.value)
+
+
 def test_faults_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "vm.toml"
     path.write_text("x = 1")

@@ -19,21 +19,21 @@ def load_spec(path: str | Path, *, today: datetime.date) -> Spec:
         InputError: the file is missing, not readable, or not a regular file.
         SpecError: its content has faults.
     """
-    source = str(path)
+    source = _shown(path)
     text, base_dir = read_spec_file(path)
     return parse_spec(text, source, base_dir, today=today)
 
 
 def read_spec_file(path: str | Path) -> tuple[bytes, Path]:
     """The bytes of the file (one more than the limit at most) and its resolved directory. Never blocks on a FIFO."""
-    what = f"cannot read the specification {path!s}"
+    what = f"cannot read the specification {_shown(path)}"
     try:
         resolved = Path(path).resolve(strict=True)
         fd = os.open(resolved, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
     except (OSError, ValueError, RuntimeError) as error:
         # ValueError: a NUL in the path; RuntimeError: a loop of symbolic links.
         got = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(what, got=got.lower(), next_step="check the path: ls -l " + repr(str(path))) from None
+        raise InputError(what, got=got.lower(), next_step=f"check the path: ls -l {_shown(path)}") from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise InputError(what, got="something that is not a regular file", expected="a TOML file")
@@ -42,6 +42,11 @@ def read_spec_file(path: str | Path) -> tuple[bytes, Path]:
         raise InputError(what, got=(error.strerror or str(error)).lower()) from None
     finally:
         os.close(fd)
+
+
+def _shown(path: str | Path) -> str:
+    """The path as it was given, or quoted when a terminal could not show it safely."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _read_bounded(fd: int) -> bytes:
