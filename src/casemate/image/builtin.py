@@ -35,7 +35,7 @@ from casemate.image import guest_modules
 from casemate.image.cpio import CpioEntry, character_device, directory, regular, symlink, write_cpio
 from casemate.image.guest_source import KernelFiles, busybox_bytes, kernel_files
 
-CMDLINE = "console=ttyS0 reboot=t panic=-1 loglevel=3 cryptomgr.notests"
+CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet loglevel=3 cryptomgr.notests"
 """``reboot=t`` ``panic=-1``: a reset or a panic ends the emulator at once; ``cryptomgr.notests`` saves a quarter of a
 second under TCG.
 """
