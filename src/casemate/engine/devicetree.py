@@ -11,6 +11,7 @@ from casemate.facts.fact import Facts, Known, Stage, Value
 from casemate.plan.model import LaunchPlan
 
 _CHILDREN_MAX: Final = 512
+_FOLDERS_MAX: Final = 16
 _FOLDERS: Final = ("/machine", "/machine/unattached", "/machine/peripheral", "/machine/peripheral-anon", "/objects")
 _DISPLAYS: Final = ("VGA", "vga", "qxl", "cirrus", "virtio-gpu", "ramfb", "bochs")
 _INSECURE: Final = (
@@ -83,7 +84,8 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
 def device_types(ask: Callable[..., Any]) -> set[str]:
     """QOM type names of everything that the machine holds."""
     found: set[str] = set()
-    for folder in _FOLDERS:
+    folders = list(_FOLDERS)
+    for folder in folders:  # grows while we go
         children = ask("qom-list", path=folder)
         if not isinstance(children, list) or len(children) > _CHILDREN_MAX:
             raise VmError("the emulator's device list makes no sense", got=f"{folder}: {str(children)[:80]}")
@@ -91,6 +93,8 @@ def device_types(ask: Callable[..., Any]) -> set[str]:
             kind = child.get("type") if isinstance(child, dict) else None
             if isinstance(kind, str) and kind.startswith("child<") and kind.endswith(">"):
                 found.add(kind[6:-1])
+                if kind[6:-1].endswith("-pcihost") and len(folders) < _FOLDERS_MAX:
+                    folders.append(f"{folder}/{child.get('name')}")
     return found - {"container", "irq", "qemu:memory-region", "memory-region", "memory-region-alias"}
 
 

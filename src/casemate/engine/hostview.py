@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from casemate.engine import cgroups
@@ -11,7 +12,7 @@ from casemate.engine.state import boot_id
 from casemate.errors import HostError
 from casemate.facts.closure import cached_closure
 from casemate.facts.firmware import choose_uefi, firmware_files
-from casemate.facts.kvm import cached_probe
+from casemate.facts.kvm import cached_probe, refused_cpu_flags
 from casemate.facts.kvm_report import IrqchipMode
 from casemate.facts.qemu import Emulator as EmulatorFacts
 from casemate.facts.qemu import describe_emulator, find_qemu, modules_for
@@ -54,18 +55,29 @@ def _kvm(spec: Spec, paths: Paths) -> dict[str, object]:
             "kvm_why": "the specification says tcg",
             "kvm_tsc_deadline": False,
             "kvm_irqchip_off": False,
-            "kvm_arch_capabilities_abort": False,
+            "kvm_refused_flags": {},
+            "kvm_device": "",
         }
     report = cached_probe(Path(paths.cache) / "kvm.json")
-    split, off = report.irqchip(IrqchipMode.SPLIT), report.irqchip(IrqchipMode.USERSPACE)
-    refused = split.msrs_refused if split is not None else ()
+    off = report.irqchip(IrqchipMode.USERSPACE)
     return {
         "kvm_verdict": report.verdict.value,
         "kvm_why": report.why,
         "kvm_tsc_deadline": bool(report.cpuid is not None and report.cpuid.tsc_deadline),
-        "kvm_irqchip_off": bool(off is not None and off.available and not off.msrs_refused),
-        "kvm_arch_capabilities_abort": any("10a" in name or "ARCH_CAPABILITIES" in name.upper() for name in refused),
+        "kvm_irqchip_off": bool(off is not None and off.available),
+        "kvm_refused_flags": {chip.mode.value: refused_cpu_flags(chip) for chip in report.irqchips},
+        "kvm_device": _kvm_device(),
     }
+
+
+def _kvm_device() -> str:
+    try:
+        status = os.stat("/dev/kvm")
+    except OSError:
+        return ""
+    owner = "root" if status.st_uid == 0 else str(status.st_uid)
+    group = "root" if status.st_gid == 0 else str(status.st_gid)
+    return f"{owner}:{group} {stat.S_IMODE(status.st_mode):04o}"
 
 
 def _has_core_sched() -> bool:

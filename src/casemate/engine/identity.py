@@ -12,13 +12,12 @@ from casemate.facts.root import Root
 from casemate.facts.subid import nth_id, read_subids, total_ids
 from casemate.jail.policy import Identity, IdentityMode
 
-# Unused in every scheme that systemd documents (UIDS-GIDS: 1879048192 to 2147483647 are free).
-RESERVED_FIRST = 1_879_048_192
-RESERVED_COUNT = 65_536
 
-
-def claim(paths: Paths) -> tuple[Identity, int]:
+def claim(paths: Paths, reserved: range) -> tuple[Identity, int]:
     """Claim an identity that no running VM has.
+
+    Args:
+        reserved: uids (and the same gids) that the host's policy reserves for VMs of root.
 
     Returns:
         the identity and the descriptor that holds its lock; closing it frees the identity.
@@ -27,7 +26,7 @@ def claim(paths: Paths) -> tuple[Identity, int]:
         HostError: none is free, or (rootless without subordinate ids) another VM already runs under the caller's uid.
     """
     if os.geteuid() == 0:
-        return _first_free(paths, range(RESERVED_FIRST, RESERVED_FIRST + RESERVED_COUNT), _root_identity)
+        return _first_free(paths, reserved, _root_identity)
     uid = os.getuid()
     root = Root()
     try:

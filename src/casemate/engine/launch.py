@@ -15,10 +15,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casemate.controls.catalogue.launch import launch_controls
 from casemate.controls.drift import drift
 from casemate.controls.judge import judge, refusal_error, refusals
-from casemate.controls.model import AppliedWaiver, Finding
+from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.engine import cgroups
 from casemate.engine.devicetree import observe_devices
 from casemate.engine.opening import Opened
@@ -52,7 +51,12 @@ class Launched:
 
 
 def launch(
-    plan: LaunchPlan, program: bytes, opened: Opened, staging: str, waivers: tuple[AppliedWaiver, ...]
+    plan: LaunchPlan,
+    program: bytes,
+    opened: Opened,
+    staging: str,
+    waivers: tuple[AppliedWaiver, ...],
+    controls: tuple[Control, ...],
 ) -> Launched:
     """Start, read back, judge, release.
 
@@ -94,7 +98,7 @@ def launch(
         clock.lap("greeting")
         observed = observe(plan, startup, spawned, opened)  # 5
         clock.lap("read-back")
-        findings = judge_launch(plan, observed, waivers)  # 6
+        findings = judge_launch(plan, observed, waivers, controls)  # 6
         clock.lap("judge")
         startup.end_notifications()  # 7
         startup.command("cont")  # 8
@@ -142,7 +146,7 @@ def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened
     know("img.shared-writable", (), "flock on every image, exclusive for a writer")
     know("console.bounded", True, "the supervisor's log ring")
     know("vm.passthrough", tuple(item.address for item in plan.spec.passthrough), "plan; no vfio descriptor otherwise")
-    know("run.uid-unique", plan.run_as.mode.value != "caller", "lock on the uid, held for the VM's life")
+    know("run.uid-unique", True, "lock on the uid, held for the VM's life")
     for name, fact in plan.declared.items():
         # What the launch itself found out about host and caller moments ago; it is not a promise about the VM.
         if name.startswith(("host.", "run.rootless", "vm.id")) and isinstance(fact, Known):
@@ -164,13 +168,14 @@ def _proved_by_notifications(plan: LaunchPlan, startup: Startup) -> Facts:
     }
 
 
-def judge_launch(plan: LaunchPlan, observed: Facts, waivers: tuple[AppliedWaiver, ...]) -> tuple[Finding, ...]:
+def judge_launch(
+    plan: LaunchPlan, observed: Facts, waivers: tuple[AppliedWaiver, ...], controls: tuple[Control, ...]
+) -> tuple[Finding, ...]:
     """All findings of this launch.
 
     Raises:
         RefusedError: a launch control failed, or the VM is not the planned one.
     """
-    controls = launch_controls()
     # The board brings parts of its own (dev.types): those are judged, not promised one by one.
     promised = {name: fact for name, fact in plan.declared.items() if name != "dev.types"}
     findings = (

@@ -16,7 +16,7 @@ from casemate.bpf.analyse import VerdictKind, survey, survey_other_arches
 from casemate.bpf.instruction import decode
 from casemate.facts.fact import Fact, Facts, Known, Stage, Unknown, Value
 from casemate.facts.process import ProcessFacts, read_process
-from casemate.jail.policy import BindFile, CopyFile, Device, IdentityMode, Link, Wall
+from casemate.jail.policy import BindFile, Device, Identity, IdentityMode, RootEntry, Wall
 from casemate.jail.spawn import Spawned
 from casemate.plan.model import LaunchPlan
 from casemate.sys.caps import SECUREBITS_LOCKED
@@ -48,9 +48,9 @@ def observe_process(plan: LaunchPlan, spawned: Spawned, roles: dict[str, int]) -
         ProcessLookupError: it died.
     """
     wall = plan.wall
-    process = read_process(spawned.pid)
+    process = read_process(spawned.pid, pidfd=spawned.pidfd)
     facts = _Facts(f"/proc/{spawned.pid}")
-    _identity(facts, process)
+    _identity(facts, process, wall.identity)
     _namespaces(facts, process)
     _root(facts, process, wall)
     _descriptors(facts, process, wall, roles)
@@ -84,7 +84,7 @@ def _same(facts: _Facts, name: str, values: Iterable[int], source: str) -> None:
         facts.miss(name, f"the threads differ: {sorted(distinct)}")
 
 
-def _identity(facts: _Facts, process: ProcessFacts) -> None:
+def _identity(facts: _Facts, process: ProcessFacts, identity: Identity) -> None:
     threads = process.threads
     if not threads or not process.threads_complete:
         facts.miss("proc.uid", "not every thread could be read")
@@ -92,8 +92,9 @@ def _identity(facts: _Facts, process: ProcessFacts) -> None:
     _same(facts, "proc.uid", (uid for t in threads for uid in t.uids), "task/*/status: Uid")
     _same(facts, "proc.gid", (gid for t in threads for gid in t.gids), "task/*/status: Gid")
     groups = {str(group) for t in threads for group in t.groups}
-    facts.know("proc.groups", tuple(sorted(groups)), "task/*/status: Groups")
-    facts.know("proc.kvm-group", tuple(sorted(groups)), "task/*/status: Groups")
+    kvm = {str(identity.kvm_group)}
+    facts.know("proc.groups", tuple(sorted(groups - kvm)), "task/*/status: Groups")
+    facts.know("proc.kvm-group", tuple(sorted(groups & kvm)), "task/*/status: Groups")
     held = 0
     for t in threads:
         held |= t.cap_inheritable | t.cap_permitted | t.cap_effective | t.cap_bounding | t.cap_ambient
@@ -110,7 +111,7 @@ def _identity(facts: _Facts, process: ProcessFacts) -> None:
     if None in cookies:
         facts.miss("proc.core-cookie", "the kernel has no core scheduling, or did not tell")
     else:
-        facts.know("proc.core-cookie", min(c for c in cookies if c is not None), "prctl PR_SCHED_CORE_GET")
+        facts.know("proc.core-cookie", 0 not in cookies, "prctl PR_SCHED_CORE_GET")
     if process.label:
         facts.know("proc.mac-label", process.label, "attr/current")
     else:
@@ -143,7 +144,7 @@ def _root(facts: _Facts, process: ProcessFacts, wall: Wall) -> None:
         missing = planned - {e.path for e in process.root.entries}
         strange = tuple(sorted(extra)) + tuple(f"missing: {path}" for path in sorted(missing))
         facts.know("proc.root-unexpected", strange, "root, listed whole")
-    if process.mounts is None:
+    if not process.mounts:  # a plain chroot shows none at all: that is no pass
         facts.miss("proc.mounts-writable", process.unknown.get("mounts", "not readable"))
         return
     devices = {f"/dev/{entry.name}" for entry in wall.root if isinstance(entry, Device)}
@@ -155,7 +156,7 @@ def _root(facts: _Facts, process: ProcessFacts, wall: Wall) -> None:
     facts.know("proc.mounts-writable", tuple(sorted(writable)), "mountinfo")
 
 
-def _target(entry: BindFile | CopyFile | Device | Link) -> str:
+def _target(entry: RootEntry) -> str:
     return f"/dev/{entry.name}" if isinstance(entry, Device) else entry.target
 
 

@@ -26,10 +26,9 @@ from typing import Any, Never
 
 import msgspec
 
-from casemate.controls.catalogue.launch import launch_controls
 from casemate.controls.judge import judge, refusal_error, refusals
-from casemate.controls.model import AppliedWaiver, Finding
-from casemate.controls.policy import HostPolicy, effective_waivers
+from casemate.controls.model import AppliedWaiver, Control, Finding
+from casemate.controls.policy import HostPolicy, controls_under, effective_waivers
 from casemate.engine import errorwire, files, hostview, identity, state
 from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
@@ -57,6 +56,7 @@ class Prepared:
     program: bytes
     opened: Opened
     waivers: tuple[AppliedWaiver, ...]
+    controls: tuple[Control, ...]
     locks: list[int]
 
     def close(self) -> None:
@@ -91,9 +91,11 @@ def make_plan(spec: Spec, paths: Paths, vm_id: str, name: str, who: Identity, si
     return build_plan(spec, host, emulator, Request(vm_id, name, who, sizes))
 
 
-def judge_declared(plan: LaunchPlan, waivers: tuple[AppliedWaiver, ...]) -> tuple[Finding, ...]:
+def judge_declared(
+    plan: LaunchPlan, waivers: tuple[AppliedWaiver, ...], controls: tuple[Control, ...]
+) -> tuple[Finding, ...]:
     """What the plan alone says; observed-only controls are pending until the VM is paused."""
-    return judge(launch_controls(), plan.declared, stage=Stage.DECLARED, waivers=waivers)
+    return judge(controls, plan.declared, stage=Stage.DECLARED, waivers=waivers)
 
 
 def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepared:
@@ -111,10 +113,11 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
     opened: Opened | None = None
     try:
         opened = open_spec_files(definition.spec)
-        who, uid_lock = identity.claim(paths)
+        who, uid_lock = identity.claim(paths, policy.identity.uids())
         locks.append(uid_lock)
         plan = make_plan(definition.spec, paths, definition.id, definition.name, who, opened.sizes)
-        declared = judge_declared(plan, waivers)
+        controls = controls_under(policy)
+        declared = judge_declared(plan, waivers, controls)
         refused = refusals(declared)
         if refused:
             raise refusal_error(refused)
@@ -128,7 +131,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
         for descriptor in locks:
             os.close(descriptor)
         raise
-    return Prepared(plan, program, opened, waivers, locks)
+    return Prepared(plan, program, opened, waivers, controls, locks)
 
 
 def start(paths: Paths, definition: Definition, policy: HostPolicy) -> LaunchPlan:
@@ -221,7 +224,7 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
     started_at = state.now()
     files.unlink_if_there(f"{data}/exit.json")
     files.write_json(f"{data}/run.json", RunMark(state.boot_id(), started_at))
-    launched = launch(plan, prepared.program, prepared.opened, f"{runtime}/root", prepared.waivers)
+    launched = launch(plan, prepared.program, prepared.opened, f"{runtime}/root", prepared.waivers, prepared.controls)
     listener = _listen(f"{runtime}/control.sock")
     spawned, network = launched.spawned, launched.network
     helpers = {"passt": network} if network is not None else {}

@@ -64,14 +64,13 @@ def _kvm(spec: Spec, host: Host, why: str) -> Board:
         if without_timers
         else "no tsc-deadline timer in this KVM's CPUID: the PIT stays, in the emulator"
     )
-    flags = ["host", "-vmx", "-svm"]
-    if host.kvm_arch_capabilities_abort:
-        flags.append("-arch-capabilities")
+    mode = "off" if off else "split"
+    flags = ["host", "-vmx", "-svm", *(f"-{flag}" for flag in host.kvm_refused_flags.get(mode, ()))]
     return Board(
         accel="kvm",
         accel_why=why,
         cpu=",".join(flags),
-        irqchip="off" if off else "split",
+        irqchip=mode,
         pit=not without_timers,
         pic=not without_timers,
         rtc=spec.machine.type is MachineType.Q35,

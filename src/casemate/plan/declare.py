@@ -9,7 +9,7 @@ import hashlib
 from itertools import pairwise
 
 from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
-from casemate.jail.policy import NAMESPACES, IdentityMode, Layer, Wall
+from casemate.jail.policy import NAMESPACES, Layer, Wall
 from casemate.jail.rules import Phase, Profile
 from casemate.plan.accel import Board
 from casemate.plan.argv import PROGRAM, SANDBOX
@@ -43,6 +43,10 @@ def declare(
     say("run.rootless", host.rootless, "uid of the caller")
     say("host.lsm", host.lsms, "/sys/kernel/security/lsm")
     say("host.core-sched", host.core_sched, "prctl PR_SCHED_CORE")
+    if host.kvm_device:
+        say("host.kvm-device", host.kvm_device, "stat /dev/kvm")
+    if host.core_sched:
+        say("proc.core-cookie", True, "plan")
     say("host.landlock-abi", host.landlock_abi, "landlock_create_ruleset")
     say("vm.id", vm_id, "plan")
     if not wall.cgroup.directories:
@@ -54,9 +58,10 @@ def _process(say: object, wall: Wall, profile: Profile) -> None:
     assert callable(say)
     say("proc.uid", wall.identity.uid, "plan: identity")
     say("proc.gid", wall.identity.gid, "plan: identity")
-    say("proc.groups", tuple(str(group) for group in wall.identity.groups), "plan: identity")
-    say("proc.kvm-group", tuple(str(group) for group in wall.identity.groups), "plan: identity")
-    say("run.uid-unique", wall.identity.mode is not IdentityMode.CALLER, "plan: identity")
+    who = wall.identity
+    say("proc.groups", tuple(str(group) for group in who.groups if group != who.kvm_group), "plan: identity")
+    say("proc.kvm-group", tuple(str(group) for group in who.groups if group == who.kvm_group), "plan: identity")
+    say("run.uid-unique", True, "lock on the uid")
     say("proc.exe", PROGRAM, "plan: root")
     say("proc.seccomp-foreign-arch", "kill", "compiler: bad architecture is killed")
     say("vhost.descriptors", (), "plan: descriptors")
@@ -87,6 +92,9 @@ def _devices(say: object, spec: Spec, board: Board, planned: tuple[str, ...]) ->
     say("dev.machine", spec.machine.type.value, "argv: -machine")
     say("dev.accel", board.accel, "argv: -accel")
     say("dev.insecure-types", (), "argv")
+    say("emu.debug", (), "argv")
+    if board.accel == "kvm":
+        say("proc.wx-maps", 0, "KVM needs no code generator")
     say("dev.types", planned, "argv: -device")
     say("dev.nodefaults", True, "argv: -nodefaults -no-user-config")
     say("dev.display", "none", "argv: -display none")

@@ -49,14 +49,19 @@ class Emulator(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What the plan needs to know of the machine. ``tsc_khz`` 0: unknown."""
+    """What the plan needs to know of the machine. ``tsc_khz`` 0: unknown.
+
+    ``kvm_refused_flags``: irqchip mode -> CPU flags that QEMU must leave out because KVM refuses their MSRs.
+    ``kvm_device``: owner, group and mode of /dev/kvm, empty where it is not used.
+    """
 
     machine: str
     kvm_verdict: str
     kvm_why: str
     kvm_tsc_deadline: bool
     kvm_irqchip_off: bool
-    kvm_arch_capabilities_abort: bool
+    kvm_refused_flags: dict[str, tuple[str, ...]]
+    kvm_device: str
     tsc_khz: int
     landlock_abi: int
     core_sched: bool
