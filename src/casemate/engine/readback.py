@@ -12,14 +12,18 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from casemate.bpf.analyse import VerdictKind, survey, survey_other_arches
 from casemate.bpf.instruction import decode
+from casemate.errors import VmError
 from casemate.facts.fact import Fact, Facts, Known, Stage, Unknown, Value
-from casemate.facts.process import ProcessFacts, read_process
+from casemate.facts.process import ProcessFacts, own_namespaces, read_process
 from casemate.jail.policy import BindFile, Device, Identity, IdentityMode, RootEntry, Wall
 from casemate.jail.spawn import Spawned
 from casemate.plan.model import LaunchPlan
 from casemate.sys.caps import SECUREBITS_LOCKED
+from casemate.sys.process import CLONE_NEWUSER, setns
 from casemate.sys.ptrace import live_filters
 
 DANGEROUS: Final = frozenset(
@@ -33,6 +37,7 @@ DANGEROUS: Final = frozenset(
 )
 """Calls that no emulator needs once the guest runs. ``seccomp`` and sockets are here because nothing starts late."""
 
+_ANSWER_MAX_BYTES: Final = 8 << 20
 _NO_FILES: Final = ("anon_inode:", "socket:", "pipe:", "/memfd:")
 
 
@@ -48,7 +53,7 @@ def observe_process(plan: LaunchPlan, spawned: Spawned, roles: dict[str, int]) -
         ProcessLookupError: it died.
     """
     wall = plan.wall
-    process = read_process(spawned.pid, pidfd=spawned.pidfd)
+    process = _read(spawned, wall.identity.mode)
     facts = _Facts(f"/proc/{spawned.pid}")
     _identity(facts, process, wall.identity)
     _namespaces(facts, process)
@@ -58,6 +63,36 @@ def observe_process(plan: LaunchPlan, spawned: Spawned, roles: dict[str, int]) -
     _seccomp(facts, process, plan)
     _own_report(facts, spawned)
     return facts.found
+
+
+def _read(spawned: Spawned, mode: IdentityMode) -> ProcessFacts:
+    """Everything that /proc shows.
+
+    An ordinary user may trace a process under his subordinate uid, but not open its /proc/PID/fd, which belongs to
+    that uid: a child joins the emulator's user namespace, in which it may, and sends what it read.
+    """
+    if mode is not IdentityMode.SUBID:
+        return read_process(spawned.pid, pidfd=spawned.pidfd)
+    ours = own_namespaces()
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(read_end)
+            setns(spawned.pidfd, CLONE_NEWUSER)
+            with os.fdopen(write_end, "wb") as out:
+                out.write(msgspec.msgpack.encode(read_process(spawned.pid, pidfd=spawned.pidfd)))
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        data = pipe.read(_ANSWER_MAX_BYTES)
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise VmError("the emulator could not be read back from inside its user namespace")
+    facts = msgspec.msgpack.decode(data, type=ProcessFacts)
+    return msgspec.structs.replace(facts, own_namespaces=ours)
 
 
 class _Facts:

@@ -260,6 +260,9 @@ class SetIdentity:
     def apply(self, context: Context) -> None:
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
+        # The uid change made us undumpable, and an ordinary user's supervisor could not take the filter's listener.
+        # exec decides again for the emulator.
+        process.prctl(process.PR_SET_DUMPABLE, 1)
 
 
 @dataclass(frozen=True)

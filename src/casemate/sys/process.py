@@ -86,6 +86,12 @@ def unshare(flags: int) -> None:
     check(libc.unshare(ctypes.c_int(flags)), f"unshare {flags:#x}")
 
 
+def setns(descriptor: int, flags: int) -> None:
+    """Join namespaces of the process (pidfd) or the one namespace that ``descriptor`` stands for."""
+    # SAFETY: no pointers.
+    check(libc.setns(ctypes.c_int(descriptor), ctypes.c_int(flags)), f"setns {flags:#x}")
+
+
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2) with integer arguments."""
     # SAFETY: integer arguments only.
