@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
 
 from casemate.engine import cgroups
+from casemate.engine.files import write_atomic
 from casemate.engine.paths import Paths
 from casemate.engine.state import boot_id
 from casemate.errors import HostError
@@ -103,11 +105,31 @@ def _uefi(spec: Spec, root: Root) -> FirmwarePair | None:
     return FirmwarePair(found.code, found.variables)
 
 
+def _execute_only(facts: EmulatorFacts, paths: Paths) -> str:
+    """A copy of the emulator that the VM's uid may run but not read: exec then makes the process non-dumpable.
+
+    Only root can do this: the copy must belong to another uid than the VM's. Made once per binary, named by its digest.
+    """
+    path = f"{paths.cache}/emulators/{facts.sha256}"
+    try:
+        status = os.stat(path, follow_symlinks=False)
+        if status.st_uid == 0 and stat.S_IMODE(status.st_mode) == 0o111 and status.st_size == facts.stamp.size_bytes:
+            return path
+    except FileNotFoundError:
+        pass
+    with open(facts.path, "rb") as source:
+        data = source.read()
+    if hashlib.sha256(data).hexdigest() != facts.sha256:
+        raise HostError(f"{facts.path} changed while it was read", next_step="wait for the update to end, then try again")
+    write_atomic(path, data, mode=0o111)
+    return path
+
+
 def _emulator(spec: Spec, facts: EmulatorFacts, paths: Paths, root: Root) -> Emulator:
     modules = modules_for(facts, "tcg") if "tcg" in facts.accelerators else ()
     closure = cached_closure(facts.path, modules, Path(paths.cache) / "emulators" / "closure.json", root)
     names = {os.path.basename(module) for module in modules}
-    files = {PROGRAM: facts.path}
+    files = {PROGRAM: _execute_only(facts, paths) if os.geteuid() == 0 else facts.path}
     loadable = {}
     for placed in closure:
         base = os.path.basename(placed.target)

@@ -151,6 +151,9 @@ def _identity(facts: _Facts, process: ProcessFacts, identity: Identity) -> None:
         facts.know("proc.mac-label", process.label, "attr/current")
     else:
         facts.miss("proc.mac-label", "no LSM gives this process a label")
+    # Files below /proc/PID of a process that may not be dumped belong to root, not to its uid (proc_pid(5)).
+    owner = os.stat(f"/proc/{process.pid}/status").st_uid
+    facts.know("proc.dumpable", owner == threads[0].uids[1], "status: owner")
     digest = hashlib.sha256("\0".join(process.command).encode()).hexdigest()
     facts.know("proc.argv", digest, "cmdline")
     if process.executable is not None:
