@@ -51,7 +51,7 @@ ROUNDS_MAX: Final = 64
 REPORTS_MAX: Final = 32
 _PROBES_MAX: Final = 512
 _MSG_KEPT: Final = socket.MSG_PEEK | socket.MSG_ERRQUEUE
-_KINDS: Final = {
+_KINDS: Final[dict[tuple[int, int], str]] = {
     (socket.SOCK_STREAM, 0): "tcp",
     (socket.SOCK_STREAM, socket.IPPROTO_TCP): "tcp",
     (socket.SOCK_DGRAM, 0): "udp",

@@ -103,7 +103,12 @@ def broker_rules() -> tuple[Rule, ...]:
         *_receiving("recvfrom"),
         *_receiving("recvmsg"),
         *_receiving("recvmmsg"),
-        _rule("fcntl", "F_DUPFD_CLOEXEC: the broker keeps the copy in its range", _int_is(1, _F_DUPFD_CLOEXEC), brokered=True),
+        _rule(
+            "fcntl",
+            "F_DUPFD_CLOEXEC: the broker keeps the copy in its range",
+            _int_is(1, _F_DUPFD_CLOEXEC),
+            brokered=True,
+        ),
         _rule("fcntl", "flags of QEMU's socket and of pipes", _in(0, OWN), _int_is(1, 4)),
         *(_rule("fcntl", "reads or sets close-on-exec, reads flags", _int_is(1, command)) for command in (1, 2, 3)),
         _rule("fcntl", "sockets stay non-blocking: the broker must never wait", errno=_EPERM),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from casemate.errors import InputError
-from casemate.jail.policy import BindFile, CopyFile, Descriptor, Directory, Identity, Rlimit, RootEntry, Wall
+from casemate.jail.policy import BindFile, CopyFile, Descriptor, Directory, Identity, Link, Rlimit, RootEntry, Wall
 from casemate.jail.ranges import NOFILE, TAP_FD
 from casemate.plan.model import EgressPlan, HelperPlan
 from casemate.spec.model import Egress, NetworkMode, Spec
@@ -98,6 +98,9 @@ def passt_wall(helper: HelperPlan, vm: Wall, files: dict[str, str], identity: Id
     """
     root: list[RootEntry] = [BindFile(source, target) for target, source in sorted(files.items())]
     root += [CopyFile("resolv-conf", RESOLV_CONF, 4096), Directory("/tmp")]  # noqa: S108 - inside passt's own root
+    # There is no /proc. passt looks there for two things: whether it is its AVX2 build already (if not it would exec
+    # that), and, newer versions, whether its user namespace is the first one.
+    root += [Link("/proc/self/exe", f"{helper.program}.avx2"), CopyFile("uid-map", "/proc/self/uid_map", 4096)]
     nproc = next((limit for limit in vm.rlimits if limit.name == "nproc"), Rlimit("nproc", 16))
     return Wall(
         argv=helper.argv,

@@ -64,7 +64,14 @@ def _transfer(call: object, pid: int, local: object, total: int, spans: list[tup
         mine = _Iovec(start + moved, wanted)
         # SAFETY: `local` has `total` bytes and outlives the call; `mine` stays inside it; the kernel checks `remote`.
         done = check(
-            call(ctypes.c_int(pid), ctypes.byref(mine), ctypes.c_ulong(1), remote, ctypes.c_ulong(len(part)), ctypes.c_ulong(0)),
+            call(
+                ctypes.c_int(pid),
+                ctypes.byref(mine),
+                ctypes.c_ulong(1),
+                remote,
+                ctypes.c_ulong(len(part)),
+                ctypes.c_ulong(0),
+            ),
             f"memory of process {pid}",
         )
         if done != wanted:
