@@ -1,0 +1,62 @@
+"""Hosts and emulators as plain data, for pure planning."""
+
+from __future__ import annotations
+
+import msgspec
+
+from casemate.jail.policy import Identity, IdentityMode
+from casemate.plan.build import Request, build_plan
+from casemate.plan.model import CgroupBase, Emulator, FirmwarePair, Host, LaunchPlan
+from casemate.spec.model import Spec
+
+EMULATOR = Emulator(
+    path="/usr/bin/qemu-system-x86_64",
+    version=(7, 2, 22),
+    machine_types=("microvm", "q35", "pc"),
+    files={
+        "/usr/bin/qemu-system-x86_64": "/usr/bin/qemu-system-x86_64",
+        "/lib64/ld-linux-x86-64.so.2": "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+        "/lib/x86_64-linux-gnu/libc.so.6": "/usr/lib/x86_64-linux-gnu/libc.so.6",
+    },
+    modules={
+        "accel-tcg-x86_64.so": (
+            "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",
+            "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",
+        )
+    },
+    firmware={
+        name: (f"/usr/share/qemu/{name}", f"/usr/share/qemu/{name}")
+        for name in ("bios-microvm.bin", "linuxboot_dma.bin", "kvmvapic.bin", "bios-256k.bin")
+    },
+)
+
+HOST = Host(
+    machine="x86_64",
+    kvm_verdict="emulated",
+    kvm_why="1,700,000 instructions per second",
+    kvm_tsc_deadline=False,
+    kvm_irqchip_off=False,
+    kvm_refused_flags={},
+    kvm_device="root:kvm 0660",
+    tsc_khz=2_000_000,
+    landlock_abi=6,
+    core_sched=True,
+    lsms=("landlock", "apparmor"),
+    cgroup=CgroupBase(2, dict.fromkeys(("memory", "cpu", "pids"), "/sys/fs/cgroup/casemate")),
+    uefi=FirmwarePair("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    passt="/usr/bin/passt",
+    rootless=False,
+)
+
+KVM_HOST = msgspec.structs.replace(HOST, kvm_verdict="usable", kvm_why="it runs guest code", kvm_tsc_deadline=True)
+
+ROOT_IDENTITY = Identity(1_900_000_007, 1_900_000_007, IdentityMode.ROOT)
+
+
+def plan_of(
+    spec: Spec, host: Host = HOST, *, emulator: Emulator = EMULATOR, identity: Identity = ROOT_IDENTITY, **sizes: int
+) -> LaunchPlan:
+    """A plan with fixed ids; ``sizes``: role -> bytes, underscores for dashes."""
+    named = {role.replace("_", "-"): size for role, size in sizes.items()}
+    request = Request("0123456789abcdef", spec.name or "golden", identity, named)
+    return build_plan(spec, host, emulator, request)
