@@ -1,4 +1,6 @@
-"""Build the built-in guest into the caller's cache, unless it is there; used by ./demo and ./check before anything is timed."""
+"""Build the built-in guest into the caller's cache, unless it is there; used by ./demo and ./check before anything is
+timed.
+"""
 
 from __future__ import annotations
 

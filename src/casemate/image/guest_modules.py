@@ -45,16 +45,19 @@ def decompress_module(path: str, data: bytes) -> bytes:
     """Return the ELF bytes of a module file; Debian 13 ships them as xz.
 
     Raises:
-        HostError: a compression that Python's library lacks, or more than 16 MiB.
+        HostError: a compression that Python's library lacks, damage, or more than 16 MiB.
     """
-    if path.endswith(".xz"):
-        plain = lzma.LZMADecompressor(memlimit=256 << 20).decompress(data, MAX_MODULE_BYTES + 1)
-    elif path.endswith(".gz"):
-        plain = zlib.decompressobj(wbits=31).decompress(data, MAX_MODULE_BYTES + 1)
-    elif path.endswith(".zst"):
-        raise HostError(f"kernel module {path}", got="zstd compression", expected=".ko, .ko.xz or .ko.gz")
-    else:
-        plain = data
+    try:
+        if path.endswith(".xz"):
+            plain = lzma.LZMADecompressor(memlimit=256 << 20).decompress(data, MAX_MODULE_BYTES + 1)
+        elif path.endswith(".gz"):
+            plain = zlib.decompressobj(wbits=31).decompress(data, MAX_MODULE_BYTES + 1)
+        elif path.endswith(".zst"):
+            raise HostError(f"kernel module {path}", got="zstd compression", expected=".ko, .ko.xz or .ko.gz")
+        else:
+            plain = data
+    except (lzma.LZMAError, zlib.error) as error:
+        raise HostError(f"kernel module {path}", got=str(error)) from error
     if len(plain) > MAX_MODULE_BYTES:
         raise HostError(f"kernel module {path}", got="more than 16 MiB")
     if plain[:4] != b"\x7fELF":
