@@ -113,6 +113,20 @@ def test_arithmetic_on_the_number_is_followed() -> None:
         assert allowed == set(range(1, 40, 4))
 
 
+@pytest.mark.parametrize("code", sorted(bpf.JUMPS_K))
+@pytest.mark.parametrize("k", range(8))
+def test_each_test_on_many_numbers_at_once(code: int, k: int) -> None:
+    """Numbers 1 to 6 together, plain and after an addition; each must get what it gets alone in plain arithmetic."""
+    holds = {bpf.JEQ_K: k.__eq__, bpf.JGT_K: k.__lt__, bpf.JGE_K: k.__le__, bpf.JSET_K: k.__and__}[code]
+    for added in (0, 2):
+        shift = [(bpf.ADD_K, added)] if added else []
+        program = assemble(LOAD_NR, *shift, (code, 0, 1, k), ALLOW, KILL)
+        verdicts = verdicts_at((program,), AUDIT_ARCH_X86_64, tuple(range(1, 7)))
+        allowed = [nr for nr, verdict in verdicts.items() if verdict.kind is VerdictKind.ALLOW]
+        assert allowed == [nr for nr in range(1, 7) if holds(nr + added)]
+        assert all(len(verdict.returned) == 1 for verdict in verdicts.values())
+
+
 def test_a_number_kept_in_scratch_memory_is_followed() -> None:
     program = assemble(
         LOAD_NR, (bpf.ST, 3), LOAD_ARG, (bpf.LDX_MEM, 3), (bpf.TXA, 0), (bpf.JSET_K, 0, 1, 1), ALLOW, KILL

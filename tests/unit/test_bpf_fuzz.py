@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-FUZZ = Path(__file__).parent.parent / "fuzz"
-sys.path.insert(0, str(FUZZ))
+sys.path.insert(0, str(Path(__file__).parent.parent / "fuzz"))
 
 import bpf_cases
+
+FUZZ = Path(bpf_cases.__file__).parent
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")

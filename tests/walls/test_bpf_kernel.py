@@ -59,6 +59,7 @@ pytestmark = [
 GETPPID = {"x86_64": 110, "aarch64": 173}.get(ARCH, 0)
 RECORD = struct.Struct("=qi")
 KILLED = -signal.SIGSYS
+ALLOW = (Instruction(bpf.RET_K, 0, 0, RET_ALLOW),)
 
 
 def in_child(action: Callable[[int], None], deadline_s: float = 20.0) -> tuple[bytes, int]:
@@ -165,6 +166,67 @@ def test_arithmetic_is_the_kernels(seed: int) -> None:
     assert status == (KILLED if dies else 0)
 
 
+WORDS = (0, 1, 2, 3, 31, 32, 33, 63, 64, 0xFF, 0x7FFF_FFFF, 0x8000_0000, 0x8000_0001, 0xFFFF_FFFE, 0xFFFF_FFFF)
+
+
+@pytest.mark.parametrize("code", sorted(bpf.ALU_X | bpf.JUMPS_X | {bpf.NEG}))
+def test_each_operation_on_edges(code: int) -> None:
+    """A from args[0], X from args[1]: every pair of edges, as the kernel computes them."""
+    load_both = (
+        Instruction(bpf.LD_ABS, 0, 0, 24),
+        Instruction(bpf.TAX, 0, 0, 0),
+        Instruction(bpf.LD_ABS, 0, 0, 16),
+    )
+    if code in bpf.JUMPS:
+        body = (Instruction(code, 0, 1, 0), Instruction(bpf.LD_IMM, 0, 0, 0x123), Instruction(bpf.TXA, 0, 0, 0))
+    else:
+        body = (Instruction(code, 0, 0, 0),)
+    program = show_a((*load_both, *body, *ALLOW))
+    pairs = [(a, x) for a in WORDS for x in WORDS if x or code != bpf.DIV_X]
+    calls = [(GETPPID, (a, x, 0, 0, 0, shift)) for a, x in pairs for shift in (0, 12, 24)]
+    expected = [evaluate(program, SeccompData(nr, audit_arch(ARCH), 0, args)) & 0xFFF for nr, args in calls]
+    results, status = try_calls((program,), calls)
+    assert status == 0
+    assert results == [(-1, value) if value else (0, 0) for value in expected]
+    if code == bpf.DIV_X:
+        by_zero = (GETPPID, (5, 0, 0, 0, 0, 0))
+        assert evaluate(program, SeccompData(GETPPID, audit_arch(ARCH), 0, by_zero[1])) == RET_KILL_THREAD
+        assert try_calls((program,), [by_zero]) == ([], KILLED)
+
+
+def kernel_takes(programs: list[Program]) -> list[bool]:
+    """Whether the kernel takes each program; they are loaded on top of each other, so none may bite the child."""
+
+    def child(pipe: int) -> None:
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        for program in programs:
+            data = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+            try:
+                seccomp.seccomp_set_mode_filter(data)
+                os.write(pipe, b"y")
+            except OSError as fault:
+                os.write(pipe, b"n" if fault.errno == errno.EINVAL else b"?")
+
+    data, status = in_child(child)
+    assert status == 0
+    assert b"?" not in data
+    return [answer == ord("y") for answer in data]
+
+
+def unreached(body: Program) -> Program:
+    """``body`` behind a return that is always taken: what counts is whether the kernel takes it."""
+    return (Instruction(bpf.JSET_K, 0, 1, 0), Instruction(bpf.JA, 0, 0, 1), *ALLOW, *body)
+
+
+@pytest.mark.parametrize("high", [0x000, 0x100, 0x8000])
+@pytest.mark.parametrize("k", [0, 1, 64])
+def test_each_code_is_taken_by_both_or_by_none(high: int, k: int) -> None:
+    programs = [unreached((Instruction(high | low, 0, 0, k), *ALLOW)) for low in range(256)]
+    ours = [accepted(program) for program in programs]
+    assert kernel_takes(programs) == ours
+    assert any(ours) == (high == 0)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_kernel_takes_what_we_take(seed: int) -> None:
     """Valid programs and damaged ones: `decode` and the kernel agree on each."""
@@ -183,27 +245,8 @@ def test_the_kernel_takes_what_we_take(seed: int) -> None:
                     Instruction(code, jt, jf, rng.choice((0, 15, 16, 31, 32, 60, 62, 64, rng.getrandbits(32)))),
                 )
             )
-        # Not reached, so that the child can go on: what counts is whether the kernel takes it.
-        programs.append((Instruction(bpf.JSET_K, 0, 1, 0), Instruction(bpf.JA, 0, 0, 1), *ALLOW, *body))
-    ours = [accepted(program) for program in programs]
-
-    def child(pipe: int) -> None:
-        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        for program in programs:
-            data = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-            try:
-                seccomp.seccomp_set_mode_filter(data)
-                os.write(pipe, b"y")
-            except OSError as fault:
-                os.write(pipe, b"n" if fault.errno == errno.EINVAL else b"?")
-
-    data, status = in_child(child)
-    assert status == 0
-    assert [answer == ord("y") for answer in data] == ours
-    assert b"?" not in data
-
-
-ALLOW = (Instruction(bpf.RET_K, 0, 0, RET_ALLOW),)
+        programs.append(unreached(tuple(body[rng.choice((0, 0, 1, bpf_cases.SCRATCH_USED)) :])))
+    assert kernel_takes(programs) == [accepted(program) for program in programs]
 
 
 def accepted(program: Program) -> bool:
