@@ -51,7 +51,7 @@ def tracked_files() -> tuple[Path, ...]:
 
 
 @cache
-def tests_in(path: Path) -> frozenset[str]:
+def names_of_tests(path: Path) -> frozenset[str]:
     """Names of the test functions of one file."""
     return frozenset(node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
 
@@ -61,7 +61,7 @@ def dead_references(text: str) -> list[str]:
     dead: list[str] = []
     for match in REFERENCE.finditer(text):
         path = ROOT / match[1]
-        if not path.is_file() or (match[2] and match[2] not in tests_in(path)):
+        if not path.is_file() or (match[2] and match[2] not in names_of_tests(path)):
             dead.append(match[0])
     return dead
 
@@ -120,7 +120,7 @@ def test_a_dead_reference_is_seen() -> None:
 
 def _help_text() -> str:
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "casemate.cli.main", "--help"],
+        [str(Path(sys.executable).with_name("casemate")), "--help"],
         capture_output=True,
         text=True,
         timeout=60,
