@@ -74,6 +74,9 @@ def test_scratch_must_be_written_on_both_ways() -> None:
         decode(raw(*one_way))
     both_ways = ((bpf.JEQ_K, 0, 2, 0), (bpf.ST, 0, 0, 5), (bpf.JA, 0, 0, 1), (bpf.STX, 0, 0, 5), (bpf.LD_MEM, 0, 0, 5))
     assert len(decode(raw(*both_ways, ALLOW))) == 6
+    # What is written where a jump leaves says nothing of the next instruction, which only other jumps reach.
+    past_a_jump = ((bpf.JEQ_K, 0, 2, 0), (bpf.ST, 0, 0, 5), (bpf.JA, 0, 0, 1), (bpf.JA, 0, 0, 1), (bpf.LD_MEM, 0, 0, 5))
+    assert len(decode(raw(*past_a_jump, ALLOW))) == 6
 
 
 def test_fields_that_do_not_fit_are_refused_before_they_are_written() -> None:

@@ -181,6 +181,14 @@ def test_no_rules_is_no_profile() -> None:
         compile_profile(MIXED, "s390x")
 
 
+def test_what_decides_does_not_depend_on_the_order_of_rules() -> None:
+    backwards = profile(*reversed(MIXED.rules))
+    assert build_calls(backwards, "x86_64") == build_calls(MIXED, "x86_64")
+    both = profile(rule("read", errno=5), rule("read", phase=Phase.STARTUP), rule("read", Arg(0, Op.EQ, 1)))
+    (call,) = build_calls(both, "x86_64")
+    assert [choice.returned for choice in call.choices] == [RET_ALLOW, RET_USER_NOTIF]
+
+
 def test_order_and_wording_do_not_change_the_key() -> None:
     first = profile(rule("read"), rule("ioctl", Arg(1, Op.EQ, 1)), rule("ioctl", Arg(1, Op.EQ, 2)))
     second = Profile(

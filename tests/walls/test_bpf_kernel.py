@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 import random
@@ -219,12 +220,26 @@ def unreached(body: Program) -> Program:
 
 
 @pytest.mark.parametrize("high", [0x000, 0x100, 0x8000])
-@pytest.mark.parametrize("k", [0, 1, 64])
+@pytest.mark.parametrize("k", [0, 1, 15, 16, 31, 32, 60, 64])
 def test_each_code_is_taken_by_both_or_by_none(high: int, k: int) -> None:
     programs = [unreached((Instruction(high | low, 0, 0, k), *ALLOW)) for low in range(256)]
     ours = [accepted(program) for program in programs]
     assert kernel_takes(programs) == ours
     assert any(ours) == (high == 0)
+
+
+def test_scratch_memory_on_every_shape_of_three_branches() -> None:
+    """All ways to join three short jumps before scratch word 0 is read, with a store in one of the places."""
+    programs = []
+    for store in range(4):
+        for jumps in itertools.product(range(3), repeat=4):
+            body = [Instruction(bpf.JEQ_K, jumps[0], jumps[1], 0), Instruction(bpf.JA, 0, 0, jumps[2])]
+            body += [Instruction(bpf.JEQ_K, jumps[3], 0, 0), Instruction(bpf.LD_IMM, 0, 0, 0)]
+            body.insert(store, Instruction(bpf.ST, 0, 0, 0))
+            programs.append(unreached((*body, Instruction(bpf.LD_MEM, 0, 0, 0), *ALLOW)))
+    ours = [accepted(program) for program in programs]
+    assert kernel_takes(programs) == ours
+    assert 20 < sum(ours) < len(ours) - 20
 
 
 @pytest.mark.parametrize("seed", range(40))
