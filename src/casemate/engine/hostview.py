@@ -1,4 +1,4 @@
-"""Collect what a plan needs to know of this host, warm in a few milliseconds: nothing here forks once caches are filled."""
+"""Collect what a plan needs to know of this host: a few milliseconds warm, and no fork once the caches are filled."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from casemate.facts.qemu import Emulator as EmulatorFacts
 from casemate.facts.qemu import describe_emulator, find_qemu, modules_for
 from casemate.facts.root import Root
 from casemate.facts.tsc import tsc_khz
+from casemate.facts.vfio import read_function, unsafe_interrupts
 from casemate.plan.argv import PROGRAM
 from casemate.plan.model import Emulator, FirmwarePair, Host
 from casemate.spec.model import AccelChoice, Firmware, Spec
@@ -46,6 +47,8 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
         uefi=_uefi(spec, root),
         passt=next((path for path in ("/usr/bin/passt", "/usr/local/bin/passt") if os.access(path, os.X_OK)), None),
         rootless=os.geteuid() != 0,
+        pci=tuple(read_function(root, item.address) for item in spec.passthrough),
+        unsafe_interrupts=unsafe_interrupts(root) if spec.passthrough else None,
     )
     return host, _emulator(spec, facts, paths, root)
 
@@ -120,7 +123,9 @@ def _execute_only(facts: EmulatorFacts, paths: Paths) -> str:
     with open(facts.path, "rb") as source:
         data = source.read()
     if hashlib.sha256(data).hexdigest() != facts.sha256:
-        raise HostError(f"{facts.path} changed while it was read", next_step="wait for the update to end, then try again")
+        raise HostError(
+            f"{facts.path} changed while it was read", next_step="wait for the update to end, then try again"
+        )
     write_atomic(path, data, mode=0o111)
     return path
 

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 from dataclasses import dataclass, field
 
 from casemate.engine.paths import Paths
@@ -105,12 +106,32 @@ def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths
             continue
         if file.access == "overlay":
             opened.by_role[file.role] = _new_overlay(paths.vm_data(vm_id), file.virtual_size_bytes)
+        elif file.access == "device":
+            opened.by_role[file.role] = _open_device(file.path)
         elif file.access == "vars":
             opened.by_role[file.role] = _own_variables(file.path, f"{paths.vm_data(vm_id)}/vars.fd")
         else:
             opened.by_role[file.role] = open_regular_file(file.path, what=file.role)
     opened.by_role["entropy"] = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
     opened.by_role["null"] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def _open_device(path: str) -> int:
+    """A character device for VFIO.
+
+    Raises:
+        HostError: it is not there, not a device, or not ours to open.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as fault:
+        raise HostError(
+            f"{path} cannot be opened", got=fault.strerror or "", next_step="check its owner and mode"
+        ) from fault
+    if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise HostError(path, got="not a character device")
+    return descriptor
 
 
 def _new_overlay(directory: str, size_bytes: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from casemate.jail.policy import Descriptor
 from casemate.plan.accel import Board
 from casemate.plan.options import write_option as option
+from casemate.plan.passthrough import passthrough_options
 from casemate.spec.model import ConsoleDevice, DiskMode, Firmware, MachineType, NetworkMode, Spec
 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
@@ -64,6 +65,7 @@ def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tu
     for index in range(len(spec.disks)):
         argv += _disk(spec, index, numbering, microvm)
     argv += _network(spec, numbering, microvm)
+    argv += _passthrough(spec, numbering)
     return tuple(argv)
 
 
@@ -168,6 +170,15 @@ def _network(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
     if microvm:
         return [*argv, "-device", option("virtio-net-device", netdev="net0", mac=mac)]
     return [*argv, "-device", option("virtio-net-pci", netdev="net0", mac=mac, romfile="")]
+
+
+def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
+    if not spec.passthrough:
+        return []
+    argv = ["-object", option("iommufd", id="iommufd0", fd=numbering.inherit("iommufd", "rw"))]
+    for index in range(len(spec.passthrough)):
+        argv += passthrough_options(index, numbering.inherit(f"vfio{index}", "rw"))
+    return argv
 
 
 def devices_of(spec: Spec) -> frozenset[str]:

@@ -16,6 +16,7 @@ from casemate.plan.argv import Numbering, build_argv, devices_of
 from casemate.plan.declare import declare
 from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
 from casemate.plan.passt import plan_passt
+from casemate.plan.passthrough import check_passthrough, passthrough_files
 from casemate.plan.wall import build_wall, needs_group_kvm, open_files
 from casemate.spec.model import Firmware, NetworkMode, Spec
 
@@ -42,13 +43,14 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
         InputError: a combination that cannot start here.
     """
     _check_emulator(spec, emulator)
+    check_passthrough(spec, host, emulator)
     board = choose_board(spec, host)  # 1
     code = variables = None
     if spec.boot.firmware is Firmware.UEFI:
         if host.uefi is None:
             raise HostError("UEFI firmware is missing", expected="OVMF", next_step="apt-get install ovmf")
         code, variables = host.uefi.code, host.uefi.variables
-    files = open_files(spec, request.sizes, code, variables)  # 2
+    files = open_files(spec, request.sizes, code, variables) + passthrough_files(spec, host)  # 2
     numbering = Numbering()
     argv = build_argv(spec, board, request.vm_id, numbering)  # 3
     profile = qemu_profile(board.accel, devices_of(spec))  # 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from casemate.facts.fact import Facts
+from casemate.facts.vfio import PciFunction
 from casemate.jail.policy import CgroupPlan, Descriptor, Identity, Wall
 from casemate.jail.rules import Profile
 from casemate.spec.model import Spec
@@ -70,12 +71,15 @@ class Host(msgspec.Struct, frozen=True):
     uefi: FirmwarePair | None
     passt: str | None
     rootless: bool
+    pci: tuple[PciFunction, ...] = ()
+    unsafe_interrupts: bool | None = None
 
 
 class OpenFile(msgspec.Struct, frozen=True):
     """A file that the engine opens before the launch and hands over as a descriptor.
 
-    ``access``: ``ro``, ``rw``, ``overlay`` (a new file that dies with the VM), ``vars`` (the VM's own copy).
+    ``access``: ``ro``, ``rw``, ``overlay`` (a new file that dies with the VM), ``vars`` (the VM's own copy), ``device``
+    (a character device).
     ``image_format``: declared format of a disk image, None for other files.
     """
 

@@ -83,7 +83,7 @@ def build_rlimits(spec: Spec, files: tuple[OpenFile, ...]) -> tuple[Rlimit, ...]
         Rlimit("nofile", 1024),
         Rlimit("nproc", spec.limits.pids),
         Rlimit("fsize", largest),
-        Rlimit("memlock", 65536),
+        Rlimit("memlock", (spec.machine.memory_mib + 64) * _MIB if spec.passthrough else 65536),  # VFIO pins all RAM
         Rlimit("msgqueue", 0),
         Rlimit("nice", 0),
         Rlimit("rtprio", 0),
