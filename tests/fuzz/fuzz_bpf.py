@@ -1,4 +1,4 @@
-"""Fuzz target for the readers of BPF: ``python tests/fuzz/fuzz_bpf.py -len_control=0 -max_len=1500``, with atheris.
+"""Fuzz target for the readers of BPF: ``python -m tests.fuzz.fuzz_bpf -len_control=0 -max_len=1500``.
 
 Each input is tried as raw bytes of a program and as a recipe for a valid one; what the modules say about a program must
 agree with what it does (`bpf_cases.check_program`).
@@ -14,7 +14,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["casemate.bpf"]):
-        import bpf_cases
+        from tests.fuzz import bpf_cases
 
     atheris.Setup(sys.argv, bpf_cases.one_input)
     atheris.Fuzz()

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import struct
-import sys
-from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "fuzz"))
-
-import bpf_cases
+from tests.fuzz import bpf_cases
 
 from casemate.bpf.analyse import UNKNOWN, verdicts_at
 from casemate.bpf.evaluate import SeccompData, evaluate

@@ -9,18 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.fuzz import bpf_cases
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "fuzz"))
-
-import bpf_cases
-
-FUZZ = Path(bpf_cases.__file__).parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_the_fuzz_target_runs(tmp_path: Path) -> None:
-    command = [sys.executable, FUZZ / "fuzz_bpf.py", "-runs=1500", "-seed=1", "-max_len=900", "-len_control=0"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    limits = ["-runs=1500", "-seed=1", "-max_len=900", "-len_control=0", f"-artifact_prefix={tmp_path}/"]
+    command = [sys.executable, "-m", "tests.fuzz.fuzz_bpf", *limits]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Done 1500 runs" in done.stderr
 

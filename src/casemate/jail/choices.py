@@ -13,8 +13,9 @@ may fail softly for the rest.
 
 from __future__ import annotations
 
-import json
 from typing import Final, NamedTuple
+
+import msgspec
 
 from casemate.bpf.evaluate import RET_ALLOW, RET_ERRNO, RET_KILL_PROCESS, RET_USER_NOTIF, word_offsets
 from casemate.bpf.paths import FULL, Question, Region
@@ -141,7 +142,7 @@ def canonical(calls: tuple[Call, ...], arch: str) -> bytes:
         [call.nr, [[choice.returned, [_order(args) for args in choice.alternatives]] for choice in call.choices]]
         for call in calls
     ]
-    return json.dumps([arch, DEFAULT, data], separators=(",", ":")).encode()
+    return msgspec.json.encode([arch, DEFAULT, data])
 
 
 def matches(arg: Arg, value: int) -> bool:

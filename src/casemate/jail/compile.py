@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -192,14 +191,13 @@ def _stages(calls: tuple[Call, ...], *, apart: bool) -> list[_Stage]:
 
 
 def _take_apart(choices: tuple[Choice, ...]) -> list[Choice]:
-    """The same choices with alternatives kept together only where all are values of one argument."""
+    """The same choices with alternatives kept together only where all are values of the same bits of one argument."""
     parts: dict[tuple[int, object], list[tuple[Arg, ...]]] = {}
     for choice in choices:
         for alternative in choice.alternatives:
-            one_value = len(alternative) == 1 and alternative[0].op is Op.EQ
-            parts.setdefault((choice.returned, alternative[0].index if one_value else alternative), []).append(
-                alternative
-            )
+            values = len(alternative) == 1 and alternative[0].op in {Op.EQ, Op.MASKED_EQ}
+            key = (alternative[0].index, alternative[0].mask) if values else alternative
+            parts.setdefault((choice.returned, key), []).append(alternative)
     return [Choice(returned, tuple(alternatives)) for (returned, _), alternatives in parts.items()]
 
 
@@ -314,7 +312,8 @@ def _read_own(path: Path) -> bytes:
 
 def _write_own(path: Path, program: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=".filter-", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
             file.write(program)
