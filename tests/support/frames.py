@@ -130,7 +130,12 @@ class Connection:
 
     def take(self, packet: Packet) -> None:
         """One packet of this connection: in order, or dropped."""
-        if (packet.protocol, packet.source, packet.source_port, packet.port) != (6, self.peer, self.peer_port, self.port):
+        if (packet.protocol, packet.source, packet.source_port, packet.port) != (
+            6,
+            self.peer,
+            self.peer_port,
+            self.port,
+        ):
             return
         if packet.flags & RST:
             self.state = "reset"

@@ -59,8 +59,10 @@ def main(handover: int) -> None:
     broker = Broker(config["listener"], config["pidfd"], policy, routes, log.line, config["machine"])
     broker.released = True
     _confine(config)
+    os.write(config["word"], b"confined")
+    os.close(config["word"])
     _serve(broker, config["pidfd"], config["errors"], log)
-    for why, count in broker.refused.items():
+    for why, count in broker.destinations.refused.items():
         log.line(f"egress refused in all: {count} times: {why}")
     os._exit(0)
 

@@ -49,7 +49,7 @@ def broker_profile(pid: int, pidfd: int, listener: int) -> Profile:
     rules += [
         Rule("mmap", "memory, never executable", (Arg(2, Op.MASKED_EQ, 0, _PROT_EXEC),)),
         Rule("socket", "on behalf of passt: IPv4", (_int(0, 2),)),
-        Rule("socket", "on behalf of passt: IPv6", (_int(0, 10),)),
+        Rule("setsockopt", "SO_ATTACH_FILTER: who may write to a UDP socket", (_int(1, 1), _int(2, 26))),
         Rule("ioctl", "take, check and answer notifications", (_int(0, listener),)),
         Rule("ioctl", "FIONBIO: accepted sockets are non-blocking", (_int(1, 0x5421),)),
         Rule("fcntl", "F_GETFL, of a copied socket", (_int(1, 3),)),

@@ -43,4 +43,6 @@ def notif_addfd(listener: int, cookie: int, descriptor: int, number: int, *, clo
     """
     flags = SECCOMP_ADDFD_FLAG_SETFD | SECCOMP_ADDFD_FLAG_SEND
     new_flags = os.O_CLOEXEC if close_on_exec else 0
-    fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, bytearray(_ADDFD.pack(cookie, flags, descriptor, number, new_flags)))
+    fcntl.ioctl(
+        listener, SECCOMP_IOCTL_NOTIF_ADDFD, bytearray(_ADDFD.pack(cookie, flags, descriptor, number, new_flags))
+    )
