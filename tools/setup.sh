@@ -72,14 +72,17 @@ missing_packages() { # package list -> the lines whose package is not installed
     done <<<"$1"
 }
 
+can_be_root() { # sudo must not have to ask, or somebody must be there to answer
+    [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [ -t 0 ] && [ -t 2 ]; }; }; }
+}
+
 as_root() { # runs a command as root; 1 when that is impossible
+    can_be_root || return 1
     if [ "$(id -u)" = 0 ]; then
         "$@" </dev/null
-    elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [ -t 0 ] && [ -t 2 ]; }; }; then
+    else
         say "  with sudo: $*"
         sudo "$@"
-    else
-        return 1
     fi
 }
 
@@ -88,15 +91,19 @@ apt_install() {
 }
 
 install_packages() { # package list
-    local missing names line
+    local missing names line what=missing
     missing=$(missing_packages "$1")
     if [ -z "$missing" ]; then return; fi
     names=$(names_of "$missing" | tr '\n' ' ')
-    say "casemate: these Debian packages are missing and will be installed:"
+    if can_be_root; then what='missing and will be installed'; fi
+    say "casemate: these Debian packages are $what:"
     while IFS= read -r line; do say "  ${line%%|*}: ${line#*|}"; done <<<"$missing"
+    if ! can_be_root; then
+        cannot "installing them needs root, or sudo" "as root: apt-get update && apt-get install --no-install-recommends $names"
+    fi
     # shellcheck disable=SC2086
     if ! { apt_install update && apt_install install --yes --no-install-recommends $names; } >&2; then
-        cannot "could not install: $names" "sudo apt-get update && sudo apt-get install --no-install-recommends $names"
+        cannot "apt-get could not install them" "sudo apt-get update && sudo apt-get install --no-install-recommends $names"
     fi
 }
 
