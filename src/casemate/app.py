@@ -1,0 +1,426 @@
+"""The public API: what the command line does, as functions. The only place that wires layers together.
+
+VMs belong to the calling user (root's are root's). A ``reference`` is a VM's name, its id, or a unique prefix of the
+id. Functions return plain data, the same documents that ``--json`` prints (docs/json.md), and raise `CasemateError`.
+Everything below is imported on use: a command pays only for what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from casemate.errors import CasemateError, InputError
+
+if TYPE_CHECKING:
+    from casemate.engine.control import Attachment, EndWatch
+    from casemate.engine.paths import Paths
+    from casemate.engine.state import Definition
+    from casemate.spec.model import Spec
+
+__all__ = [
+    "Overrides",
+    "attach",
+    "create",
+    "doctor",
+    "events",
+    "inspect",
+    "kill",
+    "list_vms",
+    "load_target",
+    "logs",
+    "pause",
+    "plan",
+    "prove",
+    "remove",
+    "restart",
+    "run",
+    "show_key",
+    "spec_schema",
+    "start",
+    "stats",
+    "stop",
+    "unit",
+    "unpause",
+    "verify_records",
+    "watch_end",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """What the command line lays over a specification; None and empty mean "as the specification says".
+
+    The words are those of the specification; ``memory_mib`` is MiB or a size with a unit, ``disks`` are
+    ``PATH[:OPTION[,OPTION]]``, ``publish`` are ``[ADDR:]HOST:GUEST[/tcp|udp]``. Relative paths start from the working
+    directory.
+    """
+
+    name: str | None = None
+    machine_type: str | None = None
+    memory_mib: int | str | None = None
+    vcpus: int | None = None
+    accel: str | None = None
+    kernel: str | None = None
+    initrd: str | None = None
+    cmdline: str | None = None
+    firmware: str | None = None
+    net: str | None = None
+    egress: str | None = None
+    allow: Sequence[str] = ()
+    publish: Sequence[str] = ()
+    disks: Sequence[str] = ()
+
+
+def load_target(
+    target: str | None, overrides: Overrides | None = None, *, report: Callable[[str], None] = lambda _: None
+) -> Spec:
+    """The specification of ``builtin``, of a TOML file, or of a disk image (told by content).
+
+    Args:
+        target: None when ``overrides.kernel`` says what to boot.
+        report: told one line per long step (building the built-in guest).
+
+    Raises:
+        InputError: with all faults and the next step. HostError: the built-in guest cannot be built.
+    """
+    from casemate.engine import target as targets
+
+    flags = asdict(overrides or Overrides())
+    firmware = flags.pop("firmware")
+    return targets.load_target(target, flags, paths=_paths(), base_dir=Path.cwd(), report=report, firmware=firmware)
+
+
+def plan(spec: Spec, *, policy_file: str | None = None) -> dict[str, Any]:
+    """Everything about one launch of ``spec``, with nothing started and nothing left behind.
+
+    Returns:
+        the document of ``casemate plan --json``; ``refused_by`` names the launch controls that would stop it.
+
+    Raises:
+        CasemateError: the launch would fail with the same error.
+    """
+    from casemate.engine import dryrun
+
+    return dryrun.plan_launch(spec, _paths(), policy_file)
+
+
+def create(
+    spec: Spec, *, timeout_s: float | None = None, remove_on_exit: bool = False, policy_file: str | None = None
+) -> str:
+    """Define a VM without starting it; the launch is planned first, so that what cannot start is not defined.
+
+    Args:
+        timeout_s: every run is killed after this long (exit code 6).
+        remove_on_exit: delete the VM when its run ends.
+        policy_file: host policy for its launches, in place of /etc/casemate/policy.toml.
+
+    Returns:
+        its id.
+
+    Raises:
+        InputError: the name is taken. RefusedError: a control would refuse it. Errors of `plan`.
+    """
+    from casemate.engine import dryrun, state
+
+    paths = _paths()
+    dryrun.check_launch(spec, paths, policy_file)
+    return state.create(
+        paths, spec, timeout_s=timeout_s, remove_on_exit=remove_on_exit, policy_file=_absolute(policy_file)
+    ).id
+
+
+def run(
+    spec: Spec, *, timeout_s: float | None = None, remove_on_exit: bool = False, policy_file: str | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """Define and start a VM; returns when the guest has been released. Arguments as in `create`.
+
+    Returns:
+        its id, and the warnings of its plan.
+
+    Raises:
+        CasemateError: why it did not start; then it is not defined either.
+    """
+    from casemate.engine import state
+
+    paths = _paths()
+    definition = state.create(
+        paths, spec, timeout_s=timeout_s, remove_on_exit=remove_on_exit, policy_file=_absolute(policy_file)
+    )
+    try:
+        return definition.id, _start(paths, definition)
+    except BaseException:
+        state.remove(paths, definition)
+        raise
+
+
+def start(reference: str, *, policy_file: str | None = None) -> tuple[str, tuple[str, ...]]:
+    """Start a defined VM; returns when the guest has been released.
+
+    Returns:
+        its id, and the warnings of its plan.
+
+    Raises:
+        InputError: no such VM, or it runs already. CasemateError: why it did not start.
+    """
+    paths, definition = _find(reference)
+    return definition.id, _start(paths, definition, policy_file)
+
+
+def restart(reference: str, *, grace_s: float = 10.0) -> tuple[str, tuple[str, ...]]:
+    """Stop it if it runs, then start it; returns what `start` returns."""
+    stop(reference, grace_s=grace_s)
+    return start(reference)
+
+
+def stop(reference: str, *, grace_s: float = 10.0, wait: bool = True) -> None:
+    """Press the power button and kill the VM if it still runs after ``grace_s``. A VM that does not run is left alone.
+
+    Raises:
+        InputError: no such VM. VmError: its supervisor does not answer.
+    """
+    _end(reference, "stop", wait, grace_s=grace_s)
+
+
+def kill(reference: str, *, wait: bool = True) -> None:
+    """Kill the emulator now; the run ends with code 5.
+
+    Raises:
+        InputError: no such VM, or it is not running.
+    """
+    from casemate.engine import control, state
+
+    paths, definition = _find(reference)
+    vm = state.look(paths, definition)
+    if vm.state in {"created", "exited"}:
+        raise control.not_running(paths, definition)
+    _end(reference, "kill", wait)
+
+
+def remove(reference: str, *, force: bool = False) -> None:
+    """Delete a VM with its logs and UEFI variables. Disk images and launch records stay.
+
+    Args:
+        force: kill it first if it runs.
+
+    Raises:
+        InputError: no such VM, or it runs and ``force`` is False.
+    """
+    from casemate.engine import state
+
+    paths, definition = _find(reference)
+    vm = state.look(paths, definition)
+    if vm.state not in {"created", "exited"}:
+        if not force:
+            raise InputError(
+                f"{definition.name} is {vm.state}",
+                next_step=f"casemate stop {definition.name}, or casemate rm --force {definition.name}",
+            )
+        _end(definition.id, "kill", wait=True)
+    state.remove(paths, definition)
+
+
+def pause(reference: str) -> None:
+    """Stop the vCPUs; the VM keeps its memory. Raises InputError if it is not running."""
+    _request(reference, "pause")
+
+
+def unpause(reference: str) -> None:
+    """Let the vCPUs of a paused VM run. Raises InputError if it is not running."""
+    _request(reference, "unpause")
+
+
+def watch_end(reference: str) -> EndWatch:
+    """A watch on the VM's present run: ``wait()`` gives how it ended (reason, code), ``close()`` ends the watch.
+
+    Made while a VM runs, it also learns the end of one that deletes itself.
+    """
+    from casemate.engine.control import EndWatch
+
+    return EndWatch(*_find(reference))
+
+
+def list_vms() -> list[dict[str, Any]]:
+    """All VMs of this user, oldest first: the rows of ``casemate ps --json``."""
+    from casemate.engine import rows, state
+
+    paths = _paths()
+    return [rows.vm_row(state.look(paths, definition)) for definition in state.definitions(paths)]
+
+
+def inspect(reference: str) -> dict[str, Any]:
+    """Everything about one VM: the document of ``casemate inspect --json``."""
+    from casemate.engine import rows, state
+
+    paths, definition = _find(reference)
+    return rows.inspect_view(paths, state.look(paths, definition))
+
+
+def logs(
+    reference: str, *, emulator: bool = False, tail_lines: int | None = None, follow: bool = False
+) -> Iterator[bytes]:
+    """The console's log, or the emulator's own messages, in pieces. Bytes of the guest's choosing: hostile.
+
+    Args:
+        follow: go on until the VM ends.
+    """
+    return _log(reference, "emulator.log" if emulator else "console.log", tail_lines, follow)
+
+
+def events(reference: str, *, tail_lines: int | None = None, follow: bool = False) -> Iterator[bytes]:
+    """The VM's events as lines of JSON, in pieces of whole or partial lines."""
+    return _log(reference, "events.jsonl", tail_lines, follow)
+
+
+def attach(reference: str, *, backlog: bool = False) -> Attachment:
+    """Connect to the console of a running VM.
+
+    Args:
+        backlog: bring what the guest printed before; no byte is lost or doubled in between.
+    """
+    from casemate.engine import control
+
+    return control.attach(*_find(reference), backlog=backlog)
+
+
+def stats(reference: str, *, interval_s: float = 0.5) -> dict[str, Any]:
+    """What a running VM uses of CPU, memory, processes and disks: one entry of ``casemate stats --json``."""
+    from casemate.engine import state, usage
+
+    paths, definition = _find(reference)
+    return usage.vm_usage(paths, state.look(paths, definition), interval_s)
+
+
+def unit(reference: str) -> str:
+    """A systemd unit that starts and stops the VM."""
+    import os
+
+    from casemate.engine.unit import systemd_unit
+
+    paths, definition = _find(reference)
+    return systemd_unit(definition, paths, rootless=os.geteuid() != 0)
+
+
+def doctor() -> dict[str, Any]:
+    """What this host can do, and how to mend what it cannot: the document of ``casemate doctor --json``."""
+    from casemate.engine.doctor import diagnose
+
+    return diagnose(_paths())
+
+
+def prove(
+    target: str, overrides: Overrides | None = None, *, without: str | None = None, quick: bool = False
+) -> dict[str, Any]:
+    """Put a hostile probe into the wall of a VM (by name) or of a specification and list what it could reach.
+
+    Args:
+        without: leave this one layer of the wall out, to see what the others stop.
+        quick: a subset that takes a second.
+    """
+    import importlib
+
+    module = importlib.import_module("casemate.engine.prove")
+    document: dict[str, Any] = module.prove(
+        target, lambda: load_target(target, overrides), _paths(), without=without, quick=quick
+    )
+    return document
+
+
+def show_key() -> str:
+    """The public key that this host signs launch records with, as an OpenSSH line; made at first use."""
+    from casemate.engine.keys import load_or_create_key
+
+    return load_or_create_key(Path(_paths().data)).public_text()
+
+
+def verify_records(files: Sequence[str] = (), *, key: str | None = None) -> dict[str, Any]:
+    """Verify launch records: the given files one by one, or, without files, this host's whole chain.
+
+    Args:
+        key: an OpenSSH public key line, or the path of a file that holds one; None takes this host's own key.
+
+    Returns:
+        the document of ``casemate verify-record --json``; ``ok`` is False when a record does not hold.
+    """
+    from casemate.engine import verification
+
+    return verification.verify(_paths(), files, key)
+
+
+def spec_schema() -> dict[str, Any]:
+    """The JSON Schema of specifications."""
+    from casemate.spec.schema import spec_schema as schema
+
+    return schema()
+
+
+# ---- wiring ---------------------------------------------------------------------------------------------------------
+
+
+def _paths() -> Paths:
+    from casemate.engine.paths import default_paths, prepare
+
+    paths = default_paths()
+    prepare(paths)
+    return paths
+
+
+def _find(reference: str) -> tuple[Paths, Definition]:
+    from casemate.engine import state
+
+    paths = _paths()
+    return paths, state.resolve(paths, reference)
+
+
+def _absolute(policy_file: str | None) -> str | None:
+    return None if policy_file is None else str(Path.cwd() / policy_file)
+
+
+def _start(paths: Paths, definition: Definition, policy_file: str | None = None) -> tuple[str, ...]:
+    from casemate.engine import start as engine
+    from casemate.engine.policy_file import read_policy
+
+    chosen = _absolute(policy_file) or definition.policy_file
+    return engine.start(paths, definition, read_policy(Path(chosen) if chosen else None)).warnings
+
+
+def _request(reference: str, verb: str) -> None:
+    from casemate.engine import control
+
+    control.request(*_find(reference), verb)
+
+
+def _end(reference: str, verb: str, wait: bool, **fields: Any) -> None:
+    """Ask the supervisor to end the VM; one that ends by itself meanwhile is as good."""
+    from casemate.engine import control, state
+
+    paths, definition = _find(reference)
+    if state.look(paths, definition).state in {"created", "exited"}:
+        return
+    watch = control.EndWatch(paths, definition)
+    try:
+        control.request(paths, definition, verb, **fields)
+        if wait:
+            watch.wait()
+    except CasemateError:
+        if _is_alive(paths, definition):
+            raise
+    finally:
+        watch.close()
+
+
+def _is_alive(paths: Paths, definition: Definition) -> bool:
+    from casemate.engine import state
+
+    return state.look(paths, definition).state not in {"created", "exited"}
+
+
+def _log(reference: str, name: str, tail_lines: int | None, follow: bool) -> Iterator[bytes]:
+    from casemate.engine.follow import read_ring
+
+    paths, definition = _find(reference)
+    path = f"{paths.vm_data(definition.id)}/{name}"
+    over = (lambda: not _is_alive(paths, definition)) if follow else None
+    return read_ring(path, tail_lines, over)

@@ -1,0 +1,172 @@
+"""ps, inspect, logs, events, stats."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from casemate import app
+from casemate.cli import output
+from casemate.errors import ExitCode, InputError
+
+PS_SCHEMA = "casemate.ps/1"
+STATS_SCHEMA = "casemate.stats/1"
+FILTERS = ("name", "id", "state", "accel")
+SHORT_ID = 12
+ALIVE = ("starting", "running", "paused", "stopping")
+
+
+def ps(arguments: argparse.Namespace) -> int:
+    """List VMs."""
+    rows = [row for row in app.list_vms() if arguments.all or _asks_state(arguments) or row["state"] in ALIVE]
+    rows = [row for row in rows if _matches(row, arguments.filter)]
+    if arguments.json:
+        output.print_json({"schema": PS_SCHEMA, "vms": rows})
+    elif arguments.quiet:
+        for row in rows:
+            print(row["id"][:SHORT_ID])
+    else:
+        now_s = time.time()
+        output.print_aligned(
+            ("ID", "NAME", "STATE", "ACCEL", "UID", "CREATED", "PORTS"), [_ps_row(row, now_s) for row in rows]
+        )
+    return ExitCode.DONE
+
+
+def _asks_state(arguments: argparse.Namespace) -> bool:
+    return any(item.startswith("state=") for item in arguments.filter)
+
+
+def _ps_row(row: dict[str, Any], now_s: float) -> list[str]:
+    state = f"{row['state']} ({row['reason']})" if row["reason"] else row["state"]
+    created = output.ago(_epoch_s(row["created_at"]), now_s)
+    uid = "" if row["uid"] is None else str(row["uid"])
+    return [row["id"][:SHORT_ID], row["name"], state, row["accel"] or "", uid, created, ", ".join(row["ports"])]
+
+
+def _epoch_s(text: str) -> float:
+    from casemate.units import parse_utc
+
+    return parse_utc(text)
+
+
+def _matches(row: dict[str, Any], filters: list[str]) -> bool:
+    wanted: dict[str, list[str]] = {}
+    for item in filters:
+        key, equals, value = item.partition("=")
+        if not equals or key not in FILTERS:
+            raise InputError(f"--filter {item}", expected=f"KEY=VALUE with KEY one of {', '.join(FILTERS)}")
+        wanted.setdefault(key, []).append(value)
+    return all(any(_has(row, key, value) for value in values) for key, values in wanted.items())
+
+
+def _has(row: dict[str, Any], key: str, value: str) -> bool:
+    if key == "id":
+        return str(row["id"]).startswith(value)
+    if key == "name":
+        return value in str(row["name"])  # a part of the name, as podman has it
+    return bool(row[key] == value)
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Everything about one VM."""
+    document = app.inspect(arguments.vm)
+    if arguments.json:
+        output.print_json(document)
+        return ExitCode.DONE
+    for label, text in _summary(document):
+        if text:
+            print(f"{label + ':':<10} {output.plain(text)}")
+    if document["wall"]:
+        rows = [
+            [entry["verdict"], entry["severity"], entry["control"], entry["evidence"] if _held(entry) else entry["why"]]
+            for entry in document["wall"]
+        ]
+        passed = sum(1 for entry in document["wall"] if entry["verdict"] == "pass")
+        print()
+        output.print_table(
+            f"Wall, read back from the live process: {passed} of {len(rows)} controls pass",
+            ("VERDICT", "SEVERITY", "CONTROL", "EVIDENCE"),
+            rows,
+        )
+    return ExitCode.DONE
+
+
+def _held(entry: dict[str, Any]) -> bool:
+    return entry["verdict"] == "pass" or not entry["why"]
+
+
+def _summary(document: dict[str, Any]) -> list[tuple[str, str]]:
+    ended = document["exit"] or {}
+    spec = document["spec"]
+    machine = spec["machine"]
+    why = ": ".join(filter(None, [ended.get("reason", ""), ended.get("detail", "")]))
+    pid = document["pid"]
+    return [
+        ("name", document["name"]),
+        ("id", document["id"]),
+        ("state", document["state"]),
+        ("ended", f"{why} (exit code {ended['code']}, {ended['finished_at']})" if ended else ""),
+        ("started", document["started_at"] or ""),
+        ("emulator", f"pid {pid}, uid {document['uid']}" if pid else ""),
+        ("machine", f"{machine['type']}, {machine['vcpus']} vCPU, {machine['memory_mib']} MiB"),
+        ("accel", f"{document['accel'] or ''} ({document['accel_why']})" if document["accel"] else ""),
+        ("ports", ", ".join(document["ports"])),
+        ("health", "; ".join(document["health"])),
+        ("timings", ", ".join(f"{name} {value:.0f} ms" for name, value in document["timings"].items())),
+    ]
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """The console's log or the emulator's."""
+    output.write_bytes(
+        app.logs(arguments.vm, emulator=arguments.emulator, tail_lines=arguments.tail, follow=arguments.follow)
+    )
+    return ExitCode.DONE
+
+
+def events(arguments: argparse.Namespace) -> int:
+    """What happened, of one VM or of all."""
+    from casemate.cli.eventlog import merged
+
+    for event in merged(arguments.vm, follow=arguments.follow):
+        if arguments.json:
+            import json
+
+            print(json.dumps(event), flush=True)
+        else:
+            more = " ".join(f"{key}={value}" for key, value in event.items() if key not in {"time", "event", "vm"})
+            print(output.plain(f"{event['time']}  {event['vm']}  {event['event']}  {more}".rstrip()), flush=True)
+    return ExitCode.DONE
+
+
+def stats(arguments: argparse.Namespace) -> int:
+    """One sample of what VMs use."""
+    names = arguments.vms or [row["id"] for row in app.list_vms() if row["state"] in {"running", "paused", "stopping"}]
+    samples = [app.stats(name) for name in names]
+    if arguments.json:
+        output.print_json({"schema": STATS_SCHEMA, "vms": samples})
+    else:
+        header = ("ID", "NAME", "CPU %", "CPU TIME", "MEMORY", "PIDS", "DISK READ / WRITTEN")
+        output.print_aligned(header, [_stats_row(sample) for sample in samples])
+    return ExitCode.DONE
+
+
+def _stats_row(sample: dict[str, Any]) -> list[str]:
+    from casemate.units import format_bytes, format_duration_s
+
+    memory = "--" if sample["memory_bytes"] is None else format_bytes(sample["memory_bytes"])
+    if sample["memory_limit_bytes"] is not None:
+        memory += f" / {format_bytes(sample['memory_limit_bytes'])}"
+    disks = sample["disks"] or []
+    read, written = (sum(disk[key] for disk in disks) for key in ("read_bytes", "written_bytes"))
+    return [
+        sample["id"][:SHORT_ID],
+        sample["name"],
+        "--" if sample["cpu_percent"] is None else f"{sample['cpu_percent']:.1f}",
+        "--" if sample["cpu_s"] is None else format_duration_s(sample["cpu_s"]),
+        memory,
+        "--" if sample["pids"] is None else str(sample["pids"]),
+        f"{format_bytes(read)} / {format_bytes(written)}" if sample["disks"] is not None else "--",
+    ]

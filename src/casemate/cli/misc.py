@@ -1,0 +1,69 @@
+"""key, unit, spec, completion, version."""
+
+from __future__ import annotations
+
+import argparse
+
+from casemate.cli import output
+from casemate.errors import ExitCode, HostError
+
+VERSION_SCHEMA = "casemate.version/1"
+
+
+def version_text() -> str:
+    """The installed version."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("casemate")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def version(arguments: argparse.Namespace) -> int:
+    """Print the version."""
+    if arguments.json:
+        import platform
+
+        document = {"schema": VERSION_SCHEMA, "casemate": version_text(), "python": platform.python_version()}
+        output.print_json(document)
+    else:
+        print(f"casemate {version_text()}")
+    return ExitCode.DONE
+
+
+def key(arguments: argparse.Namespace) -> int:
+    """Print the public key."""
+    from casemate import app
+
+    print(app.show_key())
+    return ExitCode.DONE
+
+
+def unit(arguments: argparse.Namespace) -> int:
+    """Print a systemd unit."""
+    from casemate import app
+
+    print(app.unit(arguments.vm), end="")
+    return ExitCode.DONE
+
+
+def spec(arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of specifications."""
+    from casemate import app
+
+    output.print_json(app.spec_schema())
+    return ExitCode.DONE
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    """Print a completion script."""
+    try:
+        import shtab
+    except ImportError:
+        raise HostError("completion needs the package shtab", next_step="pip install shtab") from None
+    from casemate.cli.parser import build_parser
+
+    print(shtab.complete(build_parser(), shell=arguments.shell))
+    return ExitCode.DONE

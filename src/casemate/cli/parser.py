@@ -1,0 +1,285 @@
+"""Arguments of every command. Only argparse: this file is read before anything else and must cost little.
+
+A command names the function that runs it as ``module:function`` below ``casemate.cli``; it is imported on use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn, TypeAlias
+
+SPEC_HELP = "a specification (TOML), a disk image (qcow2 or raw, told by content), or builtin"
+VM_HELP = "name, id, or unique beginning of the id"
+LAYERS = ("namespaces", "root", "identity", "capabilities", "cgroup", "rlimits", "landlock", "seccomp")
+
+EPILOG = """\
+first steps:
+  casemate doctor                     what this host can do, and what to install
+  casemate run builtin                boot the built-in guest, console attached; Ctrl-] leaves it running
+  casemate run -d --name web IMAGE    boot a cloud image in the background; prints the id
+  casemate inspect web                the wall around it, as read back from the live process
+  casemate stop web && casemate rm web
+
+exit codes:
+  0 done   1 findings or a failed check   2 wrong use or bad input   3 the host cannot do it
+  4 refused by a control   5 a VM or helper failed   6 time-out
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors look like every other error of ours, and say where the help is."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"casemate: error: {message}\n  next: {self.prog} --help\n")
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="casemate",
+        description="Run virtual machines in a confined emulator, and prove that the confinement is in force.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    _host_commands(commands)
+    _start_commands(commands)
+    _end_commands(commands)
+    _look_commands(commands)
+    _trust_commands(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: reading package metadata costs as much as the rest of the start."""
+
+    def __init__(self, option_strings: list[str], dest: str, **kwargs: object) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, *_: object) -> NoReturn:
+        from casemate.cli.misc import version_text
+
+        print(f"casemate {version_text()}")
+        sys.exit(0)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+"""argparse has no public name for what add_subparsers returns."""
+
+
+def _add(commands: Commands, name: str, handler: str, text: str, epilog: str | None = None) -> Parser:
+    """One command; ``text`` is its line in the list and, as a sentence, the head of its own help."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=epilog,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON (docs/json.md)")
+
+
+def _vm(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    if several:
+        parser.add_argument("vms", nargs="*", metavar="VM", help=VM_HELP)
+        parser.add_argument("-a", "--all", action="store_true", help="every VM")
+    else:
+        parser.add_argument("vm", metavar="VM", help=VM_HELP)
+
+
+def _policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy", metavar="FILE", help="host policy, in place of /etc/casemate/policy.toml: what may be waived"
+    )
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    """Flags that replace or add to what the specification says."""
+    group = parser.add_argument_group("instead of what the specification says")
+    group.add_argument("--name", help="name of the VM")
+    group.add_argument("--machine", metavar="TYPE", help="microvm (for a given kernel) or q35")
+    group.add_argument("--memory-mib", metavar="N", help="guest RAM in MiB, or with a unit: 2G")
+    group.add_argument("--vcpus", type=int, metavar="N", help="number of virtual CPUs")
+    group.add_argument("--accel", metavar="WHICH", help="auto (KVM where it runs at speed), kvm or tcg")
+    group.add_argument("--kernel", metavar="FILE", help="boot this kernel")
+    group.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
+    group.add_argument("--cmdline", metavar="TEXT", help="its command line")
+    group.add_argument("--firmware", metavar="WHICH", help="uefi or bios: boot what the first disk holds")
+    group.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        metavar="PATH[:OPT,..]",
+        help="add a disk; OPT: raw, qcow2, overlay (default: writes die with the VM), persistent, read-only",
+    )
+    group.add_argument("--net", metavar="MODE", help="none, or user (rootless, through passt)")
+    group.add_argument("--egress", metavar="WHICH", help="what the guest may reach: none, internet or list")
+    group.add_argument(
+        "--allow", action="append", default=[], metavar="CIDR", help="an address block for --egress list; repeat it"
+    )
+    group.add_argument(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[ADDR:]HOST:GUEST[/udp]",
+        help="publish a port of the guest on 127.0.0.1 (or ADDR); implies --net user",
+    )
+
+
+def _host_commands(commands: Commands) -> None:
+    doctor = _add(commands, "doctor", "host:doctor", "show what this host can do, and how to mend what it cannot")
+    _json(doctor)
+    plan = _add(
+        commands, "plan", "plans:plan", "show everything about a launch, and start nothing", epilog=_PLAN_EPILOG
+    )
+    plan.add_argument("target", nargs="?", metavar="SPEC|IMAGE|builtin", help=SPEC_HELP)
+    _overrides(plan)
+    _policy(plan)
+    _json(plan)
+
+
+_PLAN_EPILOG = """\
+Shows arguments, descriptors, mounts, identity, system calls, limits and the controls of the launch.
+Exit code 4 when a control would refuse it.
+"""
+
+_RUN_EPILOG = """\
+examples:
+  casemate run builtin
+  casemate run -d --name web -p 2222:22 debian-12-genericcloud-amd64.qcow2
+  casemate run --kernel vmlinuz --initrd initrd.img --cmdline "console=ttyS0" --memory-mib 512
+  casemate run vm.toml --rm --timeout-s 60
+
+In the foreground the console is attached: Ctrl-] leaves it and the VM goes on. Without a terminal, Ctrl-C stops the
+VM, and a second Ctrl-C kills it. Exit code: 0 the guest powered off, 5 panic, killed or emulator failure, 6 time-out.
+"""
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", nargs="?", metavar="SPEC|IMAGE|builtin", help=SPEC_HELP)
+    parser.add_argument("--rm", action="store_true", help="delete the VM when it has ended")
+    parser.add_argument(
+        "--timeout-s", type=_positive, metavar="S", help="kill it after S seconds of running (exit code 6)"
+    )
+    _policy(parser)
+    _json(parser)
+    _overrides(parser)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _grace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-t", "--time", type=_count, default=10, metavar="S", help="seconds to wait before killing it (default 10)"
+    )
+
+
+def _start_commands(commands: Commands) -> None:
+    run = _add(commands, "run", "runs:run", "define a VM and start it", epilog=_RUN_EPILOG)
+    run.add_argument("-d", "--detach", action="store_true", help="print the id and return once the guest runs")
+    _run_options(run)
+    create = _add(commands, "create", "runs:create", "define a VM without starting it; prints its id")
+    _run_options(create)
+    start = _add(commands, "start", "runs:start", "start a defined VM")
+    _vm(start)
+    how = start.add_mutually_exclusive_group()
+    how.add_argument("-a", "--attach", action="store_true", help="attach the console, as run does")
+    how.add_argument("--foreground", action="store_true", help="wait for its end; for systemd (Type=notify)")
+    _policy(start)
+    restart = _add(commands, "restart", "runs:restart", "stop VMs and start them again")
+    _vm(restart, several=True)
+    _grace(restart)
+
+
+def _end_commands(commands: Commands) -> None:
+    stop = _add(commands, "stop", "life:stop", "press the power button of VMs, and kill them after a grace period")
+    _vm(stop, several=True)
+    _grace(stop)
+    kill = _add(commands, "kill", "life:kill", "kill the emulators of VMs at once")
+    _vm(kill, several=True)
+    remove = _add(commands, "rm", "life:remove", "delete VMs with their logs; disk images stay")
+    _vm(remove, several=True)
+    remove.add_argument("-f", "--force", action="store_true", help="kill running ones first")
+    for name, text in (("pause", "stop the virtual CPUs of VMs"), ("unpause", "let paused VMs go on")):
+        _vm(_add(commands, name, f"life:{name}", text), several=True)
+    wait = _add(commands, "wait", "life:wait", "wait until VMs have ended; prints their exit codes")
+    _vm(wait, several=True)
+    wait.add_argument("--timeout-s", type=_positive, metavar="S", help="give up after S seconds (exit code 6)")
+
+
+def _look_commands(commands: Commands) -> None:
+    ps = _add(commands, "ps", "listing:ps", "list VMs that run")
+    ps.add_argument("-a", "--all", action="store_true", help="also those that do not run")
+    ps.add_argument("-q", "--quiet", action="store_true", help="ids only")
+    ps.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="name, id, state, accel; values of one key are alternatives, keys must all hold",
+    )
+    _json(ps)
+    inspect = _add(commands, "inspect", "listing:inspect", "show everything about a VM: state, wall, exit, spec")
+    _vm(inspect)
+    _json(inspect)
+    logs = _add(commands, "logs", "listing:logs", "print the console's log of a VM")
+    _vm(logs)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the VM ends")
+    logs.add_argument("--tail", type=_count, metavar="N", help="only the last N lines")
+    logs.add_argument("--emulator", action="store_true", help="the emulator's own messages instead")
+    console = _add(commands, "console", "runs:console", "attach to the console of a running VM; Ctrl-] leaves")
+    _vm(console)
+    events = _add(commands, "events", "listing:events", "print what happened to VMs, oldest first")
+    events.add_argument("vm", nargs="?", metavar="VM", help=f"{VM_HELP}; all VMs without it")
+    events.add_argument("-f", "--follow", action="store_true", help="go on until interrupted, or until that VM ends")
+    _json(events)
+    stats = _add(commands, "stats", "listing:stats", "show what running VMs use, once")
+    _vm(stats, several=True)
+    _json(stats)
+
+
+def _trust_commands(commands: Commands) -> None:
+    prove = _add(
+        commands, "prove", "proofs:prove", "attack the wall from inside with a hostile probe, and list what it reached"
+    )
+    prove.add_argument("target", metavar="VM|SPEC|builtin", help="a running VM's name, or what run takes")
+    prove.add_argument("--without", choices=LAYERS, metavar="LAYER", help=f"leave one layer out: {', '.join(LAYERS)}")
+    prove.add_argument("--quick", action="store_true", help="only what takes a moment")
+    _json(prove)
+    key = _add(commands, "key", "misc:key", "show the public key that signs launch records")
+    key.add_argument("action", choices=("show",), metavar="show", help="print it as an OpenSSH line")
+    verify = _add(commands, "verify-record", "proofs:verify_record", "verify signed launch records")
+    verify.add_argument("files", nargs="*", metavar="FILE", help="records; without any, this host's whole chain")
+    verify.add_argument("--key", metavar="KEY", help="public key, or a file that holds it; default: this host's")
+    _json(verify)
+    unit = _add(commands, "unit", "misc:unit", "print a systemd unit for a defined VM")
+    _vm(unit)
+    spec = _add(commands, "spec", "misc:spec", "print the JSON Schema of specifications")
+    spec.add_argument("--schema", action="store_true", required=True, help="the schema, for editors")
+    completion = _add(commands, "completion", "misc:completion", "print the completion script of a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), metavar="SHELL", help="bash, zsh or tcsh")
+    version = _add(commands, "version", "misc:version", "print the version")
+    _json(version)

@@ -1,0 +1,223 @@
+"""run, create, start, restart, console: commands after which a guest runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from casemate import app
+from casemate.cli import life, output
+from casemate.errors import CasemateError, ExitCode, InputError
+
+if TYPE_CHECKING:
+    from casemate.cli.console import Interrupts
+    from casemate.engine.control import EndWatch
+    from casemate.engine.state import Exit
+    from casemate.spec.model import Spec
+
+RUN_SCHEMA = "casemate.run/1"
+CREATE_SCHEMA = "casemate.create/1"
+INTERRUPTED = 130
+POLL_S = 0.5
+
+
+def overrides(arguments: argparse.Namespace) -> app.Overrides:
+    """The flags of `parser._overrides`."""
+    return app.Overrides(
+        name=arguments.name,
+        machine_type=arguments.machine,
+        memory_mib=arguments.memory_mib,
+        vcpus=arguments.vcpus,
+        accel=arguments.accel,
+        kernel=arguments.kernel,
+        initrd=arguments.initrd,
+        cmdline=arguments.cmdline,
+        firmware=arguments.firmware,
+        net=arguments.net,
+        egress=arguments.egress,
+        allow=arguments.allow,
+        publish=arguments.publish,
+        disks=arguments.disk,
+    )
+
+
+def load(arguments: argparse.Namespace) -> Spec:
+    """The specification that the arguments describe; says so while the built-in guest is built."""
+    with output.working("the guest named builtin") as report:
+        return app.load_target(arguments.target, overrides(arguments), report=report)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Define and start; detached or with the console attached."""
+    from casemate.cli.console import Interrupts
+
+    spec = load(arguments)
+    with Interrupts() as interrupts:
+        vm_id, warnings = app.run(
+            spec, timeout_s=arguments.timeout_s, remove_on_exit=arguments.rm, policy_file=arguments.policy
+        )
+        _warn(warnings)
+        if not arguments.detach:
+            return _foreground(vm_id, interrupts, json=arguments.json, console=not arguments.json)
+        if interrupts.take():
+            app.remove(vm_id, force=True)
+            return INTERRUPTED
+    if arguments.json:
+        name = app.inspect(vm_id)["name"]
+        output.print_json({"schema": RUN_SCHEMA, "id": vm_id, "name": name, "warnings": list(warnings)})
+    else:
+        print(vm_id)
+    return ExitCode.DONE
+
+
+def create(arguments: argparse.Namespace) -> int:
+    """Define only."""
+    spec = load(arguments)
+    vm_id = app.create(spec, timeout_s=arguments.timeout_s, remove_on_exit=arguments.rm, policy_file=arguments.policy)
+    if arguments.json:
+        output.print_json({"schema": CREATE_SCHEMA, "id": vm_id, "name": app.inspect(vm_id)["name"]})
+    else:
+        print(vm_id)
+    return ExitCode.DONE
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Start a defined VM."""
+    from casemate.cli.console import Interrupts
+
+    with Interrupts() as interrupts:
+        vm_id, warnings = app.start(arguments.vm, policy_file=arguments.policy)
+        _warn(warnings)
+        if arguments.foreground or arguments.attach:
+            _tell_systemd()
+            return _foreground(vm_id, interrupts, json=False, console=arguments.attach)
+        if interrupts.take():
+            app.stop(vm_id, grace_s=0)
+            return INTERRUPTED
+    print(arguments.vm)
+    return ExitCode.DONE
+
+
+def restart(arguments: argparse.Namespace) -> int:
+    """Stop and start."""
+
+    def again(name: str) -> str:
+        _, warnings = app.restart(name, grace_s=arguments.time)
+        _warn(warnings)
+        return name
+
+    return life.each(life.named(arguments, life.ALIVE), again)
+
+
+def console(arguments: argparse.Namespace) -> int:
+    """Attach to a running VM's console."""
+    from casemate.cli.console import Interrupts, Outcome, session
+
+    document = app.inspect(arguments.vm)
+    came: list[int] = []
+
+    def leave(number: int) -> bool:
+        came.append(number)
+        return True
+
+    with Interrupts() as interrupts:
+        attachment = app.attach(document["id"])
+        if os.isatty(0):
+            output.note(f"console of {document['name']}; Ctrl-] leaves")
+        outcome = session(attachment, interrupts, leave)
+    if os.isatty(0):
+        output.note(f"left the console of {document['name']}" if outcome is Outcome.LEFT else "the console ended")
+    return INTERRUPTED if signal.SIGINT in came else ExitCode.DONE
+
+
+def _foreground(vm_id: str, interrupts: Interrupts, *, json: bool, console: bool) -> int:
+    """Stay with a running VM until it ends; its exit code."""
+    from casemate.cli.console import Outcome
+
+    name = app.inspect(vm_id)["name"]
+    stopper = _Stopper(vm_id)
+    watch = app.watch_end(vm_id)
+    try:
+        if console and _show_console(vm_id, interrupts, stopper) is Outcome.LEFT:
+            output.note(f"left {name}, which goes on: casemate console {name}, casemate stop {name}")
+            return ExitCode.DONE
+        ended = _wait(watch, interrupts, stopper)
+    finally:
+        watch.close()
+    if json:
+        how = {"reason": ended.reason, "code": ended.code, "detail": ended.detail, "finished_at": ended.finished_at}
+        output.print_json({"schema": RUN_SCHEMA, "id": vm_id, "name": name, "exit": how})
+    elif ended.code != ExitCode.DONE:
+        output.note(f"{name}: {ended.reason}" + (f": {ended.detail}" if ended.detail else ""))
+    return ended.code
+
+
+def _show_console(vm_id: str, interrupts: Interrupts, stopper: _Stopper) -> object:
+    from casemate.cli.console import Outcome, session
+
+    try:
+        attachment = app.attach(vm_id, backlog=True)
+    except InputError:  # it ended within milliseconds; all it said is in its log, unless --rm took that too
+        with contextlib.suppress(InputError):
+            output.write_bytes(app.logs(vm_id))
+        return Outcome.ENDED
+    if os.isatty(0):
+        output.note("console attached; Ctrl-] leaves it")
+    try:
+        return session(attachment, interrupts, stopper)
+    except BrokenPipeError:
+        output.silence_stdout()
+        stopper(signal.SIGTERM)
+        return Outcome.ENDED
+
+
+def _wait(watch: EndWatch, interrupts: Interrupts, stopper: _Stopper) -> Exit:
+    while True:
+        ended = watch.wait(POLL_S)
+        if ended is not None:
+            return ended
+        for number in interrupts.take():
+            stopper(number)
+
+
+class _Stopper:
+    """Signals of a foreground VM: the first stops it, the second kills it; a lost terminal only leaves it."""
+
+    def __init__(self, vm_id: str) -> None:
+        self._vm_id = vm_id
+        self._asked = False
+
+    def __call__(self, number: int) -> bool:
+        """Act on one signal; True means leave the console."""
+        if number == signal.SIGHUP and os.isatty(0):
+            return True
+        try:
+            if self._asked:
+                app.kill(self._vm_id, wait=False)
+            else:
+                output.note("stopping the VM; once more kills it")
+                app.stop(self._vm_id, wait=False)
+        except CasemateError:
+            pass  # it has just ended
+        self._asked = True
+        return False
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for text in warnings:
+        output.warn(text)
+
+
+def _tell_systemd() -> None:
+    """sd_notify(3) with READY=1, when systemd waits for it."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        notify.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
+        notify.sendall(b"READY=1\n")

@@ -1,0 +1,67 @@
+"""Plan a launch without starting anything and without leaving anything behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from casemate.controls.judge import refusal_error, refusals
+from casemate.controls.model import Finding
+from casemate.controls.policy import controls_under
+from casemate.engine import files, identity, views
+from casemate.engine import start as engine
+from casemate.engine.opening import open_spec_files
+from casemate.engine.paths import Paths
+from casemate.engine.policy_file import read_policy
+from casemate.jail.policy import Identity
+from casemate.plan.model import LaunchPlan
+from casemate.spec.model import Spec
+
+PLAN_ID = "0" * 16
+"""Stands where a VM's id would."""
+
+
+def plan_launch(spec: Spec, paths: Paths, policy_file: str | None) -> dict[str, Any]:
+    """The plan as plain data, with ``refused_by``: ids of the launch controls that would stop it."""
+    plan, findings = _plan(spec, paths, policy_file)
+    refused = [finding.control_id for finding in refusals(findings)]
+    return {**views.plan_view(plan, findings), "refused_by": refused}
+
+
+def check_launch(spec: Spec, paths: Paths, policy_file: str | None) -> None:
+    """Plan, and raise what the launch would raise.
+
+    Raises:
+        CasemateError: among them RefusedError for a launch control.
+    """
+    _, findings = _plan(spec, paths, policy_file)
+    refused = refusals(findings)
+    if refused:
+        raise refusal_error(refused)
+
+
+def _plan(spec: Spec, paths: Paths, policy_file: str | None) -> tuple[LaunchPlan, tuple[Finding, ...]]:
+    policy = read_policy(Path(policy_file) if policy_file else None)
+    waivers = engine.waivers_of(spec, policy)
+    opened = open_spec_files(spec)
+    try:
+        who = _free_identity(paths, policy.identity.uids())
+        plan = engine.make_plan(spec, paths, PLAN_ID, spec.name or "(new)", who, opened.sizes)
+    finally:
+        opened.close()
+    return plan, engine.judge_declared(plan, waivers, controls_under(policy))
+
+
+def _free_identity(paths: Paths, reserved: range) -> Identity:
+    """The identity that a launch would get now; its lock is given back, and its lock file if we made it."""
+    before = set(os.listdir(f"{paths.runtime}/ids"))
+    who, lock = identity.claim(paths, reserved)
+    try:
+        for name in set(os.listdir(f"{paths.runtime}/ids")) - before:
+            path = f"{paths.runtime}/ids/{name}"
+            if os.stat(path).st_ino == os.fstat(lock).st_ino:
+                files.unlink_if_there(path)  # while we hold it: who waits for it sees that it is gone and starts anew
+    finally:
+        os.close(lock)
+    return who

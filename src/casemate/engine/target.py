@@ -1,0 +1,117 @@
+"""What a user names on the command line becomes a specification: ``builtin``, a TOML file, or a disk image.
+
+File and image are told apart by content, never by suffix: a signature of an image, or a NUL byte, means image.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from casemate.engine.paths import Paths
+from casemate.errors import HostError, InputError
+from casemate.spec.faults import Faults
+from casemate.spec.file import load_spec
+from casemate.spec.model import Spec
+from casemate.spec.override import builtin_spec, override, spec_for_image
+from casemate.spec.text import resolve_path
+
+BUILTIN = "builtin"
+LOOK_BYTES = 65536
+
+Report = Callable[[str], None]
+
+
+def load_target(
+    target: str | None, flags: Mapping[str, Any], *, paths: Paths, base_dir: Path, report: Report, firmware: str | None
+) -> Spec:
+    """The specification behind ``target`` with the command line's ``flags`` (of `spec.override.override`) laid over it.
+
+    Args:
+        target: None when the flags say everything (``--kernel``).
+        report: told one line per long step.
+        firmware: for an image: ``uefi`` or ``bios``; None takes ``uefi``.
+
+    Raises:
+        InputError, SpecError, ImageError: with path and next step. HostError: the built-in guest cannot be built.
+    """
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    laid = dict(flags)
+    if target is None:
+        if not laid.get("kernel"):
+            raise InputError(
+                "nothing to run",
+                expected="a specification, an image, builtin, or --kernel",
+                next_step="casemate run builtin",
+            )
+        spec = Spec()
+    elif target == BUILTIN:
+        spec = _builtin(paths, report)
+    elif _is_image(target, base_dir):
+        path = _absolute(target, base_dir)
+        spec = spec_for_image(path, _format_of(path), firmware or "uefi")
+        firmware = None
+    else:
+        spec = load_spec(base_dir / target, today=today)
+    if firmware is not None:
+        laid["firmware"] = firmware
+    return override(spec, base_dir=base_dir, today=today, format_of=_format_of, **laid)
+
+
+def _builtin(paths: Paths, report: Report) -> Spec:
+    from casemate.image.builtin import build_builtin, find_builtin
+
+    cache = Path(paths.cache)
+    guest = find_builtin([cache]) or build_builtin(cache, report)
+    return builtin_spec(str(guest.kernel), str(guest.initrd), guest.cmdline)
+
+
+def _absolute(target: str, base_dir: Path) -> str:
+    faults = Faults()
+    path = resolve_path(target, str(base_dir), "IMAGE", faults)
+    faults.raise_if_any("command line")
+    assert path is not None
+    return path
+
+
+def _format_of(path: str) -> str:
+    """The format of the image at an absolute path, from its header; closed by default (`image/headers.py`)."""
+    from casemate.image.headers import inspect_image, open_image
+
+    descriptor = open_image(path)
+    try:
+        return inspect_image(descriptor, path, None).format
+    finally:
+        os.close(descriptor)
+
+
+def _is_image(target: str, base_dir: Path) -> bool:
+    from casemate.image.signatures import recognise
+
+    what = f"cannot read {target!r}"
+    path = base_dir / target
+    try:
+        # O_NONBLOCK: a FIFO must not hang the command.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        got = (getattr(error, "strerror", None) or str(error)).lower()
+        next_step = "casemate run builtin needs no file"
+        if "/" not in target and not target.endswith(".toml"):
+            next_step = f"casemate start {target}, if that is the name of a VM; {next_step}"
+        raise InputError(what, got=got, expected="a specification, an image or builtin", next_step=next_step) from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InputError(
+                what, got="something that is not a regular file", expected="a specification (TOML) or a disk image"
+            )
+        head = os.pread(descriptor, LOOK_BYTES, 0)
+    except OSError as error:
+        raise HostError(what, got=(error.strerror or str(error)).lower()) from None
+    finally:
+        os.close(descriptor)
+    # An empty file is a broken download more often than a specification that says nothing.
+    return not head or b"\0" in head or recognise(head, b"") is not None
