@@ -135,7 +135,7 @@ def test_readme_shows_the_help_that_the_program_prints() -> None:
     readme = (ROOT / "README.md").read_text()
     block = re.search(r"^```text\n\$ casemate --help\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert block, "README.md has a ```text block that starts with '$ casemate --help'"
-    assert block[1].rstrip() == _help_text(), "COLUMNS=100 casemate --help prints what belongs there"
+    assert block[1].rstrip() == _help_text(), "run tools/readme_help.py with the python of the environment"
 
 
 def test_readme_lists_every_exit_code() -> None:
