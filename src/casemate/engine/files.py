@@ -1,4 +1,9 @@
-"""Small files written so that a crash at any moment leaves the old one or the new one; locks that die with us."""
+"""Small files written so that a crash at any moment leaves the old one or the new one; locks that die with us.
+
+Locks are open file description locks (fcntl_locking(2)): they belong to the descriptor, follow it through fork and
+exec, and end with its last copy. Unlike flock they can be looked at without being taken, so that a command that only
+looks never gets in the way of one that starts or removes a VM.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,28 @@ import errno
 import fcntl
 import os
 import secrets
+import struct
+import time
 
 import msgspec
 
+from casemate.errors import HostError
+
 READ_MAX_BYTES = 8 * 1024 * 1024
+LOCK_DEADLINE_S = 20.0
+# struct flock: l_type, l_whence, l_start, l_len, l_pid; native alignment.
+_FLOCK = struct.Struct("hhqqi0q")
 
 
 def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Write through a temporary file in the same directory, fsync, rename."""
+    """Write through a temporary file in the same directory, fsync, rename.
+
+    Raises:
+        OSError: naming ``path``; the old file is untouched.
+    """
     temporary = f"{path}.{secrets.token_hex(6)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             view = memoryview(data)
             while view:
@@ -25,6 +41,9 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
         finally:
             os.close(descriptor)
         os.rename(temporary, path)
+    except OSError as fault:
+        unlink_if_there(temporary)
+        raise OSError(fault.errno, fault.strerror, path) from fault
     except BaseException:
         unlink_if_there(temporary)
         raise
@@ -39,7 +58,7 @@ def read_bounded(path: str, limit: int = READ_MAX_BYTES) -> bytes:
     """Read a regular file of at most ``limit`` bytes.
 
     Raises:
-        OSError: it cannot be read, or is larger (EFBIG).
+        OSError: it cannot be read, is not a regular file (EINVAL), or is larger (EFBIG).
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
@@ -50,7 +69,7 @@ def read_bounded(path: str, limit: int = READ_MAX_BYTES) -> bytes:
 
 
 def unlink_if_there(path: str) -> None:
-    """Remove a file; its absence is fine."""
+    """Remove a file; its absence, or that of its directory, is fine."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -58,22 +77,50 @@ def unlink_if_there(path: str) -> None:
 
 
 def take_lock(path: str, *, wait: bool) -> int | None:
-    """An exclusive flock on ``path`` (made if missing).
+    """An exclusive lock on ``path`` (made if missing).
+
+    Args:
+        wait: try for `LOCK_DEADLINE_S`; otherwise once.
 
     Returns:
         the descriptor that holds it (close to release), or None if someone else holds it and ``wait`` is False.
+
+    Raises:
+        HostError: someone held it all the time.
+        OSError: the file cannot be made.
     """
+    end = time.monotonic() + LOCK_DEADLINE_S
+    pause_s = 0.001
+    while True:
+        descriptor = _try_lock(path)
+        if descriptor is not None:
+            return descriptor
+        if not wait:
+            return None
+        if time.monotonic() > end:
+            raise HostError(
+                f"another casemate command holds {path}",
+                got=f"no release within {LOCK_DEADLINE_S:.0f} s",
+                next_step=f"fuser -v {path} names it; a stopped one (Ctrl-Z) wants fg or kill",
+            )
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.05)
+
+
+def _try_lock(path: str) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        except OSError as fault:
             os.close(descriptor)
-            return None
+            if fault.errno in {errno.EAGAIN, errno.EACCES}:
+                return None
+            raise
         except BaseException:
             os.close(descriptor)
             raise
-        try:  # the file may have been removed while we waited
+        try:  # the file may have been removed, and made anew by another, between open and lock
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except FileNotFoundError:
@@ -82,15 +129,14 @@ def take_lock(path: str, *, wait: bool) -> int | None:
 
 
 def is_locked(path: str) -> bool:
-    """True if another open file description holds the flock; a missing file is not locked."""
+    """True if another open file description holds the lock; a missing file is not locked. Takes nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, question)
     finally:
         os.close(descriptor)
-    return False
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

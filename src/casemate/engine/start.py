@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -30,14 +32,16 @@ from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.controls.policy import HostPolicy, controls_under, effective_waivers
 from casemate.engine import errorwire, files, hostview, identity, state
+from casemate.engine.aftermath import drop_runtime
 from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
 from casemate.engine.paths import Paths, own_directory
-from casemate.engine.state import Definition, Process, RunMark, RunningState
-from casemate.errors import CasemateError, InputError, RefusedError, VmError
+from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, this_process
+from casemate.errors import CasemateError, HostError, RefusedError, VmError
 from casemate.facts.fact import Stage
 from casemate.jail.compile import cached_program
 from casemate.jail.policy import Identity
+from casemate.jail.spawn import kill_and_reap
 from casemate.plan.build import Request, build_plan
 from casemate.plan.model import LaunchPlan
 from casemate.spec.model import Spec
@@ -105,11 +109,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
         InputError: it already runs, or a file is not acceptable. HostError, RefusedError: as they say.
     """
     waivers = waivers_of(definition.spec, policy)
-    own_directory(paths.vm_runtime(definition.id))
-    lock = files.take_lock(f"{paths.vm_runtime(definition.id)}/lock", wait=False)
-    if lock is None:
-        raise InputError(f"{definition.name} already runs", next_step=f"casemate stop {definition.name}")
-    locks = [lock]
+    locks = [state.claim(paths, definition)]
     opened: Opened | None = None
     try:
         opened = open_spec_files(definition.spec)
@@ -143,13 +143,15 @@ def start(paths: Paths, definition: Definition, policy: HostPolicy) -> LaunchPla
     prepared = prepare(paths, definition, policy)
     try:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        middle = os.fork()
-        if middle == 0:
-            os.close(read_end)
-            _become_supervisor(paths, definition, prepared, write_end)
-        os.close(write_end)
-        os.waitpid(middle, 0)
+        try:
+            middle = os.fork()
+            if middle == 0:
+                _become_supervisor(paths, definition, prepared, write_end)
+        finally:
+            os.close(write_end)
         with os.fdopen(read_end, "rb") as pipe:
+            with contextlib.suppress(ChildProcessError):  # the caller ignores SIGCHLD: the kernel has reaped it
+                os.waitpid(middle, 0)
             _wait_for_word(pipe.fileno())
     finally:
         prepared.close()
@@ -185,54 +187,111 @@ def _become_supervisor(paths: Paths, definition: Definition, prepared: Prepared,
     try:
         if os.fork() != 0:
             os._exit(0)
-        os.setsid()
-        os.chdir("/")
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
+        _leave_the_caller(prepared, word)
         _launch_and_exec(paths, definition, prepared, word)
     except BaseException as fault:
-        error = (
-            fault
-            if isinstance(fault, CasemateError)
-            else VmError("the launch failed", got=f"{type(fault).__name__}: {fault}")
-        )
-        _abandon(paths, definition.id)
         with contextlib.suppress(OSError):
-            os.write(word, json.dumps({"error": errorwire.encode(error)}).encode() + b"\n")
+            os.write(word, json.dumps({"error": errorwire.encode(_as_error(fault, paths))}).encode() + b"\n")
     os._exit(1)
+
+
+def _leave_the_caller(prepared: Prepared, word: int) -> None:
+    """Nothing of the caller's comes along: terminal, directory, signal handlers and masks, descriptors of its threads.
+
+    A long-lived caller starts VMs from several threads: their pipes and locks, which fork copied, would be held here.
+    """
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    signal.set_wakeup_fd(-1)
+    for which in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):  # the C library keeps two of them to itself
+            signal.signal(which, signal.SIG_IGN if which == signal.SIGPIPE else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    ours = {word, *prepared.opened.by_role.values(), *prepared.opened.locks, *prepared.locks}
+    first = 3
+    for descriptor in sorted(ours):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def _as_error(fault: BaseException, paths: Paths) -> CasemateError:
+    if isinstance(fault, CasemateError):
+        return fault
+    if isinstance(fault, OSError) and fault.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+        return HostError(
+            "there is no room for the VM's files",
+            got=f"{fault.filename}: {fault.strerror}",
+            next_step=f"df -h {paths.data} {paths.runtime}",
+        )
+    return VmError("the launch failed", got=f"{type(fault).__name__}: {fault}")
 
 
 def _abandon(paths: Paths, vm_id: str) -> None:
     """A launch that failed leaves no runtime directory and no mark of a run."""
-    runtime = paths.vm_runtime(vm_id)
-    for name in ("control.sock", "state.json"):
-        files.unlink_if_there(f"{runtime}/{name}")
     files.unlink_if_there(f"{paths.vm_data(vm_id)}/run.json")
-    with contextlib.suppress(OSError):
-        os.rmdir(f"{runtime}/root")
-    files.unlink_if_there(f"{runtime}/lock")
-    with contextlib.suppress(OSError):
-        os.rmdir(runtime)
+    drop_runtime(paths, vm_id)
 
 
 def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, word: int) -> Never:
     plan, vm_id = prepared.plan, definition.id
     runtime, data = paths.vm_runtime(vm_id), paths.vm_data(vm_id)
     started_at = state.now()
-    files.unlink_if_there(f"{data}/exit.json")
-    files.write_json(f"{data}/run.json", RunMark(state.boot_id(), started_at))
-    launched = launch(plan, prepared.program, prepared.opened, f"{runtime}/root", prepared.waivers, prepared.controls)
-    listener = _listen(f"{runtime}/control.sock")
+    ourselves = this_process("casemate-sup")
+    launched: Launched | None = None
+    try:
+        files.unlink_if_there(f"{data}/exit.json")
+        mark = RunMark(state.boot_id(), started_at, ourselves, plan.cgroup.directories, plan.run_as.uid, plan.accel)
+        files.write_json(f"{data}/run.json", mark)
+        launched = launch(
+            plan, prepared.program, prepared.opened, f"{runtime}/root", prepared.waivers, prepared.controls
+        )
+        listener = _listen(f"{runtime}/control.sock")
+        running = _running_state(definition, plan, launched, ourselves, started_at)
+        files.write_json(f"{runtime}/state.json", running)
+        files.write_json(f"{data}/wall.json", wall_report(plan, launched))
+    except BaseException:
+        _undo(plan, launched)
+        _abandon(paths, vm_id)
+        raise
+    os.write(word, json.dumps({"ok": True, "pid": launched.spawned.pid}).encode() + b"\n")
+    os.close(word)
+    # From here on the VM runs: whatever fails is the end of a run, and run.json lets the next command say so.
+    try:
+        running = _sign_record(paths, definition, prepared, launched, running)
+        _exec_supervisor(paths, definition, prepared, launched, listener, running)
+    except BaseException as fault:
+        with contextlib.suppress(OSError):
+            ended = Exit("supervisor failed", 5, state.now(), started_at, str(_as_error(fault, paths)))
+            files.write_json(f"{data}/exit.json", ended)
+        _undo(plan, launched)
+        os._exit(1)
+
+
+def _undo(plan: LaunchPlan, launched: Launched | None) -> None:
+    """End a VM that was released already, or is about to be."""
+    if launched is not None:
+        with contextlib.suppress(CasemateError):
+            kill_and_reap(launched.spawned)
+        if launched.network is not None:
+            launched.network.stop()
+        state.remove_cgroups(plan.cgroup.directories)
+
+
+def _running_state(
+    definition: Definition, plan: LaunchPlan, launched: Launched, ourselves: Process, started_at: str
+) -> RunningState:
     spawned, network = launched.spawned, launched.network
     helpers = {"passt": network} if network is not None else {}
-    running = RunningState(
-        id=vm_id,
+    return RunningState(
+        id=definition.id,
         name=definition.name,
         phase="running",
-        supervisor=Process("casemate-sup", os.getpid(), start_time_ticks(os.getpid())),
+        supervisor=ourselves,
         emulator=Process("qemu", spawned.pid, start_time_ticks(spawned.pid)),
         helpers=tuple(Process(name, item.pid, start_time_ticks(item.pid)) for name, item in helpers.items()),
         uid=plan.run_as.uid,
@@ -242,12 +301,6 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
         cgroups=plan.cgroup.directories,
         console=definition.spec.console.device.value,
     )
-    files.write_json(f"{runtime}/state.json", running)
-    files.write_json(f"{data}/wall.json", wall_report(plan, launched))
-    os.write(word, json.dumps({"ok": True, "pid": spawned.pid}).encode() + b"\n")
-    os.close(word)
-    running = _sign_record(paths, definition, prepared, launched, running)
-    _exec_supervisor(paths, definition, prepared, launched, listener, running)
 
 
 def _sign_record(
@@ -260,7 +313,8 @@ def _sign_record(
         write_record(paths, definition, prepared.plan, launched, prepared.opened.sizes)
     except (CasemateError, OSError) as fault:
         running = msgspec.structs.replace(running, health=(f"no launch record: {fault}",))
-        files.write_json(f"{paths.vm_runtime(definition.id)}/state.json", running)
+        with contextlib.suppress(OSError):
+            files.write_json(f"{paths.vm_runtime(definition.id)}/state.json", running)
     return running
 
 

@@ -2,108 +2,67 @@
 
 What a VM is doing follows from locks, never from a pid alone:
 
-    runtime lock held                 -> state.json tells (starting, running, paused, stopping)
+    runtime lock held, state.json     -> its phase (running, paused, stopping)
+    runtime lock held, run.json only  -> starting
     lock free, run.json of this boot  -> its supervisor died: clean up, "exited (supervisor died)"
     run.json of another boot          -> "exited (host rebooted)"
     exit.json                         -> exited
     otherwise                         -> created
+
+Locks, in the order in which they are taken: a VM's ``lock`` (start, rm, clean-up), then ``names.lock`` (create, rm).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
-from typing import TypeVar
 
 import msgspec
 
 from casemate.engine import files
+from casemate.engine.aftermath import drop_runtime, foresee, is_alive, remove_cgroups, settle
 from casemate.engine.paths import Paths, own_directory
-from casemate.errors import CasemateError, InputError
+from casemate.engine.vmfiles import (
+    Definition,
+    Exit,
+    Process,
+    RunMark,
+    RunningState,
+    Vm,
+    boot_id,
+    now,
+    read_struct,
+    salvage_struct,
+)
+from casemate.errors import HostError, InputError
 from casemate.spec.model import Spec
 
-T = TypeVar("T")
+__all__ = [
+    "Definition",
+    "Exit",
+    "Process",
+    "RunMark",
+    "RunningState",
+    "Vm",
+    "boot_id",
+    "claim",
+    "create",
+    "definitions",
+    "find_by_name",
+    "look",
+    "now",
+    "read_struct",
+    "remove",
+    "remove_cgroups",
+    "resolve",
+]
 
-
-class Process(msgspec.Struct, frozen=True):
-    """A process named for good: pid and start time in clock ticks since boot."""
-
-    name: str
-    pid: int
-    start_ticks: int
-
-
-class Definition(msgspec.Struct, frozen=True):
-    """What ``create`` wrote down."""
-
-    id: str
-    name: str
-    spec: Spec
-    created_at: str
-    timeout_s: float | None = None
-    remove_on_exit: bool = False
-    policy_file: str | None = None
-
-
-class RunningState(msgspec.Struct, frozen=True):
-    """What state.json holds while the supervisor lives."""
-
-    id: str
-    name: str
-    phase: str
-    supervisor: Process
-    emulator: Process | None
-    helpers: tuple[Process, ...]
-    uid: int
-    gid: int
-    accel: str
-    started_at: str
-    cgroups: tuple[str, ...] = ()
-    console: str = ""
-    health: tuple[str, ...] = ()
-
-
-class RunMark(msgspec.Struct, frozen=True):
-    """run.json: a run began; removed when exit.json is written."""
-
-    boot_id: str
-    started_at: str
-
-
-class Exit(msgspec.Struct, frozen=True):
-    """exit.json: how a run ended. ``code`` as in errors.ExitCode."""
-
-    reason: str
-    code: int
-    finished_at: str
-    started_at: str = ""
-    detail: str = ""
-    uid: int = 0
-    accel: str = ""
-
-
-class Vm(msgspec.Struct, frozen=True):
-    """One VM as ``ps`` and ``inspect`` see it."""
-
-    definition: Definition
-    state: str
-    running: RunningState | None
-    exit: Exit | None
-
-
-def boot_id() -> str:
-    """The kernel's random id of this boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read(64).strip()
-
-
-def now() -> str:
-    """RFC 3339 in UTC, whole milliseconds."""
-    seconds = time.time()
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds * 1000) % 1000:03d}Z"
+CLAIM_DEADLINE_S = 10.0
+LOOK_DEADLINE_S = 8.0
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def create(
@@ -118,10 +77,14 @@ def create(
 
     Raises:
         InputError: the name is taken.
+        HostError: names.lock is held for too long.
+        OSError: the disk refuses.
     """
     vm_id = secrets.token_hex(8)
     name = spec.name or f"vm-{vm_id[:8]}"
+    definition = Definition(vm_id, name, spec, now(), timeout_s, remove_on_exit, policy_file)
     lock = files.take_lock(f"{paths.data}/names.lock", wait=True)
+    assert lock is not None
     try:
         taken = find_by_name(paths, name)
         if taken is not None:
@@ -130,41 +93,70 @@ def create(
                 got=f"VM {taken.id[:12]}",
                 next_step=f"casemate rm {name}, or choose another --name",
             )
-        definition = Definition(vm_id, name, spec, now(), timeout_s, remove_on_exit, policy_file)
         own_directory(paths.vm_data(vm_id))
-        files.write_json(f"{paths.vm_data(vm_id)}/definition.json", definition)
+        try:
+            files.write_json(f"{paths.vm_data(vm_id)}/definition.json", definition)
+        except BaseException:
+            shutil.rmtree(paths.vm_data(vm_id), ignore_errors=True)
+            raise
     finally:
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
     return definition
 
 
 def definitions(paths: Paths) -> list[Definition]:
-    """Every readable definition, oldest first. A torn directory (killed during create or rm) is swept."""
-    found = []
-    try:
-        names = os.listdir(f"{paths.data}/vms")
-    except FileNotFoundError:
-        return []
-    for vm_id in names:
+    """Every readable definition, oldest first. What a killed create or rm left behind is swept."""
+    found, torn = [], []
+    for vm_id in _ids(f"{paths.data}/vms"):
         try:
             data = files.read_bounded(f"{paths.vm_data(vm_id)}/definition.json")
             found.append(msgspec.json.decode(data, type=Definition))
         except FileNotFoundError:
-            _sweep_torn(paths, vm_id)
+            torn.append(vm_id)
         except (OSError, msgspec.MsgspecError):
             continue  # not ours to delete: inspect names it
-    return sorted(found, key=lambda item: item.created_at)
+    if torn:
+        _sweep_torn(paths, torn)
+    _sweep_runtime(paths)
+    return sorted(found, key=lambda item: (item.created_at, item.id))
 
 
-def _sweep_torn(paths: Paths, vm_id: str) -> None:
-    """A directory without a definition is a create or rm that was killed; half a minute tells it from one under way."""
-    directory = paths.vm_data(vm_id)
+def _ids(directory: str) -> list[str]:
     try:
-        if time.time() - os.lstat(directory).st_mtime > 30:
-            shutil.rmtree(directory, ignore_errors=True)
+        return [name for name in os.listdir(directory) if _ID.fullmatch(name)]
     except FileNotFoundError:
+        return []
+
+
+def _sweep_torn(paths: Paths, vm_ids: list[str]) -> None:
+    """Data directories without a definition. create and rm hold names.lock while a directory looks like that."""
+    lock = files.take_lock(f"{paths.data}/names.lock", wait=False)
+    if lock is None:
         return
+    try:
+        for vm_id in vm_ids:
+            if not os.path.lexists(f"{paths.vm_data(vm_id)}/definition.json"):
+                shutil.rmtree(paths.vm_data(vm_id), ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _sweep_runtime(paths: Paths) -> None:
+    """Runtime directories of VMs that are no more: a VM that removes itself was killed while it did."""
+    for vm_id in _ids(f"{paths.runtime}/vms"):
+        lock_path = f"{paths.vm_runtime(vm_id)}/lock"
+        if os.path.lexists(f"{paths.vm_data(vm_id)}/definition.json") or not os.path.lexists(lock_path):
+            continue
+        try:
+            lock = files.take_lock(lock_path, wait=False)
+        except OSError:
+            continue  # gone meanwhile
+        if lock is not None:
+            try:
+                if settle(paths, vm_id).clean:
+                    drop_runtime(paths, vm_id)
+            finally:
+                os.close(lock)
 
 
 def find_by_name(paths: Paths, name: str) -> Definition | None:
@@ -192,112 +184,164 @@ def resolve(paths: Paths, reference: str) -> Definition:
 
 
 def look(paths: Paths, definition: Definition) -> Vm:
-    """What a VM is doing now; a run whose supervisor died is recorded as ended and cleaned up first."""
-    runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
-    if files.is_locked(f"{runtime}/lock"):
-        running = read_struct(f"{runtime}/state.json", RunningState)
-        return Vm(definition, running.phase if running else "starting", running, None)
-    mark = read_struct(f"{data}/run.json", RunMark)
-    if mark is not None:
-        _record_lost_run(paths, definition, mark)
-    ended = read_struct(f"{data}/exit.json", Exit)
+    """What a VM is doing now; a run whose supervisor died is recorded as ended and cleaned up first.
+
+    A full disk does not stop it: then the answer is right and the clean-up is left to a later command.
+    """
+    lock_path = f"{paths.vm_runtime(definition.id)}/lock"
+    end = time.monotonic() + LOOK_DEADLINE_S
+    while True:
+        look_at = _look_locked if files.is_locked(lock_path) else _look_unlocked
+        vm = look_at(paths, definition)
+        if vm is not None:
+            return vm
+        if time.monotonic() > end:
+            return Vm(definition, "stopping", None, None)
+        time.sleep(0.005)
+
+
+def _look_locked(paths: Paths, definition: Definition) -> Vm | None:
+    """Someone holds the lock: a supervisor, or a command that starts, removes or cleans up. None: look again."""
+    running = salvage_struct(f"{paths.vm_runtime(definition.id)}/state.json", RunningState)
+    if running is not None:
+        # A lock without a supervisor is a clean-up under way: it ends in a moment.
+        return Vm(definition, running.phase, running, None) if is_alive(running.supervisor) else None
+    mark = salvage_struct(f"{paths.vm_data(definition.id)}/run.json", RunMark)
+    if mark is not None and mark.boot_id == boot_id():
+        return Vm(definition, "starting", None, None)
+    return _ended(paths, definition, None)
+
+
+def _look_unlocked(paths: Paths, definition: Definition) -> Vm | None:
+    """Nobody holds the lock: it does not run, or its runtime directory was taken away. None: look again."""
+    runtime, mark_path = paths.vm_runtime(definition.id), f"{paths.vm_data(definition.id)}/run.json"
+    if not os.path.lexists(mark_path) and not os.path.lexists(f"{runtime}/lock"):
+        return _ended(paths, definition, None)
+    mark = salvage_struct(mark_path, RunMark)
+    if mark is not None and mark.boot_id == boot_id() and is_alive(mark.supervisor):
+        # About to exit; or it lost its runtime directory, which it notices and ends (see supervise.py).
+        return None if os.path.lexists(f"{runtime}/lock") else Vm(definition, "stopping", None, None)
+    try:
+        own_directory(runtime)
+        lock = files.take_lock(f"{runtime}/lock", wait=False)
+    except FileNotFoundError:
+        return None  # another command was faster
+    except (OSError, HostError):
+        if os.path.lexists(mark_path):
+            return _ended(paths, definition, foresee(paths, definition.id))
+        return _ended(paths, definition, None)
+    if lock is None:
+        return None
+    try:
+        settled = settle(paths, definition.id)
+        vm = _ended(paths, definition, settled.lost)
+        if settled.clean:
+            drop_runtime(paths, definition.id)
+            if definition.remove_on_exit and vm.exit is not None:
+                _delete(paths, definition.id)
+    finally:
+        os.close(lock)
+    return vm
+
+
+def _ended(paths: Paths, definition: Definition, lost: Exit | None) -> Vm:
+    ended = salvage_struct(f"{paths.vm_data(definition.id)}/exit.json", Exit) if lost is None else lost
+    if ended is None and os.path.lexists(f"{paths.vm_data(definition.id)}/exit.json"):
+        ended = Exit("unknown", 5, now(), detail="exit.json, which says how it ended, is damaged")
     return Vm(definition, "exited" if ended else "created", None, ended)
 
 
-def read_struct(path: str, kind: type[T]) -> T | None:
-    """A JSON file as a struct; None when it is missing.
+def claim(paths: Paths, definition: Definition, *, to_remove: bool = False) -> int:
+    """Take a VM's lock to start or remove it; a run that was lost has been settled then.
 
-    Raises:
-        CasemateError: it is there and cannot be read.
-    """
-    try:
-        return msgspec.json.decode(files.read_bounded(path), type=kind)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError) as fault:
-        raise CasemateError(
-            f"{path} is damaged", got=str(fault)[:200], next_step="casemate rm --force removes that VM"
-        ) from fault
-
-
-def _record_lost_run(paths: Paths, definition: Definition, mark: RunMark) -> None:
-    """The supervisor is gone without a word: say how, and leave nothing behind."""
-    runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
-    lock = files.take_lock(f"{runtime}/lock", wait=False) if os.path.isdir(runtime) else -1
-    if lock is None:
-        return  # someone starts it, or cleans it up, right now
-    try:
-        if read_struct(f"{data}/run.json", RunMark) is None:
-            return
-        running = read_struct(f"{runtime}/state.json", RunningState)
-        if mark.boot_id != boot_id():
-            reason, detail = "host rebooted", "the host was restarted while the VM ran"
-        else:
-            reason, detail = "supervisor died", "the supervisor was killed; the emulator died with it"
-            if running is not None:
-                remove_cgroups(running.cgroups)
-        uid, accel = (running.uid, running.accel) if running else (0, "")
-        files.write_json(f"{data}/exit.json", Exit(reason, 5, now(), mark.started_at, detail, uid, accel))
-        files.unlink_if_there(f"{data}/run.json")
-        shutil.rmtree(runtime, ignore_errors=True)
-    finally:
-        if lock is not None and lock >= 0:
-            os.close(lock)
-
-
-def remove_cgroups(directories: tuple[str, ...], deadline_s: float = 2.0) -> list[str]:
-    """Remove a VM's cgroups, killing what is still in them.
+    Args:
+        to_remove: the end of a lost run need not be written down: a full disk must not keep a VM from being removed.
 
     Returns:
-        directories that could not be removed in time.
+        the descriptor that holds the lock; whoever inherits it holds it too.
+
+    Raises:
+        InputError: it runs, another command is busy with it, or it has been removed meanwhile.
+        HostError: the runtime directory cannot be made, or what a lost run left cannot be cleaned up.
     """
-    left = list(directories)
-    end = time.monotonic() + deadline_s
-    while left:
-        still = []
-        for directory in left:
-            try:
-                os.rmdir(directory)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                _kill_cgroup(directory)
-                still.append(directory)
-        left = still
-        if left:
-            if time.monotonic() > end:
-                return left
-            time.sleep(0.005)
-    return []
+    end = time.monotonic() + CLAIM_DEADLINE_S
+    while True:
+        lock = _try_claim(paths, definition)
+        if lock is not None:
+            break
+        if time.monotonic() > end:
+            raise InputError(
+                f"another command is busy with {definition.name}",
+                got=f"not done within {CLAIM_DEADLINE_S:.0f} s",
+                next_step="casemate ps -a shows what it does; try again",
+            )
+        time.sleep(0.005)
+    try:
+        if not os.path.lexists(f"{paths.vm_data(definition.id)}/definition.json"):
+            drop_runtime(paths, definition.id)
+            raise InputError(f"{definition.name} was removed meanwhile", next_step="casemate ps -a lists what is there")
+        settled = settle(paths, definition.id)
+        if not (settled.gone if to_remove else settled.clean):
+            raise HostError(
+                f"what the last run of {definition.name} left behind cannot be cleaned up",
+                got="its end cannot be written, or its processes or cgroups do not go away",
+                next_step=f"df -h {paths.data}; dmesg; then try again",
+            )
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
-def _kill_cgroup(directory: str) -> None:
-    """Kill every process of a cgroup: cgroup.kill in version 2, pid by pid in version 1."""
+def _try_claim(paths: Paths, definition: Definition) -> int | None:
+    """The lock; None when somebody else has it for a moment."""
+    runtime = paths.vm_runtime(definition.id)
     try:
-        with open(f"{directory}/cgroup.kill", "w", encoding="ascii") as file:
-            file.write("1")
-        return
-    except OSError:
-        pass
-    try:
-        with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
-            pids = [int(line) for line in file.read(65536).split()]
-    except OSError:
-        return
-    for pid in pids:
-        try:
-            os.kill(pid, 9)  # read from the VM's own cgroup a moment ago; nothing else is ever put there
-        except ProcessLookupError:
-            continue
+        own_directory(runtime)
+        lock = files.take_lock(f"{runtime}/lock", wait=False)
+    except FileNotFoundError:
+        return None  # the one that had it has just removed the directory
+    except OSError as fault:
+        raise HostError(
+            f"the lock in {runtime} cannot be made", got=str(fault.strerror), next_step=f"df -h {paths.runtime}"
+        ) from fault
+    if lock is None:
+        running = salvage_struct(f"{runtime}/state.json", RunningState)
+        if running is not None and is_alive(running.supervisor):
+            raise InputError(
+                f"{definition.name} already runs",
+                got=f"state {running.phase}",
+                next_step=f"casemate stop {definition.name}",
+            )
+        return None
+    mark = salvage_struct(f"{paths.vm_data(definition.id)}/run.json", RunMark)
+    if mark is None or mark.boot_id != boot_id() or not is_alive(mark.supervisor):
+        return lock
+    # Its runtime directory was taken away and the lock we have is a new one. It notices within a minute and stops.
+    drop_runtime(paths, definition.id)
+    os.close(lock)
+    return None
 
 
 def remove(paths: Paths, definition: Definition) -> None:
-    """Delete a VM's definition and everything it owns; the definition goes first so that a cut is swept later."""
-    lock = files.take_lock(f"{paths.data}/names.lock", wait=True)
+    """Delete a VM's definition and everything it owns; the definition goes first so that a cut is swept later.
+
+    Raises:
+        InputError: it runs, another command is busy with it, or it is gone already.
+    """
+    claimed = claim(paths, definition, to_remove=True)
     try:
-        files.unlink_if_there(f"{paths.vm_data(definition.id)}/definition.json")
-        shutil.rmtree(paths.vm_data(definition.id), ignore_errors=True)
-        shutil.rmtree(paths.vm_runtime(definition.id), ignore_errors=True)
+        names = files.take_lock(f"{paths.data}/names.lock", wait=True)
+        assert names is not None
+        try:
+            _delete(paths, definition.id)
+        finally:
+            os.close(names)
     finally:
-        if lock is not None:
-            os.close(lock)
+        os.close(claimed)
+
+
+def _delete(paths: Paths, vm_id: str) -> None:
+    files.unlink_if_there(f"{paths.vm_data(vm_id)}/definition.json")
+    shutil.rmtree(paths.vm_data(vm_id), ignore_errors=True)
+    shutil.rmtree(paths.vm_runtime(vm_id), ignore_errors=True)
