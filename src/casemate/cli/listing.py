@@ -14,6 +14,7 @@ PS_SCHEMA = "casemate.ps/1"
 STATS_SCHEMA = "casemate.stats/1"
 FILTERS = ("name", "id", "state", "accel")
 SHORT_ID = 12
+EVIDENCE_MAX = 100
 ALIVE = ("starting", "running", "paused", "stopping")
 
 
@@ -79,10 +80,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         if text:
             print(f"{label + ':':<10} {output.plain(text)}")
     if document["wall"]:
-        rows = [
-            [entry["verdict"], entry["severity"], entry["control"], entry["evidence"] if _held(entry) else entry["why"]]
-            for entry in document["wall"]
-        ]
+        rows = [[entry["verdict"], entry["severity"], entry["control"], _short(entry)] for entry in document["wall"]]
         passed = sum(1 for entry in document["wall"] if entry["verdict"] == "pass")
         print()
         output.print_table(
@@ -93,8 +91,10 @@ def inspect(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _held(entry: dict[str, Any]) -> bool:
-    return entry["verdict"] == "pass" or not entry["why"]
+def _short(entry: dict[str, Any]) -> str:
+    """What was read, or for what does not hold, why; cut for people, ``--json`` has all of it."""
+    text = str(entry["evidence"] if entry["verdict"] == "pass" or not entry["why"] else entry["why"])
+    return text if len(text) <= EVIDENCE_MAX else text[: EVIDENCE_MAX - 1] + "…"
 
 
 def _summary(document: dict[str, Any]) -> list[tuple[str, str]]:

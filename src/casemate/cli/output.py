@@ -117,8 +117,9 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 @contextmanager
 def working(text: str) -> Iterator[Callable[[str], None]]:
-    """Says on stderr what takes long: a spinner on a terminal, a line per step otherwise; silent until told a step.
+    """Says on stderr what takes long: a spinner on a terminal, otherwise a line per step; silent until told one.
 
+    An empty step starts the spinner and is no line.
     The spinner is a thread: it is gone when the block ends, before anything forks.
     """
     status: Any = None
@@ -127,7 +128,8 @@ def working(text: str) -> Iterator[Callable[[str], None]]:
         nonlocal status
         line = plain(f"{text}: {step}" if step else text)
         if not sys.stderr.isatty():
-            print(f"casemate: {line}", file=sys.stderr, flush=True)
+            if step:
+                print(f"casemate: {line}", file=sys.stderr, flush=True)
             return
         if status is None:
             from rich.console import Console

@@ -128,12 +128,12 @@ class EndWatch:
             connection = connect(self._paths, self._definition)
         except InputError:
             return  # it has ended, or never ran, or is about to start: `wait` tells which
-        self._reopen_log()
         try:
             ask(connection, "wait")
         except VmError:
             connection.close()
             return
+        self._reopen_log()  # an answer means that the supervisor has opened it
         self._connection = connection
 
     def wait(self, timeout_s: float | None = None) -> Exit | None:

@@ -156,9 +156,9 @@ def _wall(host: HostFacts, root: Root) -> tuple[Check, ...]:
         Check(
             id="user-namespaces",
             title="user namespaces",
-            status="ok" if userns is True else "missing",
-            found="a namespace was made" if userns is True else _shown(facts, "host.userns"),
-            next_step="" if userns is True else _userns_step(facts),
+            status="ok" if userns == "yes" else "missing",
+            found="a namespace was made" if userns == "yes" else _shown(facts, "host.userns"),
+            next_step="" if userns == "yes" else _userns_step(facts),
             required=True,
         ),
         Check(

@@ -31,7 +31,6 @@ def systemd_unit(definition: Definition, paths: Paths, *, rootless: bool, policy
     lines = [
         "[Unit]",
         f"Description=Casemate VM {_plain(definition.name)}",
-        "Documentation=man:casemate(1)",
         "" if rootless else "After=network-online.target",
         "" if rootless else "Wants=network-online.target",
         "",
