@@ -35,6 +35,23 @@ PROGRAM = "/usr/bin/qemu-system-x86_64"
 _LISTENER = 900
 
 
+def environment(package_root: Path) -> dict[str, str]:
+    """What an unpacked binary needs to find its own libraries when it runs outside its root."""
+    return {} if package_root == Path("/") else {"LD_LIBRARY_PATH": f"{package_root}/usr/lib/x86_64-linux-gnu"}
+
+
+def libraries(binary: Path, package_root: Path) -> list[Path]:
+    """The library closure of ``binary``, loader included, as the loader resolves it."""
+    loader = Path("/lib64/ld-linux-x86-64.so.2")
+    unpacked = package_root / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+    if package_root != Path("/") and unpacked.exists():
+        loader = unpacked
+    command = [str(loader), "--list", str(binary)]
+    out = subprocess.run(command, env=environment(package_root), capture_output=True, text=True, check=True).stdout
+    found = [Path(word) for line in out.splitlines() for word in line.split() if word.startswith("/")]
+    return [path for path in found if path.name != loader.name] + [loader]
+
+
 @dataclass
 class Emulator:
     """Which QEMU: ``/`` or the root of an unpacked package."""
@@ -48,25 +65,17 @@ class Emulator:
         """QEMU itself."""
         return self.host_root / PROGRAM.lstrip("/")
 
-    def environment(self) -> dict[str, str]:
-        """What the unpacked binary needs to find its own libraries when it runs outside its root."""
-        return {} if self.host_root == Path("/") else {"LD_LIBRARY_PATH": f"{self.host_root}/usr/lib/x86_64-linux-gnu"}
-
     def libraries(self) -> list[Path]:
         """The library closure, as the loader resolves it."""
-        command = ["/lib64/ld-linux-x86-64.so.2", "--list", str(self.binary)]
-        newer = self.host_root / "usr/lib64/ld-linux-x86-64.so.2"
-        if self.host_root != Path("/") and newer.exists():
-            command[0] = str(newer)
-        out = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=True).stdout
-        found = [Path(word) for line in out.splitlines() for word in line.split() if word.startswith("/")]
-        return [path if path.name != "ld-linux-x86-64.so.2" else Path(command[0]) for path in found]
+        return libraries(self.binary, self.host_root)
 
     def version(self) -> str:
         """The number in ``--version``."""
         loader = next(path for path in self.libraries() if path.name.startswith("ld-linux"))
         command = [str(loader), str(self.binary), "--version"]
-        out = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            command, env=environment(self.host_root), capture_output=True, text=True, check=True
+        ).stdout
         return out.split("version ")[1].split()[0]
 
 

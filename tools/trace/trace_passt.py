@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 
 import linux_guest
-from qemu_session import USER_ID
+from qemu_session import USER_ID, libraries
 from strace_summary import PATH_CALLS, summarise, to_json
 
 HOST, INTERNET = "casemate-trace-host", "casemate-trace-net"
@@ -56,9 +57,26 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
     for _ in range(5):
         s.sendto(b"datagram", ("10.77.0.1", 2223)); time.sleep(0.1)
 """
+ENTER = """
+import ctypes, os, sys
+libc, (root, uid, *words) = ctypes.CDLL(None, use_errno=True), sys.argv[1:]
+def must(result):
+    if result: raise OSError(ctypes.get_errno(), "enter")
+os.unshare(os.CLONE_NEWNS) if hasattr(os, "unshare") else must(libc.unshare(0x20000))
+must(libc.mount(b"none", b"/", None, 0x44000, None))
+must(libc.mount(root.encode(), root.encode(), None, 0x1000, None))
+os.chdir(root)
+must(libc.syscall(155, b".", b"."))
+must(libc.umount2(b".", 2))
+os.chdir("/")
+for capability in range(64): libc.prctl(24, capability, 0, 0, 0)
+os.setgroups([]); os.setresgid(int(uid), int(uid), int(uid)); os.setresuid(int(uid), int(uid), int(uid))
+libc.prctl(38, 1, 0, 0, 0)
+os.execve(words[0], words, {})
+"""
 PASST = (
-    "passt", "--foreground", "--stderr", "--fd", "{fd}", "--address", "10.0.2.15", "--netmask", "24",
-    "--gateway", "10.0.2.2", "--address", "fd00:2::15", "--gateway", "fd00:2::2", "--no-map-gw", "--interface", "eth0", "--dns", "10.77.0.2", "--search", "none",
+    "/usr/bin/passt", "--foreground", "--stderr", "--fd", "{fd}", "--address", "10.0.2.15", "--netmask", "24",
+    "--gateway", "10.0.2.2", "--address", "fd00:2::15", "--gateway", "fd00:2::2", "--no-map-gw", "--interface", "eth0", "--dns", "10.77.0.2", "--search", "none", "--mac-addr", "02:ca:5e:00:00:01",
     "--tcp-ports", "10.77.0.1/2222:22", "--udp-ports", "10.77.0.1/2223:23",
 )  # fmt: skip
 
@@ -103,15 +121,32 @@ def start_guest(peer: socket.socket, kernel: Path, initrd: Path, console: Path) 
     )  # fmt: skip
 
 
-def trace(work: Path, out: Path, kernel: Path, initrd: Path, inject: list[str]) -> None:
+def build_root(program: Path, package_root: Path, root: Path) -> None:
+    """passt's root as a launch makes it: the program, its libraries, resolv.conf, two stand-ins for /proc."""
+    shutil.rmtree(root, ignore_errors=True)
+    for folder in ("usr/bin", "usr/lib/x86_64-linux-gnu", "etc", "tmp", "proc/self"):
+        (root / folder).mkdir(parents=True)
+    (root / "lib").symlink_to("usr/lib")
+    (root / "lib64").symlink_to("usr/lib/x86_64-linux-gnu")
+    for library in libraries(program, package_root):
+        shutil.copy2(library, root / "usr/lib/x86_64-linux-gnu" / library.name)
+    shutil.copy2(program, root / "usr/bin/passt")
+    (root / "etc/resolv.conf").write_text("nameserver 10.77.0.2\n")
+    (root / "proc/self/exe").symlink_to("/usr/bin/passt.avx2")
+    (root / "proc/self/uid_map").write_text("0 0 1\n")
+
+
+def trace(options: argparse.Namespace, kernel: Path, initrd: Path) -> None:
     """Run everything once and write the summary."""
+    work, root = options.work, options.work / "root-passt"
+    build_root(options.package_root / "usr/bin/passt", options.package_root, root)
     ours, theirs = socket.socketpair()
     os.set_inheritable(ours.fileno(), True)
     log = work / "passt.log"
     words = [word.format(fd=ours.fileno()) for word in PASST]
-    command = within(HOST, "strace", "-f", "-qq", "-ttt", "-X", "raw", "-s", "200", "-e", "signal=none",
-                     "-e", "raw=!" + ",".join(PATH_CALLS), *inject, "-o", str(log), "setpriv", f"--reuid={USER_ID}",
-                     f"--regid={USER_ID}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", *words)  # fmt: skip
+    command = within(HOST, "strace", "-f", "-qq", "-ttt", "-X", "raw", "-s", "200", "-e", "signal=none", "-o", str(log),
+                     "-e", "raw=!" + ",".join(PATH_CALLS), sys.executable, "-c", ENTER, str(root), str(USER_ID),
+                     *words)  # fmt: skip
     passt = subprocess.Popen(command, env={"PATH": os.environ["PATH"]}, pass_fds=[ours.fileno()])
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "index.html").write_text("x" * 3_000_000)
@@ -134,13 +169,11 @@ def trace(work: Path, out: Path, kernel: Path, initrd: Path, inject: list[str]) 
         finally:
             server.kill()
             server.wait()
-    version = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Version}", "passt"], capture_output=True, text=True, check=True
-    )
     summary = summarise(log.read_text(errors="replace"), boundary, "passt")
-    about = {"name": "passt-traffic", "program": "passt", "version": version.stdout}
+    name = f"{options.prefix}passt-traffic"
+    about: dict[str, object] = {"name": name, "program": "passt", "version": options.version}
     about["about"] = "DHCP, ping, TCP and UDP over IPv4 and IPv6, published ports"
-    (out / "passt-traffic.json").write_text(to_json(summary, **about))
+    (options.out / f"{name}.json").write_text(to_json(summary, **about))
     notes = "".join(f"{call}: {note}\n" for call in sorted(summary.notes) for note in sorted(summary.notes[call]))
     (work / "passt.notes").write_text(notes)
 
@@ -151,11 +184,14 @@ def main() -> int:
     parser.add_argument("--kernel-root", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--version", required=True, help="the package's version, for the record")
+    parser.add_argument("--package-root", type=Path, default=Path("/"), help="an unpacked newer passt and libc")
+    parser.add_argument("--prefix", default="", help="put before the summary's name")
     options = parser.parse_args()
     kernel, initrd = linux_guest.build(options.kernel_root, Path("/bin/busybox"), options.work / "guest-passt")
     try:
         make_namespaces()
-        trace(options.work, options.out, kernel, initrd, [])
+        trace(options, kernel, initrd)
     finally:
         for name in (HOST, INTERNET):
             subprocess.run(["ip", "netns", "del", name], check=False)

@@ -111,7 +111,11 @@ STARTUP: tuple[Rule, ...] = (
         phase=_START,
     ),
     Rule("eventfd2", "event notifiers of the main loop, of thread pools and of virtio queues"),
-    Rule("restart_syscall", "the kernel resumes a wait that the read-back's ptrace stop interrupted", origin=Origin.SOURCE),
+    Rule(
+        "restart_syscall",
+        "the kernel resumes a wait that the read-back's ptrace stop interrupted",
+        origin=Origin.SOURCE,
+    ),
     Rule("fcntl", "glib and QEMU make inherited sockets non-blocking", (int_is(1, F_GETFL),), _START),
     Rule("fcntl", "glib and QEMU make inherited sockets non-blocking", (int_is(1, F_SETFL),), _START),
     Rule("getpeername", "QEMU names the peer of an inherited socket", phase=_START),

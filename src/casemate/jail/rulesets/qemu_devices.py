@@ -40,7 +40,9 @@ BLOCK: tuple[Rule, ...] = (
 )
 
 ENTROPY: tuple[Rule, ...] = (
-    Rule("fcntl", "rng-random duplicates its descriptor out of its fdset", (int_is(1, F_DUPFD_CLOEXEC),), Phase.STARTUP),
+    Rule(
+        "fcntl", "rng-random duplicates its descriptor out of its fdset", (int_is(1, F_DUPFD_CLOEXEC),), Phase.STARTUP
+    ),
     Rule("fcntl", "fdset descriptors are checked before use", (int_is(1, F_GETFD),), Phase.STARTUP),
 )
 

@@ -1,8 +1,8 @@
 """What the KVM accelerator needs beyond the base: one rule per ioctl, by name.
 
 Traced with a small guest of our own (see tools/trace/kvm_guest.c), because a stock kernel does not get through early
-boot on a KVM that emulates each instruction. What only a full kernel, another host kernel or another interrupt controller
-mode would show has origin SOURCE: it was read in QEMU's source and is not yet traced.
+boot on a KVM that emulates each instruction. What only a full kernel, another host kernel or another interrupt
+controller mode would show has origin SOURCE: it was read in QEMU's source and is not yet traced.
 """
 
 from __future__ import annotations
