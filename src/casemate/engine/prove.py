@@ -40,6 +40,7 @@ from casemate.engine.paths import Paths, own_directory
 from casemate.engine.prove_bait import HostBait, bounded, cgroup_counters
 from casemate.engine.prove_collect import Collected, Progress
 from casemate.engine.prove_report import ProofReport, Unexpected, count
+from casemate.engine.prove_run import Run
 from casemate.engine.readback import DANGEROUS
 from casemate.engine.start import judge_declared, make_plan, waivers_of
 from casemate.engine.state import Definition, remove_cgroups
