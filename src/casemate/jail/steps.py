@@ -280,6 +280,17 @@ class SetRlimits:
 
 
 @dataclass(frozen=True)
+class KeepUntilDropped:
+    """Only without namespaces, where leaving uid 0 would take the very capability that emptying the sets needs."""
+
+    def describe(self) -> str:
+        return "securebits locked before the uid changes"
+
+    def apply(self, context: Context) -> None:
+        caps.lock_securebits()
+
+
+@dataclass(frozen=True)
 class DropCapabilities:
     """All five sets empty, secure bits locked, no_new_privs."""
 
@@ -389,6 +400,8 @@ def outer_steps(wall: Wall) -> tuple[Step, ...]:
             steps.append(DropGroups())
         if rooted and wall.has(Layer.NAMESPACES):
             steps.append(NewUserNamespace(wall))
+        elif rooted and wall.has(Layer.CAPABILITIES):
+            steps.append(KeepUntilDropped())
         steps.append(SetIdentity(identity.uid, identity.gid))
     if wall.has(Layer.RLIMITS):
         steps.append(SetRlimits(wall))
