@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casemate.errors import CasemateError, InputError
-
 if TYPE_CHECKING:
     from casemate.engine.control import Attachment, EndWatch
     from casemate.engine.paths import Paths
@@ -181,7 +179,9 @@ def stop(reference: str, *, grace_s: float = 10.0, wait: bool = True) -> None:
     Raises:
         InputError: no such VM. VmError: its supervisor does not answer.
     """
-    _end(reference, "stop", wait, grace_s=grace_s)
+    from casemate.engine import ending
+
+    ending.end_run(*_find(reference), "stop", wait=wait, grace_s=grace_s)
 
 
 def kill(reference: str, *, wait: bool = True) -> None:
@@ -190,13 +190,12 @@ def kill(reference: str, *, wait: bool = True) -> None:
     Raises:
         InputError: no such VM, or it is not running.
     """
-    from casemate.engine import control, state
+    from casemate.engine import control, ending
 
     paths, definition = _find(reference)
-    vm = state.look(paths, definition)
-    if vm.state in {"created", "exited"}:
+    if not ending.is_alive(paths, definition):
         raise control.not_running(paths, definition)
-    _end(reference, "kill", wait)
+    ending.end_run(paths, definition, "kill", wait=wait)
 
 
 def remove(reference: str, *, force: bool = False) -> None:
@@ -208,18 +207,9 @@ def remove(reference: str, *, force: bool = False) -> None:
     Raises:
         InputError: no such VM, or it runs and ``force`` is False.
     """
-    from casemate.engine import state
+    from casemate.engine import ending
 
-    paths, definition = _find(reference)
-    vm = state.look(paths, definition)
-    if vm.state not in {"created", "exited"}:
-        if not force:
-            raise InputError(
-                f"{definition.name} is {vm.state}",
-                next_step=f"casemate stop {definition.name}, or casemate rm --force {definition.name}",
-            )
-        _end(definition.id, "kill", wait=True)
-    state.remove(paths, definition)
+    ending.remove(*_find(reference), force=force)
 
 
 def pause(reference: str) -> None:
@@ -311,21 +301,30 @@ def doctor() -> dict[str, Any]:
 
 
 def prove(
-    target: str, overrides: Overrides | None = None, *, without: str | None = None, quick: bool = False
+    target: str,
+    *,
+    without: str | None = None,
+    quick: bool = False,
+    policy_file: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Put a hostile probe into the wall of a VM (by name) or of a specification and list what it could reach.
+    """Put a hostile probe into the wall of a defined VM, or of what `load_target` takes, and list what it reached.
+
+    A name of a VM wins over a file of the same name. A running VM is not touched: its wall is built a second time.
 
     Args:
         without: leave this one layer of the wall out, to see what the others stop.
-        quick: a subset that takes a second.
-    """
-    import importlib
+        quick: leave out what takes long.
+        report: told the progress.
 
-    module = importlib.import_module("casemate.engine.prove")
-    document: dict[str, Any] = module.prove(
-        target, lambda: load_target(target, overrides), _paths(), without=without, quick=quick
+    Returns:
+        the document of ``casemate prove --json``; ``ok`` is False when something undeclared was reached.
+    """
+    from casemate.engine import proving
+
+    return proving.prove_target(
+        target, lambda: load_target(target, report=report), _paths(), without, quick, policy_file, report
     )
-    return document
 
 
 def show_key() -> str:
@@ -392,35 +391,11 @@ def _request(reference: str, verb: str) -> None:
     control.request(*_find(reference), verb)
 
 
-def _end(reference: str, verb: str, wait: bool, **fields: Any) -> None:
-    """Ask the supervisor to end the VM; one that ends by itself meanwhile is as good."""
-    from casemate.engine import control, state
-
-    paths, definition = _find(reference)
-    if state.look(paths, definition).state in {"created", "exited"}:
-        return
-    watch = control.EndWatch(paths, definition)
-    try:
-        control.request(paths, definition, verb, **fields)
-        if wait:
-            watch.wait()
-    except CasemateError:
-        if _is_alive(paths, definition):
-            raise
-    finally:
-        watch.close()
-
-
-def _is_alive(paths: Paths, definition: Definition) -> bool:
-    from casemate.engine import state
-
-    return state.look(paths, definition).state not in {"created", "exited"}
-
-
 def _log(reference: str, name: str, tail_lines: int | None, follow: bool) -> Iterator[bytes]:
+    from casemate.engine.ending import is_alive
     from casemate.engine.follow import read_ring
 
     paths, definition = _find(reference)
     path = f"{paths.vm_data(definition.id)}/{name}"
-    over = (lambda: not _is_alive(paths, definition)) if follow else None
+    over = (lambda: not is_alive(paths, definition)) if follow else None
     return read_ring(path, tail_lines, over)

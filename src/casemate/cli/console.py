@@ -7,6 +7,7 @@ terminal, standard input is passed on as it comes. Nothing depends on the window
 from __future__ import annotations
 
 import enum
+import gc
 import os
 import select
 import signal
@@ -49,6 +50,7 @@ class Interrupts:
         self._old_wakeup = -1
 
     def __enter__(self) -> Interrupts:
+        gc.enable()  # main turned it off; who waits for signals stays for long
         self.read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for number in self.NUMBERS:
             self._before[number] = signal.signal(number, lambda *_: None)

@@ -1,14 +1,18 @@
-"""Entry point: parse, import the one command that was asked for, run it, turn errors into messages and exit codes."""
+"""Entry point: parse, import the one command that was asked for, run it, turn errors into messages and exit codes.
+
+Start-up is part of the time a launch takes: what only errors need is imported when there is one.
+"""
 
 from __future__ import annotations
 
+import gc
 import importlib
+import os
 import sys
-from typing import TYPE_CHECKING
 
 from casemate.cli.parser import build_parser
-from casemate.errors import CasemateError, ExitCode
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,11 +23,25 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Args:
+        argv: arguments without the program's name; None: this process's own, and then it ends here.
+
     Returns:
         the exit code; the table is in `casemate.errors`.
     """
-    arguments = build_parser().parse_args(argv)
+    if argv is not None:
+        return _run(argv)
+    gc.disable()  # imports make no garbage; commands that stay turn it on again
+    code = _run(None)
+    sys.stderr.flush()
+    # Taking the interpreter down costs as much as half of our imports, and nothing here needs it: no threads, no
+    # atexit handlers, output is flushed.
+    os._exit(code)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
+        arguments = build_parser().parse_args(argv)
         module, _, function = arguments.handler.partition(":")
         command = getattr(importlib.import_module(f"casemate.cli.{module}"), function)
         code = int(command(arguments))
@@ -32,28 +50,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         from casemate.cli.output import silence_stdout
 
         silence_stdout()
-        return ExitCode.DONE
+        return 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except CasemateError as error:
-        from casemate.cli.output import print_error
-
-        print_error(error)
-        return error.exit_code
-    except OSError as error:
-        return _host_error(error)
+    except SystemExit as end:  # argparse: help, version, or wrong use
+        return _flushed(end.code if isinstance(end.code, int) else 0)
+    except Exception as error:
+        return _failed(error)
     return code
 
 
-def _host_error(error: OSError) -> int:
-    """What no layer below expected of the operating system: a full disk, no more processes."""
-    from casemate.cli.output import print_error
-    from casemate.errors import HostError
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        from casemate.cli.output import silence_stdout
 
-    place = f"{error.filename}: " if error.filename else ""
-    print_error(HostError(f"{place}{error.strerror or error}", next_step="casemate doctor"))
-    return ExitCode.HOST
+        silence_stdout()
+    return code
+
+
+def _failed(error: Exception) -> int:
+    """The message of an expected error; the traceback of one that is our bug."""
+    from casemate.cli.output import print_error
+    from casemate.errors import CasemateError, ExitCode, HostError
+
+    if isinstance(error, CasemateError):
+        print_error(error)
+        return error.exit_code
+    if isinstance(error, OSError):  # what no layer below expected of the system: a full disk, no more processes
+        place = f"{error.filename}: " if error.filename else ""
+        print_error(HostError(f"{place}{error.strerror or error}", next_step="casemate doctor"))
+        return ExitCode.HOST
+    import traceback
+
+    traceback.print_exception(error)
+    sys.stderr.write("casemate: error: this is a bug of Casemate; please report it with the lines above\n")
+    return ExitCode.FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,15 +6,13 @@ when stdout is a terminal.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from casemate.errors import CasemateError
 
@@ -36,6 +34,8 @@ STYLES = {
 
 def print_json(document: object) -> None:
     """One JSON document, indented."""
+    import json
+
     print(json.dumps(document, indent=2, ensure_ascii=True))
 
 
@@ -117,32 +117,31 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 @contextmanager
 def working(text: str) -> Iterator[Callable[[str], None]]:
-    """Says on stderr what takes long: a spinner on a terminal, otherwise a line per step; silent until told one.
+    """Says on stderr what takes long: one line that changes on a terminal, a line per step otherwise.
 
-    An empty step starts the spinner and is no line.
-    The spinner is a thread: it is gone when the block ends, before anything forks.
+    Silent until told a step; an empty one is shown on a terminal only. No thread draws it: commands fork.
     """
-    status: Any = None
+    is_terminal = sys.stderr.isatty()
+    width = 0
 
     def report(step: str) -> None:
-        nonlocal status
-        line = plain(f"{text}: {step}" if step else text)
-        if not sys.stderr.isatty():
-            if step:
-                print(f"casemate: {line}", file=sys.stderr, flush=True)
-            return
-        if status is None:
-            from rich.console import Console
-
-            status = Console(stderr=True).status(line)
-            status.start()
-        status.update(line)
+        nonlocal width
+        line = f"casemate: {plain(f'{text}: {step}' if step else text)}"
+        if is_terminal:
+            columns = os.get_terminal_size(2).columns or 80
+            line = line[: columns - 1]
+            sys.stderr.write(f"\r{line.ljust(width)}")
+            sys.stderr.flush()
+            width = len(line)
+        elif step:
+            print(line, file=sys.stderr, flush=True)
 
     try:
         yield report
     finally:
-        if status is not None:
-            status.stop()
+        if width:
+            sys.stderr.write(f"\r{' ' * width}\r")
+            sys.stderr.flush()
 
 
 def silence_stdout() -> None:

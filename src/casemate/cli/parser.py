@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NoReturn, TypeAlias
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, TypeAlias
+
+    Commands: TypeAlias = argparse._SubParsersAction["Parser"]
 
 SPEC_HELP = "a specification (TOML), a disk image (qcow2 or raw, told by content), or builtin"
 VM_HELP = "name, id, or unique beginning of the id"
@@ -29,6 +34,17 @@ exit codes:
 
 class Parser(argparse.ArgumentParser):
     """Errors look like every other error of ours, and say where the help is."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """A word out of a list: say which was perhaps meant."""
+        if action.choices is None or value in action.choices:
+            return
+        import difflib
+
+        words = [str(choice) for choice in action.choices]
+        close = difflib.get_close_matches(str(value), words, 1)
+        hint = f"; did you mean {close[0]}?" if close else f"; expected {', '.join(words)}"
+        raise argparse.ArgumentError(action, f"there is no {value!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"casemate: error: {message}\n  next: {self.prog} --help\n")
@@ -65,10 +81,6 @@ class _Version(argparse.Action):
 
         print(f"casemate {version_text()}")
         sys.exit(0)
-
-
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-"""argparse has no public name for what add_subparsers returns."""
 
 
 def _add(commands: Commands, name: str, handler: str, text: str, epilog: str | None = None) -> Parser:
@@ -265,9 +277,10 @@ def _trust_commands(commands: Commands) -> None:
     prove = _add(
         commands, "prove", "proofs:prove", "attack the wall from inside with a hostile probe, and list what it reached"
     )
-    prove.add_argument("target", metavar="VM|SPEC|builtin", help="a running VM's name, or what run takes")
+    prove.add_argument("target", metavar="VM|SPEC|builtin", help="a defined VM, running or not; or what run takes")
     prove.add_argument("--without", choices=LAYERS, metavar="LAYER", help=f"leave one layer out: {', '.join(LAYERS)}")
     prove.add_argument("--quick", action="store_true", help="only what takes a moment")
+    _policy(prove)
     _json(prove)
     key = _add(commands, "key", "misc:key", "show the public key that signs launch records")
     key.add_argument("action", choices=("show",), metavar="show", help="print it as an OpenSSH line")
