@@ -9,6 +9,11 @@ from casemate.plan.model import Host
 from casemate.spec.model import AccelChoice, Irqchip, MachineType, Spec
 
 
+# Without SVM QEMU 7.2 ends the extended CPUID leaves before 0x80000008 (address sizes); a Debian 12 guest then fails to
+# mount anything.
+_TCG_CPU = "max,-svm,xlevel=0x80000008"
+
+
 class Board(msgspec.Struct, frozen=True):
     """The decided board. ``irqchip`` is ``none`` under TCG, where the emulator has every controller.
 
@@ -79,11 +84,14 @@ def _kvm(spec: Spec, host: Host, why: str) -> Board:
 
 
 def _tcg(spec: Spec, host: Host, why: str) -> Board:
+    # QEMU derives the number of extended CPUID leaves from the features: without svm, leaf 0x80000008 (address sizes)
+    # would go too, and a Linux guest, which finds LA57 but no sizes, takes user addresses for wrong ones.
+    cpu = "max,-svm,min-xlevel=0x80000008"
     told = spec.machine.type is MachineType.MICROVM and host.tsc_khz > 0
     return Board(
         accel="tcg",
         accel_why=why,
-        cpu="max,-svm",
+        cpu=cpu,
         irqchip="none",
         pit=not told,
         pic=not told,
@@ -93,5 +101,6 @@ def _tcg(spec: Spec, host: Host, why: str) -> Board:
             if told
             else "TCG has no tsc-deadline timer: the guest calibrates its clock with the PIT"
         ),
-        cmdline=f"tsc_early_khz={host.tsc_khz}" if told else "",
+        # "reliable": Linux trusts the counters of several CPUs without being told only on Intel's, and TCG's is AMD's.
+        cmdline=f"tsc_early_khz={host.tsc_khz} tsc=reliable" if told else "",
     )
