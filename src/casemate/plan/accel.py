@@ -84,14 +84,11 @@ def _kvm(spec: Spec, host: Host, why: str) -> Board:
 
 
 def _tcg(spec: Spec, host: Host, why: str) -> Board:
-    # QEMU derives the number of extended CPUID leaves from the features: without svm, leaf 0x80000008 (address sizes)
-    # would go too, and a Linux guest, which finds LA57 but no sizes, takes user addresses for wrong ones.
-    cpu = "max,-svm,min-xlevel=0x80000008"
     told = spec.machine.type is MachineType.MICROVM and host.tsc_khz > 0
     return Board(
         accel="tcg",
         accel_why=why,
-        cpu=cpu,
+        cpu=_TCG_CPU,
         irqchip="none",
         pit=not told,
         pic=not told,
