@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import os
-import sys
+import resource
+import time
 
 from casemate.sys import caps, landlock
 from casemate.sys.process import PR_SET_NO_NEW_PRIVS, prctl, set_process_name
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 _OWN = landlock.READ_FILE | landlock.READ_DIR | landlock.WRITE_FILE | landlock.TRUNCATE
 _OWN |= landlock.MAKE_REG | landlock.REMOVE_FILE | landlock.REMOVE_DIR
+_LIMITS = (
+    (resource.RLIMIT_CORE, 0),
+    (resource.RLIMIT_NOFILE, 256),
+    (resource.RLIMIT_FSIZE, 1 << 30),
+    (resource.RLIMIT_DATA, 256 << 20),
+    (resource.RLIMIT_MEMLOCK, 0),
+)
 
 
 def confine_supervisor(config: dict[str, Any]) -> None:
@@ -28,6 +36,9 @@ def confine_supervisor(config: dict[str, Any]) -> None:
     Raises:
         OSError: a layer could not be put on; the caller must not go on.
     """
+    time.strftime("%Z", time.gmtime(0))  # the C library reads the time zone now: later it finds no file
+    for limit, value in _LIMITS:
+        resource.setrlimit(limit, (value, value))
     set_process_name("casemate-sup")
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     caps.clear_ambient_set()
@@ -38,14 +49,8 @@ def confine_supervisor(config: dict[str, Any]) -> None:
     abi = landlock.landlock_abi()
     if abi >= 1:
         paths = [(directory, _OWN) for directory in config["writable"]]
-        paths += [(os.path.dirname(item), landlock.REMOVE_DIR) for item in config["state"]["cgroups"]]
-        paths += [(directory, landlock.READ_FILE | landlock.READ_DIR) for directory in _libraries()]
+        parents = {os.path.dirname(item) for item in (*config["writable"], *config["state"]["cgroups"])}
+        paths += [(parent, landlock.REMOVE_DIR) for parent in sorted(parents)]
         landlock.landlock_restrict_self(abi, tuple(paths), may_signal_outside=True)
     if config["seccomp_program"]:
         seccomp_set_mode_filter(base64.b64decode(config["seccomp_program"]), 0)
-
-
-def _libraries() -> list[str]:
-    """Where late imports of the standard library may read."""
-    places = {os.path.dirname(os.__file__), sys.base_prefix + "/lib"}
-    return [place for place in places if os.path.isdir(place)]

@@ -354,19 +354,16 @@ def _exec_supervisor(
     runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
     network = launched.network
     helper_pidfds = {str(network.pidfd): "passt"} if network is not None else {}
+    locks = [*prepared.locks, *prepared.opened.locks]
     keep = [
         launched.qmp.fileno(),
         launched.console.fileno(),
         launched.log_fd,
         listener.fileno(),
         launched.spawned.pidfd,
-        *prepared.locks,
-        *prepared.opened.locks,
+        *locks,
         *(int(item) for item in helper_pidfds),
     ]
-    writable = [runtime, os.path.dirname(runtime), data] + (
-        [os.path.dirname(data)] if definition.remove_on_exit else []
-    )
     config = {
         "runtime": runtime,
         "data": data,
@@ -378,13 +375,14 @@ def _exec_supervisor(
         "pidfd": launched.spawned.pidfd,
         "helper_pidfds": helper_pidfds,
         "inherited_fds": keep,
+        "lock_fds": locks,
         "console_log_max_bytes": definition.spec.console.log_max_kib * 1024,
         "timeout_s": definition.timeout_s,
         "stop_grace_s": STOP_GRACE_S,
         "remove_on_exit": definition.remove_on_exit,
         "state": msgspec.to_builtins(running),
         "early_log": launched.early_log.decode("utf-8", "replace"),
-        "writable": writable,
+        "writable": [runtime, data],
         "seccomp_program": _supervisor_filter(paths),
     }
     handover = os.memfd_create("casemate-handover", os.MFD_CLOEXEC)

@@ -51,12 +51,14 @@ class Verdict:
             self.reason, self.code, self.detail = "emulator killed", 5, f"{how}{_explain(status)}"
         elif status != 0:
             self.reason, self.code, self.detail = "emulator failed", 5, f"{how}: see casemate logs --emulator"
-        elif self.panicked:
-            self.reason, self.code, self.detail = "guest kernel panic", 5, "the console shows a kernel panic"
+        elif self.shutdown_reason == "guest-panic" or (self.panicked and self.shutdown_reason == "guest-reset"):
+            self.reason, self.code, self.detail = "guest kernel panic", 5, "the guest panicked and ended the machine"
         elif self.shutdown_reason in {"guest-shutdown", "guest-reset"}:
             self.reason, self.code, self.detail = "guest powered off", 0, ""
+        elif self.shutdown_reason == "host-signal":
+            self.reason, self.code, self.detail = "emulator ended", 5, "a signal from the host asked it to"
         else:
-            self.reason, self.code, self.detail = "emulator ended", 0 if self.shutdown_reason else 5, how
+            self.reason, self.code, self.detail = "emulator ended", 5, f"{how}, and no word of why"
         self.detail = "; ".join(filter(None, [self.detail, *self._notes]))
 
 
@@ -80,43 +82,57 @@ def _explain(number: int) -> str:
     return ""
 
 
-def write_json(path: str, value: dict[str, Any]) -> bool:
-    """Replace a JSON file by rename. Returns False when the disk refuses; callers that cannot do without must check."""
+def write_json(path: str, value: dict[str, Any], *, durable: bool = True) -> bool:
+    """Replace a JSON file by rename.
+
+    Args:
+        durable: wait until it is on disk; for what must survive a power cut.
+
+    Returns:
+        False when the disk refuses; the old file is untouched then.
+    """
     temporary = f"{path}.tmp"
+    data = json.dumps(value).encode()
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            os.write(descriptor, json.dumps(value).encode())
-            os.fsync(descriptor)
+            if os.write(descriptor, data) != len(data):
+                raise OSError(28, "no space left", temporary)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.rename(temporary, path)
     except OSError:
+        _unlink(temporary)
         return False
     return True
 
 
 def clean_up(config: dict[str, Any], verdict: Verdict) -> None:
-    """exit.json, then the marks of a run, then cgroups and runtime files. Each may fail without stopping the others.
+    """exit.json, then cgroups, then the marks of a run. Each may fail without stopping the others.
 
-    If exit.json cannot be written (full disk), run.json stays: the next command finds the lock free and says so.
+    What fails is left to the next command: run.json stays, and it finds the lock free. If the data disk is full,
+    exit.json goes to the runtime directory, where that command looks for it.
     """
     runtime, data, state = config["runtime"], config["data"], config["state"]
-    written = write_json(
-        f"{data}/exit.json",
-        {
-            "reason": verdict.reason,
-            "code": verdict.code,
-            "finished_at": now(),
-            "started_at": state["started_at"],
-            "detail": verdict.detail,
-            "uid": state["uid"],
-            "accel": state["accel"],
-        },
-    )
-    _remove_cgroups(state["cgroups"])
-    if written:
-        _unlink(f"{data}/run.json")
+    ended = {
+        "reason": verdict.reason,
+        "code": verdict.code,
+        "finished_at": now(),
+        "started_at": state["started_at"],
+        "detail": verdict.detail,
+        "uid": state["uid"],
+        "accel": state["accel"],
+    }
+    written = write_json(f"{data}/exit.json", ended)
+    if not written:
+        write_json(f"{runtime}/exit.json", ended, durable=False)
+    gone = _remove_cgroups(state["cgroups"])
+    if not (written and gone):
+        _unlink(f"{runtime}/control.sock")
+        return
+    _unlink(f"{data}/run.json")
     if config["remove_on_exit"]:
         _unlink(f"{data}/definition.json")
         for name in _list(data):
@@ -129,13 +145,14 @@ def clean_up(config: dict[str, Any], verdict: Verdict) -> None:
     _rmdir(runtime)
 
 
-def _remove_cgroups(directories: list[str]) -> None:
-    for directory in directories:
-        end = time.monotonic() + 2
-        while os.path.isdir(directory) and time.monotonic() < end:
-            if _rmdir(directory):
-                break
-            time.sleep(0.005)
+def _remove_cgroups(directories: list[str]) -> bool:
+    """Whether all are gone; the helpers in them may take a moment to die."""
+    end = time.monotonic() + 2
+    while True:
+        left = [directory for directory in directories if not _rmdir(directory) and os.path.isdir(directory)]
+        if not left or time.monotonic() > end:
+            return not left
+        time.sleep(0.005)
 
 
 def _list(path: str) -> list[str]:

@@ -1,0 +1,100 @@
+"""The supervisor's end of QMP: commands with a deadline, replies by id, events. Never waits. Standard library only."""
+
+from __future__ import annotations
+
+import time
+
+from casemate.engine import qmp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    Answer = Callable[[dict[str, Any]], None]
+
+REPLY_DEADLINE_S = 5.0
+LINE_MAX_BYTES = 256 * 1024
+OUTPUT_MAX_BYTES = 64 * 1024
+
+
+class QmpLink:
+    """One emulator. ``on_event`` gets each event; a broken protocol raises `qmp.QmpError` out of `read`."""
+
+    def __init__(self, link: socket.socket, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self.socket = link
+        self.socket.setblocking(False)
+        self._on_event = on_event
+        self._reader = qmp.LineReader(LINE_MAX_BYTES)
+        self._output = bytearray()
+        self._waiting: dict[int, tuple[float, Answer]] = {}
+        self._next_id = 1000  # the launch used the numbers below
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Whether the caller should poll for POLLOUT."""
+        return bool(self._output)
+
+    def command(self, name: str, answer: Answer) -> None:
+        """Send a command; ``answer`` is called once: with the reply, or with an error after `REPLY_DEADLINE_S`."""
+        self._next_id += 1
+        line = qmp.encode_command(name, None, self._next_id)
+        if len(self._output) + len(line) > OUTPUT_MAX_BYTES:
+            answer(_error("the emulator does not read its QMP socket"))
+            return
+        self._waiting[self._next_id] = (time.monotonic() + REPLY_DEADLINE_S, answer)
+        self._output += line
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes."""
+        try:
+            while self._output:
+                sent = self.socket.send(self._output)
+                del self._output[:sent]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._output.clear()  # the emulator is ending; its pidfd says so
+
+    def read(self) -> bool:
+        """Take what has arrived.
+
+        Returns:
+            False at the end of the connection.
+
+        Raises:
+            QmpError: the emulator broke the protocol.
+        """
+        try:
+            data = self.socket.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        for message in self._reader.feed(data):
+            if isinstance(message.get("event"), str):
+                self._on_event(message)
+                continue
+            identifier = message.get("id")
+            # bool is an int, and True would match 1: an id is matched by its type too.
+            if type(identifier) is int and identifier in self._waiting:
+                self._waiting.pop(identifier)[1](message)
+        return True
+
+    def next_deadline(self) -> float | None:
+        """When `expire` should be called next, on the monotonic clock."""
+        return min((end for end, _ in self._waiting.values()), default=None)
+
+    def expire(self, now: float) -> None:
+        """Give up on replies that are overdue."""
+        for identifier in [i for i, (end, _) in self._waiting.items() if now >= end]:
+            _, answer = self._waiting.pop(identifier)
+            answer(_error("the emulator did not answer in time"))
+
+
+def _error(text: str) -> dict[str, Any]:
+    return {"error": {"desc": text}}
