@@ -9,8 +9,8 @@ from casemate.plan.model import Host
 from casemate.spec.model import AccelChoice, Irqchip, MachineType, Spec
 
 
-# Without SVM QEMU 7.2 ends the extended CPUID leaves before 0x80000008 (address sizes); a Debian 12 guest then fails to
-# mount anything.
+# QEMU derives the number of extended CPUID leaves from the features: without svm, leaf 0x80000008 (address sizes) would
+# go too, and a Linux guest, which finds LA57 but no sizes, takes user addresses for wrong ones.
 _TCG_CPU = "max,-svm,xlevel=0x80000008"
 
 
