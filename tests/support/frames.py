@@ -1,4 +1,4 @@
-"""A guest that speaks Ethernet to passt itself: no QEMU and no kernel in between, so a test sends exactly what it means.
+"""A guest that speaks Ethernet to passt itself: no QEMU, no kernel in between; a test sends exactly what it means.
 
 The link is QEMU's: each frame is preceded by its length in 4 bytes, most significant first.
 """
@@ -22,7 +22,7 @@ def checksum(data: bytes) -> int:
     """The Internet checksum, RFC 1071."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -90,8 +90,8 @@ def parse(frame: bytes) -> Packet | None:
     body = packet[head : struct.unpack("!H", packet[2:4])[0]]
     source, destination = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
     if packet[9] == 17:
-        ports = struct.unpack("!HH", body[:4])
-        return Packet(17, source, destination, *ports, 0, 0, 0, body[8:])
+        source_port, port = struct.unpack("!HH", body[:4])
+        return Packet(17, source, destination, source_port, port, 0, 0, 0, body[8:])
     if packet[9] == 6:
         source_port, port, sequence, ack, offset, flags = struct.unpack("!HHIIBB", body[:14])
         return Packet(6, source, destination, source_port, port, flags, sequence, ack, body[(offset >> 4) * 4 :])

@@ -56,11 +56,18 @@ class Destinations:
         refused: reason -> number of refusals.
     """
 
-    def __init__(self, policy: Policy, route_kind: Callable[[int, bytes], int], report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        route_kind: Callable[[int, bytes], int],
+        report: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.policy = policy
         self.refused: dict[str, int] = {}
         self._route_kind = route_kind
         self._report = report
+        self._clock = clock
         self._reported: set[str] = set()
         self._peers: dict[tuple[Endpoint, Endpoint], float] = {}
         self._sources: dict[bytes, list[Endpoint]] = {}
@@ -88,7 +95,7 @@ class Destinations:
 
     def note_peer(self, local: Endpoint, peer: Endpoint) -> None:
         """Someone wrote to a published port: the guest may answer for a while."""
-        now = time.monotonic()
+        now = self._clock()
         self._peers.pop((local, peer), None)
         self._peers[(local, peer)] = now + PEER_TTL_S
         while len(self._peers) > PEERS_MAX or next(iter(self._peers.values())) < now:
@@ -110,7 +117,7 @@ class Destinations:
             # passt shows every loopback peer under the gateway's address; versions of 2023 do not undo that.
             known = (peer for at, peer in self._peers if at == local)
             candidates = [peer for peer in known if peer.port == to.port and peer.address[0] == _LOOPBACK]
-        now = time.monotonic()
+        now = self._clock()
         for peer in candidates:
             if self._peers.get((local, peer), 0.0) > now:
                 self.note_peer(local, peer)

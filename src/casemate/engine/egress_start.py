@@ -152,7 +152,8 @@ class _Starting:
                 elif descriptor == self._spawned.pidfd:
                     self._died()
                 else:
-                    self._read_frame()
+                    if not self._read_frame():
+                        poller.unregister(descriptor)  # its end is closed: its pidfd will say why
         self._link.setblocking(True)
         if self._broker.bind_failures:
             raise ports_error(self._broker.bind_failures)
@@ -162,20 +163,25 @@ class _Starting:
             self._messages += os.read(self._errors, 4096)
             del self._messages[:-ERRORS_MAX_BYTES]
 
-    def _read_frame(self) -> None:
-        """One frame at a time, so that nothing of a later one is taken from QEMU."""
-        with contextlib.suppress(BlockingIOError):
-            length = int.from_bytes(self._frames[:4], "big") if len(self._frames) >= 4 else 0
+    def _read_frame(self) -> bool:
+        """One frame at a time, so that nothing of a later one is taken from QEMU; False when the link is closed."""
+        length = int.from_bytes(self._frames[:4], "big") if len(self._frames) >= 4 else 0
+        try:
             data = self._link.recv(4 + length - len(self._frames))
-            self._frames += data
-        if len(self._frames) < 4:
-            return
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        self._frames += data
+        if not data or len(self._frames) < 4:
+            return bool(data)
         length = int.from_bytes(self._frames[:4], "big")
         if length > 65536:
             raise VmError("passt sent a frame that is too long", got=f"{length} bytes")
         if len(self._frames) == 4 + length:
             self._answered = self._frames[16:18] == b"\x08\x06"
             self._frames.clear()
+        return True
 
     def _died(self) -> Never:
         self._read_messages()

@@ -34,6 +34,6 @@ def _nameservers(path: str) -> list[str]:
         if len(words) >= 2 and words[0] == "nameserver":
             try:
                 found.append(socket.inet_ntoa(socket.inet_pton(socket.AF_INET, words[1])))
-            except OSError:
+            except (OSError, ValueError):
                 continue  # IPv6, or nonsense
     return found

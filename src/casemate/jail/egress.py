@@ -59,12 +59,14 @@ _NOT_FAST_OPEN: Final = Arg(3, Op.MASKED_EQ, 0, _MSG_FASTOPEN)
 _NOT_FAST_OPEN_MSG: Final = Arg(2, Op.MASKED_EQ, 0, _MSG_FASTOPEN)
 # (level, option): include/uapi/asm-generic/socket.h, linux/in.h, linux/in6.h, linux/tcp.h, linux/netlink.h.
 _OPTIONS: Final = (
+    (0, 2, "IP_TTL, newer versions"),
     (1, 2, "SO_REUSEADDR on listening sockets"),
     (1, 7, "SO_SNDBUF"),
     (1, 8, "SO_RCVBUF"),
     (1, 13, "SO_LINGER"),
     (1, 42, "SO_PEEK_OFF, newer versions"),
     (6, 1, "TCP_NODELAY"),
+    (6, 2, "TCP_MAXSEG"),
     (6, 10, "TCP_WINDOW_CLAMP"),
     (6, 12, "TCP_QUICKACK"),
     (0, 8, "IP_PKTINFO, newer versions"),
@@ -117,6 +119,7 @@ def broker_rules() -> tuple[Rule, ...]:
     rules += [
         _rule("setsockopt", "no source routes, devices, marks or filters", errno=_EPERM),
         _rule("ioctl", "interface name and index of its empty namespace", _in(0, OWN), brokered=True),
+        _rule("timerfd_gettime", "which of a TCP connection's timers ran out"),
     ]
     return tuple(rules)
 

@@ -1,0 +1,209 @@
+"""passt's arguments and wall for a specification; the resolver and the routing table that the policy asks."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import socket
+import struct
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.hosts import HOST, ROOT_IDENTITY, plan_of
+
+from casemate.engine.network import make_policy
+from casemate.engine.resolver import host_resolver
+from casemate.errors import HostError, InputError
+from casemate.jail.egress import with_broker
+from casemate.jail.policy import CopyFile, Directory
+from casemate.jail.profiles import passt_profile
+from casemate.jail.ranges import NOFILE
+from casemate.jail.steps import RestrictSelf, describe, inner_steps
+from casemate.plan.model import HelperPlan, LaunchPlan
+from casemate.plan.passt import GATEWAY, GUEST, passt_wall, plan_passt
+from casemate.spec.model import Egress, Network, NetworkMode, Publish, Spec
+from casemate.sys.rtnetlink import RTN_LOCAL, RTN_UNICAST, RouteTable, _route_kind
+
+
+def planned(egress: str = "internet", *publish: Publish, allow: tuple[str, ...] = ()) -> tuple[LaunchPlan, HelperPlan]:
+    network = Network(mode=NetworkMode.USER, egress=Egress(egress), allow=allow, publish=publish)
+    plan = plan_of(Spec(network=network))
+    return plan, plan.helpers[0]
+
+
+def pairs(helper: HelperPlan) -> set[tuple[str, str]]:
+    return set(itertools.pairwise(helper.argv))
+
+
+def test_the_arguments_are_all_explicit() -> None:
+    _, helper = planned(
+        "internet", Publish(host_port=2222, guest_port=22), Publish(host_port=53, guest_port=53, protocol="udp")
+    )
+    assert helper.argv == (
+        "/usr/bin/passt", "--foreground", "--one-off", "--fd", "3", "-4", "-i", "lo",
+        "-a", "10.211.0.2", "-n", "24", "-g", "10.211.0.1", "-M", "02:ca:5e:00:00:01", "--no-map-gw", "-S", "none",
+        "--dns-forward", "10.211.0.1", "-t", "127.0.0.1/2222:22", "-u", "127.0.0.1/53:53",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("egress", list(Egress))
+def test_the_host_is_never_mapped_and_nothing_is_published_unasked(egress: Egress) -> None:
+    _, helper = planned(egress.value, allow=("192.0.2.0/24",) if egress is Egress.LIST else ())
+    assert "--no-map-gw" in helper.argv
+    assert {("-t", "none"), ("-u", "none")} <= pairs(helper)
+    assert ("-D" in helper.argv) == (egress is Egress.NONE)
+    assert helper.egress is not None
+    assert (helper.egress.mode, helper.egress.gateway) == (egress.value, GATEWAY)
+
+
+@given(st.lists(st.tuples(st.integers(1, 65535), st.integers(1, 65535), st.sampled_from(["tcp", "udp"])), max_size=20))
+def test_exactly_the_published_ports(ports: list[tuple[int, int, str]]) -> None:
+    publish = tuple(Publish(host_port=host, guest_port=guest, protocol=protocol) for host, guest, protocol in ports)
+    helper = plan_passt(Spec(network=Network(mode=NetworkMode.USER, publish=publish)), "/usr/bin/passt")
+    wanted = {({"tcp": "-t", "udp": "-u"}[protocol], f"127.0.0.1/{host}:{guest}") for host, guest, protocol in ports}
+    found = {pair for pair in pairs(helper) if pair[0] in {"-t", "-u"} and pair[1] != "none"}
+    assert found == wanted
+    assert helper.egress is not None
+    assert set(helper.egress.published) == {(protocol, "127.0.0.1", host) for host, _, protocol in ports}
+
+
+def test_an_ipv6_address_cannot_be_published() -> None:
+    with pytest.raises(InputError) as caught:
+        planned("internet", Publish(host_port=1, guest_port=1), Publish(host_port=2, guest_port=2, address="::1"))
+    assert str(caught.value).startswith("network.publish[1]: a port cannot be published on an IPv6 address; got ::1")
+
+
+def test_a_vm_without_a_network_has_no_passt() -> None:
+    assert plan_of(Spec()).helpers == ()
+    with pytest.raises(RuntimeError):
+        plan_passt(Spec(), "/usr/bin/passt")
+
+
+def test_the_plan_says_how_passt_is_confined() -> None:
+    _, helper = planned("list", Publish(host_port=80, guest_port=80), allow=("192.0.2.0/24",))
+    text = "\n".join(helper.wall)
+    for word in (
+        "network namespace stays empty",
+        "passt itself",
+        "asked of the broker",
+        "192.0.2.0/24",
+        "127.0.0.1:80/tcp",
+    ):
+        assert word in text
+
+
+def test_the_wall_is_the_vms_but_for_its_root() -> None:
+    plan, helper = planned()
+    wall = passt_wall(helper, plan.wall, {"/usr/bin/passt": "/usr/bin/passt"}, ROOT_IDENTITY)
+    assert wall.identity == plan.run_as == ROOT_IDENTITY
+    assert wall.cgroup == plan.wall.cgroup
+    assert wall.without == ()
+    assert wall.environment == ()
+    limits = {limit.name: limit.value for limit in wall.rlimits}
+    assert (limits["core"], limits["fsize"], limits["nofile"]) == (0, 0, NOFILE)
+    assert [item.number for item in wall.descriptors] == [0, 1, 2, 3]
+    copied = {entry.target for entry in wall.root if isinstance(entry, CopyFile)}
+    assert copied == {"/etc/resolv.conf", "/proc/self/uid_map"}
+    assert [entry.target for entry in wall.root if isinstance(entry, Directory)] == ["/tmp"]
+    assert "new root" in "\n".join(describe(wall))
+
+
+@pytest.mark.parametrize(("abi", "restricted"), [(0, False), (1, False), (3, False), (4, True), (6, True)])
+def test_landlock_takes_the_network_but_not_the_mounts(abi: int, restricted: bool) -> None:
+    plan, helper = planned()
+    wall = passt_wall(helper, msgspec.structs.replace(plan.wall, landlock_abi=abi), {}, ROOT_IDENTITY)
+    steps = inner_steps(wall)
+    assert bool(steps) == restricted
+    assert all(isinstance(step, RestrictSelf) and not step.files for step in steps)
+
+
+def test_passts_profile_leaves_no_way_round_the_broker() -> None:
+    """`with_broker` refuses a profile with such a call: this pins the real one."""
+    names = {rule.syscall for rule in with_broker(passt_profile()).rules}
+    assert not names & {"dup", "dup2", "dup3", "clone", "clone3", "io_uring_setup", "socketpair", "pidfd_getfd"}
+
+
+def test_without_passt_the_package_is_named() -> None:
+    with pytest.raises(HostError, match="apt-get install passt"):
+        plan_of(Spec(network=Network(mode=NetworkMode.USER)), msgspec.structs.replace(HOST, passt=None))
+
+
+@pytest.mark.parametrize(
+    ("egress", "allow", "resolver", "given"),
+    [
+        ("internet", (), "10.0.0.53", "10.0.0.53"),
+        ("internet", (), None, None),
+        ("none", (), "10.0.0.53", None),
+        ("list", ("192.0.2.0/24",), "10.0.0.53", None),
+        ("list", ("10.0.0.0/24",), "10.0.0.53", "10.0.0.53"),
+        ("list", ("10.0.0.0/24",), "127.0.0.53", None),
+        ("internet", (), "127.0.0.53", "127.0.0.53"),
+    ],
+)
+def test_dns_is_given_where_the_policy_has_it(
+    egress: str, allow: tuple[str, ...], resolver: str | None, given: str | None
+) -> None:
+    _, helper = planned(egress, allow=allow)
+    assert helper.egress is not None
+    assert make_policy(helper.egress, resolver).resolver == given
+
+
+def test_the_first_resolver_that_a_guest_can_use(tmp_path: Path) -> None:
+    first, upstream = tmp_path / "resolv.conf", tmp_path / "upstream"
+    first.write_text(
+        "# comment\nsearch example.org\nnameserver fe80::1%eth0\n nameserver 192.0.2.53 \nnameserver 192.0.2.54\n"
+    )
+    assert host_resolver(str(first), str(upstream)) == "192.0.2.53"
+    first.write_text("nameserver 127.0.0.53\noptions edns0\n")
+    assert host_resolver(str(first), str(upstream)) == "127.0.0.53"
+    upstream.write_text("nameserver 198.51.100.1\n")
+    assert host_resolver(str(first), str(upstream)) == "198.51.100.1"
+    first.write_text("nameserver\nnameserver 1.2.3\nnameserver 0x7f.1\n")
+    assert host_resolver(str(first), str(upstream)) is None
+    assert host_resolver(str(tmp_path / "none"), str(upstream)) is None
+
+
+@given(st.binary(max_size=300))
+def test_any_resolv_conf_gives_an_address_or_none(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
+    path = tmp_path_factory.mktemp("resolv") / "resolv.conf"
+    path.write_bytes(b"nameserver " + text)
+    found = host_resolver(str(path), "/nonexistent")
+    assert found is None or socket.inet_ntoa(socket.inet_aton(found)) == found
+
+
+def test_the_routing_table_knows_its_own_host() -> None:
+    table = RouteTable()
+    assert table.kind(socket.AF_INET, socket.inet_aton("127.0.0.1")) == RTN_LOCAL
+    assert table.kind(socket.AF_INET, socket.inet_aton("127.5.5.5")) == RTN_LOCAL
+    try:
+        other = table.kind(socket.AF_INET, socket.inet_aton("8.8.8.8"))
+    except OSError as fault:
+        other = -(fault.errno or 0)
+    assert other in {RTN_UNICAST, -errno.ENETUNREACH}
+    again = RouteTable(os.dup(table.socket.fileno()))
+    assert again.kind(socket.AF_INET, socket.inet_aton("127.0.0.1")) == RTN_LOCAL
+
+
+@given(st.integers(0, 65535), st.binary(max_size=64))
+def test_any_netlink_answer_is_a_kind_or_an_error(kind: int, body: bytes) -> None:
+    try:
+        found = _route_kind(kind, body)
+    except OSError:
+        return
+    assert kind == 24
+    assert found == body[7]
+
+
+def test_a_netlink_error_is_passed_on() -> None:
+    with pytest.raises(OSError, match="unreachable"):
+        _route_kind(2, struct.pack("=i", -errno.ENETUNREACH) + bytes(16))
+    with pytest.raises(OSError, match="Input/output"):
+        _route_kind(2, struct.pack("=i", 0) + bytes(16))
+
+
+def test_the_guest_and_its_gateway_share_a_network() -> None:
+    assert socket.inet_aton(GUEST)[:3] == socket.inet_aton(GATEWAY)[:3]
