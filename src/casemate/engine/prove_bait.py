@@ -26,6 +26,7 @@ _MIB: Final = 1 << 20
 MEMORY_CEILING_MIB: Final = 1024
 MEMORY_LOWERED_MIB: Final = 512
 MEMORY_BEYOND_MIB: Final = 256
+VMS_MAX: Final = 4
 PIDS_CEILING: Final = 512
 _BEYOND: Final = 32
 LOG_BYTES: Final = 64 * _MIB
@@ -166,6 +167,7 @@ def bait_of(host: HostBait, plan: LaunchPlan, paths: Paths, *, scratch: bool, qu
         socket_path=host.socket_path,
         secret_path=host.secret_path,
         paths=_casemate_paths(plan, paths),
+        sockets=tuple((f"control-{vm_id}", f"{paths.vm_runtime(vm_id)}/control.sock") for vm_id in _others(paths)),
         program=wall.argv[0],
         has_kvm=any(isinstance(entry, Device) and entry.name == "kvm" for entry in wall.root),
         scratch=scratch,
@@ -192,7 +194,18 @@ def _casemate_paths(plan: LaunchPlan, paths: Paths) -> tuple[tuple[str, str], ..
     boot = plan.spec.boot
     found += [(f"host-{role}", path) for role, path in (("kernel", boot.kernel), ("initrd", boot.initrd)) if path]
     found += [(f"image-{index}", disk.path) for index, disk in enumerate(plan.spec.disks)]
+    for vm_id in _others(paths):
+        found.append((f"state-of-{vm_id}", f"{paths.vm_runtime(vm_id)}/state.json"))
+        found.append((f"console-of-{vm_id}", f"{paths.vm_data(vm_id)}/console.log"))
     return tuple(found)
+
+
+def _others(paths: Paths) -> list[str]:
+    """Ids of some VMs of this user, running or not."""
+    try:
+        return sorted(os.listdir(f"{paths.data}/vms"))[:VMS_MAX]
+    except OSError:
+        return []
 
 
 def bounded(plan: LaunchPlan) -> tuple[LaunchPlan, tuple[str, ...]]:

@@ -57,14 +57,6 @@ READ: Final = (
     ("dot-dot", "/../../../../etc/passwd", "climb out of the root with .."),
 )
 
-SOCKETS: Final = (
-    ("dbus", "/run/dbus/system_bus_socket"),
-    ("docker", "/run/docker.sock"),
-    ("libvirt", "/run/libvirt/libvirt-sock"),
-    ("containerd", "/run/containerd/containerd.sock"),
-    ("systemd", "/run/systemd/private"),
-)
-
 
 def file_attempts(bait: Bait, wall: Wall) -> tuple[Attempt, ...]:
     """Reading and writing host files, by path and around it."""
@@ -73,6 +65,10 @@ def file_attempts(bait: Bait, wall: Wall) -> tuple[Attempt, ...]:
         listed.append(("kvm", "/dev/kvm", "open /dev/kvm, which this VM does not have"))
     listed.append(("bait", bait.secret_path, "read the probe's own bait on the host"))
     listed += [(label, path, f"open {label} of Casemate") for label, path in bait.paths]
+    listed += [
+        (f"outside-{part}", f"/proc/{bait.pid}/{part}", f"open {part} of a host process")
+        for part in ("environ", "mem", "root/etc/shadow", "fd", "ns/mnt")
+    ]
     attempts = [_read(name, path, what) for name, path, what in listed]
     attempts.append(
         _attempt(
@@ -100,7 +96,7 @@ def _attempt(name: str, what: str, *steps: Call, **more: object) -> Attempt:
 
 def _read(name: str, path: str, what: str) -> Attempt:
     flags = O_RDONLY | O_NOCTTY | O_NONBLOCK
-    return _attempt(f"read-{name}", what, Call("openat", (AT_FDCWD, path.encode(), flags, 0)))
+    return _attempt(f"read-{name.replace('/', '-')}", what, Call("openat", (AT_FDCWD, path.encode(), flags, 0)))
 
 
 def _by_handle() -> list[Attempt]:

@@ -179,8 +179,8 @@ class Bait(msgspec.Struct, frozen=True, kw_only=True):
     """What the host offers to be stolen; numbers and paths as the host knows them.
 
     ``tcp_port``, ``udp_port``: listeners on 127.0.0.1 of the host. ``abstract``: name of a listening abstract socket.
-    ``paths``: (label, path) of files and directories of Casemate and of other VMs. The ``*_try`` amounts bound what
-    the resource attempts take; 0 with a reason in ``why_not`` leaves one out.
+    ``paths``: (label, path) of files and directories of Casemate and of other VMs; ``sockets``: of their sockets. The
+    ``*_try`` amounts bound what the resource attempts take; ``why_not``: (attempt, reason) for those left out.
     """
 
     pid: int
@@ -190,6 +190,7 @@ class Bait(msgspec.Struct, frozen=True, kw_only=True):
     socket_path: str
     secret_path: str
     paths: tuple[tuple[str, str], ...] = ()
+    sockets: tuple[tuple[str, str], ...] = ()
     program: str = ""
     has_kvm: bool = False
     scratch: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from casemate.jail.policy import Layer
-from casemate.jail.probe.model import Attempt, Bait, Call, Got, Group, Packed, Room
+from casemate.jail.probe.model import DESCRIPTOR, KERNEL, Attempt, Bait, Call, Got, Group, Packed, Room
 
 EPERM, ENOENT, ESRCH, EBADF, EAGAIN, EACCES, EFAULT, EBUSY, EINVAL, ENOSYS = 1, 2, 3, 9, 11, 13, 14, 16, 22, 38
 _EOPNOTSUPP: Final = 95
@@ -30,6 +30,10 @@ _OUTSIDE: Final = (
     (EPERM, (Layer.LANDLOCK, Layer.IDENTITY, Layer.CAPABILITIES)),
     (EACCES, (Layer.LANDLOCK, Layer.IDENTITY)),
 )
+
+
+# Allowed to everybody unless a sysctl or a security module of the host says otherwise.
+_HOST_DECIDES: Final = ((EPERM, (KERNEL,)), (EACCES, (KERNEL,)))
 
 
 def process_attempts(bait: Bait) -> tuple[Attempt, ...]:
@@ -78,7 +82,7 @@ def _kernel(
     what: str,
     *steps: Call,
     expected: tuple[str, ...] = (Layer.SECCOMP, Layer.CAPABILITIES),
-    errnos: tuple[tuple[int, tuple[str, ...]], ...] = _CAPABILITY,
+    errnos: tuple[tuple[int, tuple[str, ...]], ...] | None = None,
     past: tuple[int, ...] = (),
     only_with: tuple[Layer, ...] = (),
     harm: str = "",
@@ -89,7 +93,7 @@ def _kernel(
         what=what,
         steps=steps,
         expected=expected,
-        errnos=errnos,
+        errnos=errnos or (_HOST_DECIDES if expected == (Layer.SECCOMP,) else _CAPABILITY),
         past=past,
         only_with=only_with,
         harm=harm,
@@ -117,8 +121,8 @@ def namespace_attempts() -> tuple[Attempt, ...]:
             "setns",
             "enter a namespace through a descriptor",
             Call("setns", (0, 0)),
-            expected=alone,
-            errnos=((EINVAL, ("descriptor",)),),
+            expected=(Layer.SECCOMP, DESCRIPTOR),
+            errnos=((EINVAL, (DESCRIPTOR,)),),
         ),
     ]
     for name, flag in _NEW.items():
@@ -176,16 +180,14 @@ def kernel_attempts() -> tuple[Attempt, ...]:
             expected=alone,
             past=(126,),
         ),
-        _kernel("bpf", "make a BPF map", Call("bpf", (0, filters, 72))),
+        _kernel("bpf", "make a BPF map", Call("bpf", (0, filters, 72)), expected=alone),
         _kernel("io-uring", "set up io_uring", Call("io_uring_setup", (4, uring)), expected=alone),
-        _kernel(
-            "userfaultfd", "handle page faults itself", Call("userfaultfd", (1,)), expected=alone, errnos=_CAPABILITY
-        ),
+        _kernel("userfaultfd", "handle page faults itself", Call("userfaultfd", (1,)), expected=alone),
         _kernel(
             "perf",
             "count events",
             Call("perf_event_open", (perf, 0, -1, -1, 0)),
-            expected=(Layer.SECCOMP, Layer.CAPABILITIES),
+            expected=alone,
         ),
         _kernel("init-module", "load a kernel module", Call("init_module", (0, 0, b"")), past=(EFAULT, 8)),
         _kernel("finit-module", "load a kernel module from a file", Call("finit_module", (-1, b"", 0)), past=(EBADF,)),
@@ -198,7 +200,7 @@ def kernel_attempts() -> tuple[Attempt, ...]:
         ),
         _kernel("swapon", "use a file as swap", Call("swapon", (b"/casemate-none", 0)), past=(ENOENT,)),
         _kernel("acct", "write process accounts", Call("acct", (b"/casemate-none",)), past=(ENOENT,)),
-        _kernel("syslog", "read the kernel's log", Call("syslog", (3, Room(512), 512))),
+        _kernel("syslog", "read the kernel's log", Call("syslog", (3, Room(512), 512)), expected=alone),
         _kernel("iopl", "reach I/O ports", Call("iopl", (3,))),
         _kernel("ioperm", "reach one I/O port", Call("ioperm", (0x80, 1, 1))),
         _kernel("modify-ldt", "change its segment table", Call("modify_ldt", (0, Room(64), 64)), expected=alone),
@@ -238,7 +240,12 @@ def identity_attempts(bait: Bait) -> tuple[Attempt, ...]:
         ("setuid", "become root", (Layer.IDENTITY,), (Call("setuid", (0,)),)),
         ("setresuid", "become root with setresuid", (Layer.IDENTITY,), (Call("setresuid", (0, 0, 0)),)),
         ("setresgid", "join group root", (Layer.IDENTITY,), (Call("setresgid", (0, 0, 0)),)),
-        ("setgroups", "join other groups", (Layer.IDENTITY,), (Call("setgroups", (1, Packed("=I", (0,)))),)),
+        (
+            "setgroups",
+            "join other groups",
+            (Layer.IDENTITY, Layer.CAPABILITIES),
+            (Call("setgroups", (1, Packed("=I", (0,)))),),
+        ),
         (
             "capset",
             "take every capability",

@@ -10,7 +10,6 @@ import struct
 from typing import Final
 
 from casemate.jail.policy import Layer
-from casemate.jail.probe.files import SOCKETS
 from casemate.jail.probe.model import Attempt, Bait, Call, Got, Group
 
 ENOENT, EPERM, EACCES, ECONNREFUSED, ENETUNREACH, EADDRNOTAVAIL, EAFNOSUPPORT = 2, 1, 13, 111, 101, 99, 97
@@ -32,6 +31,14 @@ _RARE: Final = (
     ("bluetooth", 31), ("rxrpc", 33), ("phonet", 35), ("ieee802154", 36), ("alg", 38), ("nfc", 39), ("vsock", 40),
     ("kcm", 41), ("qipcrtr", 42), ("smc", 43), ("xdp", 44), ("mctp", 45),
 )  # fmt: skip
+
+_SERVICES: Final = (
+    ("dbus", "/run/dbus/system_bus_socket"),
+    ("docker", "/run/docker.sock"),
+    ("libvirt", "/run/libvirt/libvirt-sock"),
+    ("containerd", "/run/containerd/containerd.sock"),
+    ("systemd", "/run/systemd/private"),
+)
 
 
 def _inet(port: int) -> bytes:
@@ -128,7 +135,7 @@ def socket_attempts(bait: Bait) -> tuple[Attempt, ...]:
             only_with=(Layer.ROOT,),
             harm="a service of the host",
         )
-        for name, path in SOCKETS
+        for name, path in (*_SERVICES, *bait.sockets)
     ]
     attempts += [
         _attempt(
