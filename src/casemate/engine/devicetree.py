@@ -21,7 +21,9 @@ _INSECURE: Final = (
         "floppy",
         "gus",
         "hda-",
-        "i82",
+        "i8255",
+        "i82562",
+        "i82801",
         "ich9-ahci",
         "ide-",
         "igb",
@@ -61,7 +63,7 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     know("kvm.pit", bool(types & {"isa-pit", "kvm-pit", "pit"}), "qom-list")
     know("kvm.pic", bool(types & {"isa-i8259", "kvm-i8259", "i8259"}), "qom-list")
     know("kvm.irqchip", _irqchip(types, facts["dev.accel"]), "qom-list")
-    know("ent.virtio-rng", _entropy(ask, types), "qom-get /objects/entropy")
+    know("ent.virtio-rng", _entropy(ask, types, plan), "qom-get /objects/entropy")
     cpu = "/machine/unattached/device[0]"
     nested = tuple(flag for flag in ("vmx", "svm") if _get(ask, cpu, flag) is not False)
     know("cpu.nested-flags", nested, f"qom-get {cpu}")
@@ -116,12 +118,14 @@ def _irqchip(types: set[str], accel: object) -> str:
     return "split" if "ioapic" in types else "off"
 
 
-def _entropy(ask: Callable[..., Any], types: set[str]) -> str:
+def _entropy(ask: Callable[..., Any], types: set[str], plan: LaunchPlan) -> str:
     if not any(kind.startswith("virtio-rng") for kind in types):
         return "none"
     backend = _get(ask, "/objects/entropy", "filename")
+    number = next(item.number for item in plan.descriptors if item.role == "entropy")
+    added = next(argument for argument in plan.wall.argv if argument.startswith(f"fd={number},set="))
     # The descriptor set holds one descriptor, which the launch opened itself: /dev/urandom of the host.
-    return "/dev/urandom" if backend == "/dev/fdset/1" else str(backend)
+    return "/dev/urandom" if backend == f"/dev/fdset/{added.rpartition('=')[2]}" else str(backend)
 
 
 def _disks(know: Callable[[str, Value, str], None], ask: Callable[..., Any]) -> None:
