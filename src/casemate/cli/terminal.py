@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 
-_ESC = 0x1B
-# ESC and its Fe byte, or the C1 control in UTF-8, that begins a control string.
-_STRING_START = re.compile(rb"\x1b[]PX^_]|\xc2[\x90\x98\x9d\x9e\x9f]")
+_ESC, _CAN = 0x1B, 0x18
+# ESC and its Fe byte, or the C1 control in UTF-8, that begins a control string or a control sequence.
+_START = re.compile(rb"\x1b[]PX^_[]|\xc2[\x90\x98\x9b\x9d\x9e\x9f]")
 _STRING_END = re.compile(rb"\x1b\\|\xc2\x9c|[\x07\x18\x1a]")
 _CSI_START = re.compile(rb"\x1b\[|\xc2\x9b")
 _CSI = re.compile(rb"(?:\x1b\[|\xc2\x9b)[\x30-\x3f]*[\x20-\x2f]*([\x40-\x7e])")
 _CSI_OPEN = re.compile(rb"(?:\x1b\[|\xc2\x9b)[\x30-\x3f]*[\x20-\x2f]*\Z")
-_START = re.compile(rb"\x1b[]PX^_[]|\xc2[\x90\x98\x9b\x9d\x9e\x9f]")
 STRING_MAX_BYTES = 65536
 CSI_MAX_BYTES = 256
 
@@ -29,6 +28,7 @@ class TerminalFilter:
     def __init__(self) -> None:
         self._held = b""
         self._in_string = 0
+        self._last = 0
 
     def feed(self, data: bytes) -> bytes:
         """What of ``data``, and of what was held back before, may be shown now."""
@@ -52,9 +52,17 @@ class TerminalFilter:
                 if position < 0:
                     break
             else:
+                self._separate(shown)
                 self._in_string = 1
                 position = match.end()
+        if shown:
+            self._last = shown[-1]
         return bytes(shown)
+
+    def _separate(self, shown: bytearray) -> None:
+        """What is left out must not bring an ESC before it together with what follows: CAN ends the sequence."""
+        if (shown[-1] if shown else self._last) in (_ESC, 0xC2):
+            shown.append(_CAN)
 
     def _skip_string(self, data: bytes, position: int) -> int:
         """The position behind the control string that we are in. An endless one must not swallow everything."""
@@ -75,7 +83,9 @@ class TerminalFilter:
         """Show or drop one control sequence; the position behind it, -1 when its end has not come yet."""
         match = _CSI.match(data, start)
         if match is not None:
-            if match[1] != b"t":
+            if match[1] == b"t":
+                self._separate(shown)
+            else:
                 shown += match[0]
             return match.end()
         if _CSI_OPEN.match(data, start) and len(data) - start <= CSI_MAX_BYTES:

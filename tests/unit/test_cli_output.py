@@ -1,0 +1,215 @@
+"""What is printed: nothing that a terminal obeys, tables that line up, errors with all their parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casemate.cli import output
+from casemate.cli.terminal import STRING_MAX_BYTES, TerminalFilter
+from casemate.errors import Fault, InputError, RefusedError, SpecError
+
+
+def test_error_shows_all_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_error(InputError("cannot open x", got="a FIFO", expected="a file", next_step="ls -l x"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "casemate: error: cannot open x\n  got: a FIFO\n  expected: a file\n  next: ls -l x\n"
+
+
+def test_error_of_a_specification_keeps_a_line_per_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    faults = (Fault("a.b", "value.range", "too big"), Fault("", "key.unknown", "what\x1b[2J"))
+    output.print_error(SpecError("vm.toml", faults))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "casemate: error: vm.toml: 2 faults"
+    assert lines[1] == "  a.b: too big [value.range]"
+    assert "\x1b" not in lines[2]
+
+
+def test_refusal_names_its_control(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_error(RefusedError("proc.uid", "the emulator would be root"))
+    assert "refused by control proc.uid" in capsys.readouterr().err
+
+
+@given(st.text())
+def test_plain_text_has_nothing_a_terminal_obeys(text: str) -> None:
+    shown = output.plain(text)
+    assert all(char.isprintable() for char in shown)
+    assert len(shown) == len(text)
+    assert output.plain("ok µ 😐") == "ok µ 😐"
+
+
+@given(st.binary())
+def test_plain_bytes_keep_lines_and_show_controls(data: bytes) -> None:
+    shown = output.plain_bytes(data)
+    assert all(byte >= 32 or byte in b"\t\n\r" for byte in shown)
+    assert 127 not in shown
+    assert shown.count(b"\n") == data.count(b"\n")
+    assert output.plain_bytes(b"\x1b]0;x\x07") == b"^[]0;x^G"
+
+
+def test_aligned_table(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_aligned(("ID", "NAME", "X"), [["1", "longer", ""], ["22", "b\x1b", "y"]])
+    assert capsys.readouterr().out == "ID  NAME    X\n1   longer\n22  b\N{REPLACEMENT CHARACTER}      y\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-3, "0 seconds ago"),
+        (1, "1 second ago"),
+        (59, "59 seconds ago"),
+        (60, "1 minute ago"),
+        (7199, "1 hour ago"),
+        (172_800, "2 days ago"),
+    ],
+)
+def test_ago(seconds: int, text: str) -> None:
+    assert output.ago(1000, 1000 + seconds) == text
+
+
+def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+    """Guests' words in a document cannot reach the terminal as control characters."""
+    output.print_json({"name": "\x1b\x9b µ"})
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert "\x1b" not in printed
+    assert json.loads(printed) == {"name": "\x1b\x9b µ"}
+
+
+def on_a_terminal(code: str) -> str:
+    """What a program prints on a terminal."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(leader)
+    assert process.wait(timeout=30) == 0, shown
+    return shown.decode()
+
+
+def test_table_on_a_terminal_is_drawn_and_keeps_every_cell() -> None:
+    code = (
+        "from casemate.cli.output import print_table; "
+        "print_table('A title', ('VERDICT', 'WHAT'), [['pass', 'one'], ['fail', 'x\\x1b[2J[bold]y']])"
+    )
+    shown = on_a_terminal(code)
+    assert "A title" in shown
+    assert "VERDICT" in shown
+    assert "[bold]y" in shown  # no markup of rich's is read from data
+    assert "\x1b[2J" not in shown
+    assert "\x1b[1;31m" in shown  # a fail is red
+
+
+def test_working_line_is_gone_at_the_end() -> None:
+    shown = on_a_terminal(
+        "from casemate.cli.output import working\nwith working('doing') as report: report('step one'); report('two')"
+    )
+    assert "casemate: doing: step one" in shown
+    last = shown.rsplit("\r", 2)
+    assert last[-2].strip() == ""
+
+
+def test_working_without_a_terminal_prints_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.working("doing") as report:
+        report("")
+        report("step one")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "casemate: doing: step one\n")
+
+
+# ---- the filter of a console --------------------------------------------------------------------
+
+
+def through(data: bytes, *cuts: int) -> bytes:
+    """Feed ``data`` cut at ``cuts``."""
+    sieve = TerminalFilter()
+    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return b"".join(sieve.feed(data[start:end]) for start, end in pairwise(places))
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (
+            b"plain \x1b[1;31mred\x1b[0m \x1b[2J\x1b[6n\x1b[?25l\r\n",
+            b"plain \x1b[1;31mred\x1b[0m \x1b[2J\x1b[6n\x1b[?25l\r\n",
+        ),
+        (b"a\x1b]0;title\x07b", b"ab"),
+        (b"a\x1b]52;c;ZXZpbA==\x1b\\b", b"ab"),
+        (b"a\x1bPq#0\x1b\\b", b"ab"),
+        (b"a\x1b_apc\x1b\\b\x1b^pm\x1b\\c\x1bXsos\x1b\\d", b"abcd"),
+        ("a\u009d0;title\u009cb".encode(), b"ab"),
+        ("a\u0090dcs\u009cb".encode(), b"ab"),
+        (b"a\x1b[21tb\x1b[8;1;1tc", b"abc"),
+        ("a\u009b21tb".encode(), b"ab"),
+        ("µ°\u00a0".encode(), "µ°\u00a0".encode()),
+        (b"a\x1b\x1b]0;x\x07]0;y\x07b", b"a\x1b\x18]0;y\x07b"),
+        (b"a\xc2\x1b[21t\x9d0;y\x07b", b"a\xc2\x18\x9d0;y\x07b"),
+        (b"\x1bM\x1b7\x1b(B", b"\x1bM\x1b7\x1b(B"),
+    ],
+)
+def test_filter_drops_what_acts_on_the_host_and_keeps_the_rest(data: bytes, shown: bytes) -> None:
+    assert through(data) == shown
+
+
+PIECES = st.sampled_from(
+    [
+        b"a",
+        b"\x1b",
+        b"]",
+        b"[",
+        b"P",
+        b"0;x",
+        b"\x07",
+        b"\x1b\\",
+        b"\xc2",
+        b"\x9d",
+        b"\x9c",
+        b"1;2",
+        b"t",
+        b"m",
+        b"\n",
+        b"\x18",
+    ]
+)
+
+
+@given(st.lists(PIECES | st.binary(max_size=3), max_size=30).map(b"".join), st.lists(st.integers(0, 200), max_size=6))
+def test_filter_does_not_depend_on_where_the_stream_is_cut(data: bytes, cuts: list[int]) -> None:
+    assert through(data, *cuts) == through(data)
+
+
+@given(st.lists(PIECES | st.binary(max_size=3), max_size=40).map(b"".join), st.lists(st.integers(0, 200), max_size=4))
+def test_filtered_stream_starts_no_control_string(data: bytes, cuts: list[int]) -> None:
+    shown = through(data, *cuts)
+    for start in (b"\x1b]", b"\x1bP", b"\x1b_", b"\x1b^", b"\x1bX", b"\xc2\x9d", b"\xc2\x90"):
+        assert start not in shown
+
+
+def test_an_endless_control_string_does_not_swallow_everything() -> None:
+    shown = through(b"\x1b]0;" + b"x" * (STRING_MAX_BYTES + 10) + b"later")
+    assert shown.endswith(b"later")
+    assert len(shown) < 100
