@@ -1,4 +1,4 @@
-"""What the emulator built, asked over QMP while the guest is paused. Replies are bounded and never trusted to be whole."""
+"""What the emulator built, asked over QMP while the guest is paused. Replies are bounded and never trusted as whole."""
 
 from __future__ import annotations
 
