@@ -35,6 +35,7 @@ from casemate.controls.judge import refusal_error, refusals
 from casemate.controls.model import AppliedWaiver
 from casemate.controls.policy import HostPolicy, controls_under
 from casemate.engine import cgroups, files, identity
+from casemate.engine.aftermath import remove_cgroups
 from casemate.engine.opening import Opened, open_planned_files
 from casemate.engine.paths import Paths, own_directory
 from casemate.engine.prove_bait import HostBait, bounded, cgroup_counters
@@ -43,7 +44,7 @@ from casemate.engine.prove_report import ProofReport, Unexpected, count
 from casemate.engine.prove_run import Run
 from casemate.engine.readback import DANGEROUS
 from casemate.engine.start import judge_declared, make_plan, waivers_of
-from casemate.engine.state import Definition, remove_cgroups
+from casemate.engine.vmfiles import Definition
 from casemate.errors import HostError, VmError
 from casemate.facts.fact import Known
 from casemate.image.headers import inspect_image

@@ -113,8 +113,8 @@ class Judge:
         Raises:
             ProbeFailedError: the child never began, so its end says nothing.
         """
-        if record.status == PROBE_FAILED or (record.stage == 0 and not record.late):
-            how = f"signal {record.signal}" if record.signal else f"status {record.status}"
+        if record.status == PROBE_FAILED or record.stage == 0:
+            how = "late, " * record.late + (f"signal {record.signal}" if record.signal else f"status {record.status}")
             raise ProbeFailedError(f"{attempt.id}: the probe's child failed before its attempt ({how})")
         outcome, stopper, evidence = self._outcome(attempt, record)
         if attempt.group is Group.CALLS:
