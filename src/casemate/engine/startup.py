@@ -40,6 +40,8 @@ class Startup:
         self._messages: list[dict[str, Any]] = []
         self._next_id = 1
         self._executed = False
+        if spawned.listener >= 0:
+            seccomp.notif_set_sync_wake_up(spawned.listener)
         control.setblocking(False)
         os.set_blocking(log_fd, False)
         self._poller = select.poll()

@@ -22,7 +22,7 @@ class Identity(msgspec.Struct, frozen=True):
     """Who the process is on the host; inside its user namespace the numbers are the same, and no other exists.
 
     ``keep_groups``: supplementary groups cannot be dropped (a caller without newgidmap) or one is needed (/dev/kvm);
-    ``groups`` are those that stay.
+    ``groups`` are those that stay, ``kvm_group`` the one of them that owns /dev/kvm.
     """
 
     uid: int
@@ -30,6 +30,7 @@ class Identity(msgspec.Struct, frozen=True):
     mode: IdentityMode
     keep_groups: bool = False
     groups: tuple[int, ...] = ()
+    kvm_group: int | None = None
 
 
 class Layer(enum.StrEnum):

@@ -15,7 +15,6 @@ The filter's listener cannot be sent by the child, whose filter may forbid it: t
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -88,8 +87,9 @@ def spawn(
     flags = _NAMESPACES if wall.has(Layer.NAMESPACES) else process.CLONE_NEWNS
     if wall.identity.mode is not IdentityMode.ROOT:
         flags |= process.CLONE_NEWUSER
+    unified = _unified_cgroup(wall)
     try:
-        pid, pidfd = process.clone3(flags)
+        pid, pidfd = process.clone3(flags, unified)
     except OSError as fault:
         ours.close()
         theirs.close()
@@ -100,6 +100,8 @@ def spawn(
         ours.close()
         _child(wall, program, sources, staging, theirs, payload)
     theirs.close()
+    if unified is not None:
+        os.close(unified)
     spawned = Spawned(pid, pidfd, -1)
     try:
         with ours:
@@ -111,6 +113,16 @@ def spawn(
         kill_and_reap(spawned)
         raise
     return spawned
+
+
+def _unified_cgroup(wall: Wall) -> int | None:
+    """Descriptor of the wall's cgroup if it is of version 2: the child is born in it."""
+    if not wall.has(Layer.CGROUP):
+        return None
+    for directory in wall.cgroup.directories:
+        if not os.path.exists(f"{directory}/tasks"):
+            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return None
 
 
 def kill_and_reap(spawned: Spawned, deadline_s: float = 5.0) -> None:

@@ -9,14 +9,18 @@ Order for rootless: the child is born in its user namespace; the rest is the sam
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
 import resource
 import stat
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from queue import SimpleQueue
 from typing import Protocol
 
 from casemate.jail.policy import (
@@ -43,6 +47,29 @@ _RIGHTS = {
 }
 
 
+class _Hasher:
+    """SHA-256 in a thread of its own: hashing and copying each take a core. The thread is gone after `hexdigest`."""
+
+    def __init__(self) -> None:
+        self._chunks: SimpleQueue[bytes] = SimpleQueue()
+        self._digest = hashlib.sha256()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def feed(self, chunk: bytes) -> None:
+        """The next piece; an empty one ends it."""
+        self._chunks.put(chunk)
+
+    def hexdigest(self) -> str:
+        """Wait for the thread and give the digest."""
+        self._thread.join()
+        return self._digest.hexdigest()
+
+    def _run(self) -> None:
+        while chunk := self._chunks.get():
+            self._digest.update(chunk)
+
+
 @dataclass
 class Context:
     """What the steps need from outside: descriptors by role, a place to mount on, and the parent's ear.
@@ -59,6 +86,7 @@ class Context:
     staging: str
     ask_parent: Callable[[str], None]
     digests: dict[str, str] = field(default_factory=dict)
+    hashers: dict[str, _Hasher] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -110,8 +138,11 @@ class JoinCgroup:
 
     def apply(self, context: Context) -> None:
         for directory in self.directories:
-            with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:
-                file.write("0")
+            # Version 1: moving oneself as a thread takes no system-wide lock; as a process it waits some milliseconds
+            # (cgroup_procs_write_start in the kernel). Version 2: clone3 has put us there already.
+            if os.path.exists(f"{directory}/tasks"):
+                with open(f"{directory}/tasks", "w", encoding="ascii") as file:
+                    file.write("0")
         process.unshare(process.CLONE_NEWCGROUP)
 
 
@@ -153,6 +184,8 @@ class NewRoot:
             # Rootless devices are binds with their own mounts; the tmpfs itself can be nodev. As root they are nodes.
             mount.mount_setattr(new, mount.MOUNT_ATTR_NODEV)
         mount.mount_setattr(new, attributes, recursive=True)
+        for role, hasher in context.hashers.items():
+            context.digests[role] = hasher.hexdigest()
         os.chdir(new)
         mount.pivot_root(".", ".")
         mount.umount2(".", mount.MNT_DETACH)
@@ -179,7 +212,7 @@ class NewRoot:
                 os.makedirs(target, mode=0o755, exist_ok=True)
 
     def _copy(self, entry: CopyFile, target: str, context: Context) -> None:
-        digest = hashlib.sha256()
+        hasher = context.hashers[entry.role] = _Hasher()
         source = context.sources[entry.role]
         offset = 0
         out = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
@@ -188,13 +221,13 @@ class NewRoot:
                 offset += len(chunk)
                 if offset > entry.size_max_bytes:
                     raise OSError(27, f"grew beyond {entry.size_max_bytes} bytes while it was copied", entry.role)
-                digest.update(chunk)
+                hasher.feed(chunk)
                 view = memoryview(chunk)
                 while view:
                     view = view[os.write(out, view) :]
         finally:
             os.close(out)
-        context.digests[entry.role] = digest.hexdigest()
+            hasher.feed(b"")
 
     def _device(self, name: str, target: str) -> None:
         major, minor = DEVICE_NUMBERS[name]
@@ -232,7 +265,15 @@ class NewUserNamespace:
         return f"user namespace with the ids {self.wall.identity.uid}:{self.wall.identity.gid} only"
 
     def apply(self, context: Context) -> None:
-        process.unshare(process.CLONE_NEWUSER)
+        # A joined thread may take a moment longer to leave the kernel, which wants us to be alone (EINVAL).
+        for attempt in range(200):
+            try:
+                process.unshare(process.CLONE_NEWUSER)
+                break
+            except OSError as fault:
+                if fault.errno != errno.EINVAL or attempt == 199:
+                    raise
+                time.sleep(0.0005)
         context.ask_parent("M")
 
 
@@ -372,7 +413,7 @@ class RestrictSelf:
             rights = 0
             for right in item.rights:
                 rights |= _RIGHTS[right]
-            if not os.path.isdir(item.path):  # noqa: PTH112 - the launch path does not import pathlib's Path
+            if not os.path.isdir(item.path):
                 rights &= landlock.FILE_RIGHTS
             rules.append((item.path, rights))
         landlock.landlock_restrict_self(self.abi, tuple(rules), files=self.files)
