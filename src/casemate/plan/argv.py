@@ -54,7 +54,7 @@ def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tu
     argv += ["-machine", _machine(spec, board), "-cpu", board.cpu]
     argv += ["-smp", option("", cpus=spec.machine.vcpus, sockets=1, cores=spec.machine.vcpus, threads=1)]
     argv += ["-m", option("", size=f"{spec.machine.memory_mib}M")]
-    argv += ["-accel", "kvm" if board.accel == "kvm" else option("tcg", thread="multi")]
+    argv += ["-accel", "kvm" if board.accel == "kvm" else _tcg(spec)]
     argv += ["-rtc", "base=utc"]
     if not microvm:
         argv += ["-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1"]
@@ -67,6 +67,13 @@ def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tu
     argv += _network(spec, numbering, microvm)
     argv += _passthrough(spec, numbering)
     return tuple(argv)
+
+
+def _tcg(spec: Spec) -> str:
+    """TCG keeps translated code until its buffer is full, by default 1 GiB: a guest that reboots a few times, or loads
+    enough code, would be killed by the memory limit. Half of the overhead leaves room for QEMU itself.
+    """
+    return option("tcg", thread="multi", tb_size=spec.limits.overhead_mib // 2)
 
 
 def _machine(spec: Spec, board: Board) -> str:
