@@ -30,8 +30,9 @@ from dataclasses import dataclass, field
 from typing import Never
 
 from casemate.errors import HostError, RefusedError, VmError
+from casemate.jail.context import Context, Step
 from casemate.jail.policy import Identity, IdentityMode, Layer, Wall
-from casemate.jail.steps import Context, Step, inner_steps, outer_steps, place_descriptors
+from casemate.jail.steps import inner_steps, outer_steps, place_descriptors
 from casemate.sys import process
 from casemate.sys.libc import libc
 from casemate.sys.seccomp import SECCOMP_FILTER_FLAG_NEW_LISTENER, seccomp_set_mode_filter

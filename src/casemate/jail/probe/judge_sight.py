@@ -10,7 +10,7 @@ import msgspec
 
 from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Layer, Link, Wall
 from casemate.jail.probe.model import Node, Sight
-from casemate.jail.steps import DEVICE_NUMBERS
+from casemate.jail.root import DEVICE_NUMBERS
 from casemate.sys.caps import SECUREBITS_LOCKED
 
 # Fallback devices that the kernel itself puts, down, into every new network namespace (sysctl

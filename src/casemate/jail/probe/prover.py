@@ -23,11 +23,12 @@ from typing import Final, Never
 
 import msgspec
 
+from casemate.jail.context import Context
 from casemate.jail.policy import Layer, Wall
 from casemate.jail.probe.model import RESULTS_FD, SCRATCH_FD, Attempt, Record, Sight
 from casemate.jail.probe.shell import Shell
 from casemate.jail.probe.sight import look_around
-from casemate.jail.steps import Context, inner_steps
+from casemate.jail.steps import inner_steps
 from casemate.sys import process
 from casemate.sys.libc import libc
 
@@ -108,6 +109,9 @@ def _prove(
 ) -> None:
     gc.disable()
     gc.freeze()  # children share the pages of everything that exists now
+    # A caller may have handlers for faults (faulthandler), which would make calls of their own.
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
     scratch = SCRATCH_FD if SCRATCH_ROLE in context.sources else -1

@@ -1,0 +1,108 @@
+"""The new root: a tmpfs that holds only what is listed, sealed read-only."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from casemate.jail.context import Context, Hasher
+from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Link, RootEntry, Wall
+from casemate.sys import mount
+
+DEVICE_NUMBERS = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9), "kvm": (10, 232)}
+
+
+@dataclass(frozen=True)
+class NewRoot:
+    """A tmpfs that holds only what is listed, sealed read-only, becomes the root; the old one is let go."""
+
+    wall: Wall
+
+    def describe(self) -> str:
+        lines = [
+            f"new root: tmpfs of {self.wall.root_size_bytes} bytes, read-only, nosuid, {len(self.wall.root)} entries"
+        ]
+        for entry in self.wall.root:
+            match entry:
+                case BindFile(source=source, target=target):
+                    lines.append(f"  {target} <- {source} (bind, ro)")
+                case CopyFile(role=role, target=target):
+                    lines.append(f"  {target} <- descriptor {role} (copied, hashed)")
+                case Device(name=name):
+                    lines.append(f"  /dev/{name} (device)")
+                case Link(target=target, points_to=points_to):
+                    lines.append(f"  {target} -> {points_to}")
+                case Directory(target=target):
+                    lines.append(f"  {target}/ (empty)")
+        return "\n".join(lines)
+
+    def apply(self, context: Context) -> None:
+        new = context.staging
+        os.umask(0)  # modes below are meant as written; NewSession's mask returns at the end
+        mount.mount(None, "/", None, mount.MS_REC | mount.MS_PRIVATE)
+        options = f"size={self.wall.root_size_bytes},nr_inodes={len(self.wall.root) * 4 + 64},mode=755"
+        mount.mount("casemate", new, "tmpfs", mount.MS_NOSUID, options)
+        made: set[str] = set()
+        for entry in self.wall.root:
+            self._place(entry, new, context, made)
+        attributes = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID
+        if self.wall.identity.mode is not IdentityMode.ROOT:
+            # Rootless devices are binds with their own mounts; the tmpfs itself can be nodev. As root they are nodes.
+            mount.mount_setattr(new, mount.MOUNT_ATTR_NODEV)
+        mount.mount_setattr(new, attributes, recursive=True)
+        for role, hasher in context.hashers.items():
+            context.digests[role] = hasher.hexdigest()
+        os.chdir(new)
+        mount.pivot_root(".", ".")
+        mount.umount2(".", mount.MNT_DETACH)
+        os.chdir("/")
+        os.umask(0o077)
+
+    def _place(self, entry: RootEntry, new: str, context: Context, made: set[str]) -> None:
+        target = new + (f"/dev/{entry.name}" if isinstance(entry, Device) else entry.target)
+        parent = str(PurePosixPath(target).parent)
+        if parent not in made:
+            os.makedirs(parent, mode=0o755, exist_ok=True)
+            made.add(parent)
+        match entry:
+            case BindFile(source=source):
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+                mount.mount(source, target, None, mount.MS_BIND)
+            case CopyFile():
+                self._copy(entry, target, context)
+            case Link(points_to=points_to):
+                os.symlink(points_to, target)
+            case Device(name=name):
+                self._device(name, target)
+            case Directory():
+                os.makedirs(target, mode=0o755, exist_ok=True)
+
+    def _copy(self, entry: CopyFile, target: str, context: Context) -> None:
+        hasher = context.hashers[entry.role] = Hasher()
+        source = context.sources[entry.role]
+        offset = 0
+        out = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+        try:
+            while chunk := os.pread(source, 1 << 20, offset):
+                offset += len(chunk)
+                if offset > entry.size_max_bytes:
+                    raise OSError(27, f"grew beyond {entry.size_max_bytes} bytes while it was copied", entry.role)
+                hasher.feed(chunk)
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(out, view) :]
+        finally:
+            os.close(out)
+            hasher.feed(b"")
+
+    def _device(self, name: str, target: str) -> None:
+        major, minor = DEVICE_NUMBERS[name]
+        mode = 0o600 if name == "kvm" else 0o666
+        if self.wall.identity.mode is IdentityMode.ROOT:
+            os.mknod(target, stat.S_IFCHR | mode, os.makedev(major, minor))
+            os.chown(target, self.wall.identity.uid, self.wall.identity.gid)
+            return
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        mount.mount(f"/dev/{name}", target, None, mount.MS_BIND)
