@@ -20,8 +20,10 @@ ALIVE = ("starting", "running", "paused", "stopping")
 
 def ps(arguments: argparse.Namespace) -> int:
     """List VMs."""
-    rows = [row for row in app.list_vms() if arguments.all or _asks_state(arguments) or row["state"] in ALIVE]
-    rows = [row for row in rows if _matches(row, arguments.filter)]
+    wanted = _filters(arguments.filter)
+    everything = arguments.all or "state" in wanted
+    rows = [row for row in app.list_vms() if everything or row["state"] in ALIVE]
+    rows = [row for row in rows if all(any(_has(row, key, value) for value in wanted[key]) for key in wanted)]
     if arguments.json:
         output.print_json({"schema": PS_SCHEMA, "vms": rows})
     elif arguments.quiet:
@@ -33,10 +35,6 @@ def ps(arguments: argparse.Namespace) -> int:
             ("ID", "NAME", "STATE", "ACCEL", "UID", "CREATED", "PORTS"), [_ps_row(row, now_s) for row in rows]
         )
     return ExitCode.DONE
-
-
-def _asks_state(arguments: argparse.Namespace) -> bool:
-    return any(item.startswith("state=") for item in arguments.filter)
 
 
 def _ps_row(row: dict[str, Any], now_s: float) -> list[str]:
@@ -52,14 +50,15 @@ def _epoch_s(text: str) -> float:
     return parse_utc(text)
 
 
-def _matches(row: dict[str, Any], filters: list[str]) -> bool:
+def _filters(words: list[str]) -> dict[str, list[str]]:
+    """Alternatives by key, of ``KEY=VALUE`` words."""
     wanted: dict[str, list[str]] = {}
-    for item in filters:
-        key, equals, value = item.partition("=")
+    for word in words:
+        key, equals, value = word.partition("=")
         if not equals or key not in FILTERS:
-            raise InputError(f"--filter {item}", expected=f"KEY=VALUE with KEY one of {', '.join(FILTERS)}")
+            raise InputError(f"--filter {word}", expected=f"KEY=VALUE with KEY one of {', '.join(FILTERS)}")
         wanted.setdefault(key, []).append(value)
-    return all(any(_has(row, key, value) for value in values) for key, values in wanted.items())
+    return wanted
 
 
 def _has(row: dict[str, Any], key: str, value: str) -> bool:
