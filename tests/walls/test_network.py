@@ -23,7 +23,9 @@ from tests.support.frames import GATEWAY, GUEST, Guest
 from tests.support.network_case import free_port, gone, plan, start
 
 from casemate.engine.network import check_kernel, observe_walls
+from casemate.engine.network_facts import observe_network
 from casemate.errors import HostError, RefusedError
+from casemate.facts.fact import Known
 from casemate.spec.model import Publish
 
 pytestmark = [
@@ -297,3 +299,37 @@ def test_a_kernel_that_cannot_enforce_is_refused(release: str) -> None:
 @pytest.mark.parametrize("release", ["5.14.0", "6.1.0-35-amd64", "6.18.44-fc-v657"])
 def test_newer_kernels_are_taken(release: str) -> None:
     check_kernel(release)
+
+
+def test_the_live_network_is_what_the_plan_declares(tmp_path: Path) -> None:
+    ports = (
+        Publish(host_port=free_port(socket.SOCK_STREAM), guest_port=80),
+        Publish(host_port=free_port(socket.SOCK_DGRAM), guest_port=81, protocol="udp", address="0.0.0.0"),
+    )
+    planned = plan("internet", publish=ports)
+    net = start(planned, str(tmp_path))
+    try:
+        observed = observe_network(planned, net)
+    finally:
+        net.stop()
+    declared = {name: fact for name, fact in planned.declared.items() if name.startswith("net.")}
+    assert declared.keys() == observed.keys()
+    for name, fact in declared.items():
+        seen = observed[name]
+        assert isinstance(fact, Known)
+        assert isinstance(seen, Known)
+        assert seen.value == fact.value, name
+    with pytest.raises(ProcessLookupError):
+        os.kill(net.pid, 0)
+
+
+def test_a_network_whose_broker_died_is_refused(tmp_path: Path) -> None:
+    planned = plan("internet")
+    net = start(planned, str(tmp_path))
+    try:
+        os.kill(net.broker_pid, signal.SIGKILL)
+        assert gone(net.pidfd, net.broker_pidfd)
+        with pytest.raises(RefusedError, match=r"net\.egress"):
+            net.confirm()
+    finally:
+        net.stop()

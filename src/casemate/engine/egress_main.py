@@ -59,7 +59,7 @@ def main(handover: int) -> None:
     broker = Broker(config["listener"], config["pidfd"], policy, routes, log.line, config["machine"])
     broker.released = True
     _confine(config)
-    os.write(config["word"], b"confined")
+    os.write(config["word"], json.dumps({"confined": True, "policy": policy.to_data()}).encode())
     os.close(config["word"])
     _serve(broker, config["pidfd"], config["errors"], log)
     for why, count in broker.destinations.refused.items():
@@ -107,5 +107,8 @@ def _serve(broker: Broker, pidfd: int, errors: int, log: Log) -> None:
                 for line in data.decode("utf-8", "replace").splitlines():
                     if line.strip() and "to syslog" not in line:
                         log.line(f"passt: {line}")
-            elif descriptor == pidfd or not broker.handle_ready():
+            elif descriptor == pidfd:
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
                 return
+            elif not broker.handle_ready():
+                poller.unregister(descriptor)  # nobody has the filter any more; its end follows

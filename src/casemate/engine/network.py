@@ -63,18 +63,21 @@ class Network:
     resolver: str | None
     word_fd: int
 
-    def confirm(self) -> None:
-        """Wait for the broker's own wall, then look at both live processes. To be called before the guest runs.
+    def confirm(self) -> Policy:
+        """Wait for the broker's own wall, then look at both live processes. To be called once, before the guest runs.
 
         The broker confines itself while QEMU starts; that is why this is not part of `start_network`.
+
+        Returns:
+            the policy that the confined broker says it enforces.
 
         Raises:
             RefusedError: passt or the broker is not confined as planned (control net.egress).
         """
         poller = select.poll()
         poller.register(self.word_fd, select.POLLIN)
-        said = os.read(self.word_fd, 64) if poller.poll(DEADLINE_S * 1000) else b""
-        faults = [] if said == b"confined" else ["the broker did not confine itself"]
+        said = os.read(self.word_fd, _WORD_MAX_BYTES) if poller.poll(DEADLINE_S * 1000) else b""
+        faults = [] if said else ["the broker did not confine itself"]
         faults += observe_walls(self.pid, self.broker_pid)
         if faults:
             raise RefusedError(
@@ -83,6 +86,7 @@ class Network:
                 got="; ".join(faults),
                 next_step="casemate doctor; the emulator's log has their last words",
             )
+        return Policy.from_data(json.loads(said)["policy"])
 
     def unlink(self) -> None:
         """Close our copy of QEMU's end once QEMU has its own: passt ends when the last copy is closed."""
@@ -96,16 +100,27 @@ class Network:
 
     def stop(self) -> None:
         """Kill both, reap the broker, close the descriptors. Safe to call when they are dead already."""
-        for pidfd in (self.pidfd, self.broker_pidfd):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if self.pidfd < 0:
+            return
+        _kill(self.pidfd)
+        _ended(self.pidfd, DEADLINE_S)
+        if not _ended(self.broker_pidfd, 1.0):  # it reaps passt and ends; unless it is stuck
+            _kill(self.broker_pidfd)
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self.broker_pidfd, os.WEXITED)
-        poller = select.poll()
-        poller.register(self.pidfd, select.POLLIN)
-        poller.poll(DEADLINE_S * 1000)  # its reaper is another process
         for name in ("pidfd", "broker_pidfd", "qemu_socket_fd", "word_fd"):
             self._close(name)
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _ended(pidfd: int, wait_s: float) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(wait_s * 1000))
 
 
 def observe_walls(passt: int, broker: int) -> list[str]:
@@ -192,8 +207,7 @@ def start_network(
         passt_pid, passt_pidfd = _wait_for_word(word)
     except BaseException:
         word.close()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(broker_pidfd, signal.SIGKILL)
+        _kill(broker_pidfd)
         os.waitid(os.P_PIDFD, broker_pidfd, os.WEXITED)
         os.close(broker_pidfd)
         qemu_end.close()

@@ -53,6 +53,7 @@ def broker_profile(pid: int, pidfd: int, listener: int) -> Profile:
         Rule("ioctl", "take, check and answer notifications", (_int(0, listener),)),
         Rule("ioctl", "FIONBIO: accepted sockets are non-blocking", (_int(1, 0x5421),)),
         Rule("fcntl", "F_GETFL, of a copied socket", (_int(1, 3),)),
+        Rule("waitid", "its passt has ended", (_int(0, 3), _int(1, pidfd))),
         Rule("pidfd_getfd", "sockets of its passt", (_int(0, pidfd),)),
         Rule("process_vm_readv", "arguments of its passt", (_int(0, pid),)),
         Rule("process_vm_writev", "results for its passt", (_int(0, pid),)),
