@@ -41,6 +41,18 @@ of escapes (cves.md); QEMU marks its own from 11.2 on (``-compat insecure-types`
 _USB: Final = ("usb", "xhci", "ehci", "uhci", "ohci")
 
 
+_CPU: Final = "/machine/unattached/device[0]"
+QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    *(("qom-list", {"path": folder}) for folder in _FOLDERS),
+    ("query-kvm", {}),
+    *(("qom-get", {"path": "/machine", "property": name}) for name in ("type", "mem-merge", "dump-guest-core")),
+    ("qom-get", {"path": "/objects/entropy", "property": "filename"}),
+    *(("qom-get", {"path": _CPU, "property": name}) for name in ("vmx", "svm")),
+    ("query-named-block-nodes", {"flat": True}),
+)
+"""What `observe_devices` asks of every VM; sent ahead, so that the emulator answers while /proc is read."""
+
+
 def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     """Facts about machine, accelerator, interrupt controllers, devices, memory, disks."""
     ask: Callable[..., Any] = startup.command
@@ -64,9 +76,8 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     know("kvm.pic", bool(types & {"isa-i8259", "kvm-i8259", "i8259"}), "qom-list")
     know("kvm.irqchip", _irqchip(types, facts["dev.accel"]), "qom-list")
     know("ent.virtio-rng", _entropy(ask, types, plan), "qom-get /objects/entropy")
-    cpu = "/machine/unattached/device[0]"
-    nested = tuple(flag for flag in ("vmx", "svm") if _get(ask, cpu, flag) is not False)
-    know("cpu.nested-flags", nested, f"qom-get {cpu}")
+    nested = tuple(flag for flag in ("vmx", "svm") if _get(ask, _CPU, flag) is not False)
+    know("cpu.nested-flags", nested, f"qom-get {_CPU}")
     _disks(know, ask)
     if not any("-net" in kind for kind in types):
         _no_network(know)

@@ -19,7 +19,7 @@ from casemate.controls.drift import drift
 from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.engine import cgroups
-from casemate.engine.devicetree import observe_devices
+from casemate.engine.devicetree import QUESTIONS, observe_devices
 from casemate.engine.opening import Opened
 from casemate.engine.readback import observe_process
 from casemate.engine.startup import Startup
@@ -131,8 +131,9 @@ def launch(
 
 def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened) -> Facts:
     """Everything that the live, paused emulator shows, and the host facts that controls ask for."""
-    facts = observe_devices(plan, startup)
-    facts.update(observe_process(plan, spawned, opened.by_role))
+    startup.ask_ahead(QUESTIONS)
+    seen = observe_process(plan, spawned, opened.by_role)
+    facts = observe_devices(plan, startup) | seen
     if isinstance(facts["proc.seccomp-allowed"], Known) is False:
         facts.update(_proved_by_notifications(plan, startup))
 

@@ -39,6 +39,8 @@ class Startup:
         self._reader = qmp.LineReader()
         self._messages: list[dict[str, Any]] = []
         self._next_id = 1
+        self._asked: dict[str, int] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
         self._executed = False
         if spawned.listener >= 0:
             seccomp.notif_set_sync_wake_up(spawned.listener)
@@ -61,23 +63,33 @@ class Startup:
         Raises:
             VmError: the emulator died, was too slow, or answered with an error.
         """
-        identifier = self._next_id
-        self._next_id += 1
-        line = qmp.encode_command(name, arguments or None, identifier)
-        self._control.setblocking(True)
-        self._control.sendall(line)
-        self._control.setblocking(False)
-        while True:
+        key = _question(name, arguments)
+        if key not in self._asked:
+            self.ask_ahead(((name, arguments),))
+        identifier = self._asked.pop(key)
+        while identifier not in self._answers:
             message = self._next_message(f"the answer to {name}")
             if "event" in message:
                 self.pending_events.append(message)
-                continue
-            if message.get("id") != identifier:
+            elif message.get("id") in self._asked.values() or message.get("id") == identifier:
+                self._answers[message["id"]] = message
+            else:
                 raise VmError("the emulator answered a question that was not asked", got=str(message)[:200])
-            try:
-                return qmp.return_of(message, name)
-            except QmpError as fault:
-                raise VmError("the emulator refused a command", got=str(fault)) from fault
+        try:
+            return qmp.return_of(self._answers.pop(identifier), name)
+        except QmpError as fault:
+            raise VmError("the emulator refused a command", got=str(fault)) from fault
+
+    def ask_ahead(self, questions: tuple[tuple[str, dict[str, Any]], ...]) -> None:
+        """Send questions whose answers `command` will want: the emulator works on them while we do something else."""
+        lines = b""
+        for name, arguments in questions:
+            self._asked[_question(name, arguments)] = self._next_id
+            lines += qmp.encode_command(name, arguments or None, self._next_id)
+            self._next_id += 1
+        self._control.setblocking(True)
+        self._control.sendall(lines)
+        self._control.setblocking(False)
 
     def end_notifications(self) -> None:
         """Close the listener: from here on start-up calls fail for good."""
@@ -172,6 +184,10 @@ class Startup:
             got=f"{got}; {tail}" if tail else got,
             next_step=explain_signal(code) if status is not None and status.si_code != os.CLD_EXITED else "",
         )
+
+
+def _question(name: str, arguments: dict[str, Any]) -> str:
+    return f"{name} {sorted(arguments.items())}"
 
 
 def explain_signal(number: int) -> str:
