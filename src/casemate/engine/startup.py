@@ -194,7 +194,7 @@ def explain_signal(number: int) -> str:
     """What a fatal signal of the emulator means, and what to do."""
     if number == signal.SIGSYS:
         return (
-            "SIGSYS: the seccomp allowlist killed it for a system call that no traced workload makes; the kernel's audit"
+            "SIGSYS: the seccomp allowlist killed it for a call that no traced workload makes; the kernel's audit"
             " line (dmesg, type=1326) names the call; report it with the QEMU and libc versions"
         )
     if number == signal.SIGABRT or number == signal.SIGSEGV:
