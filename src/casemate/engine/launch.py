@@ -82,7 +82,9 @@ def launch(
         if plan.helpers:
             from casemate.engine.network import start_network
 
-            network = start_network(plan, plan.run_as.uid, plan.run_as.gid, plan.cgroup.directories)  # 2
+            network = start_network(  # 2
+                plan, plan.run_as.uid, plan.run_as.gid, plan.cgroup.directories, log_fd=log_write
+            )
             sources["net"] = network.qemu_socket_fd
             clock.lap("helpers")
         expected = {role: digest for role, digest in opened.digests.items() if role in {"kernel", "initrd"}}
@@ -91,12 +93,18 @@ def launch(
         clock.lap("wall")
         for end in theirs:
             end.close()
+        if network is not None:
+            network.unlink()
         os.close(log_write)
         log_write = -1
         startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, STARTUP_DEADLINE_S)
         version = startup.greeting()  # 4
         clock.lap("greeting")
         observed = observe(plan, startup, spawned, opened)  # 5
+        if network is not None:
+            from casemate.engine.network_facts import observe_network
+
+            observed.update(observe_network(plan, network))
         clock.lap("read-back")
         findings = judge_launch(plan, observed, waivers, controls)  # 6
         clock.lap("judge")

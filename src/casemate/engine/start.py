@@ -48,6 +48,7 @@ from casemate.spec.model import Spec
 from casemate.sys.process import start_time_ticks
 
 STOP_GRACE_S = 10.0
+RUNTIME_CHECK_S = 30.0
 RESULT_MAX_BYTES = 1 << 20
 LAUNCH_DEADLINE_S = 120.0
 
@@ -286,14 +287,14 @@ def _running_state(
     definition: Definition, plan: LaunchPlan, launched: Launched, ourselves: Process, started_at: str
 ) -> RunningState:
     spawned, network = launched.spawned, launched.network
-    helpers = {"passt": network} if network is not None else {}
+    helpers = [("passt", network.pid), ("broker", network.broker_pid)] if network is not None else []
     return RunningState(
         id=definition.id,
         name=definition.name,
         phase="running",
         supervisor=ourselves,
         emulator=Process("qemu", spawned.pid, start_time_ticks(spawned.pid)),
-        helpers=tuple(Process(name, item.pid, start_time_ticks(item.pid)) for name, item in helpers.items()),
+        helpers=tuple(Process(name, pid, start_time_ticks(pid)) for name, pid in helpers),
         uid=plan.run_as.uid,
         gid=plan.run_as.gid,
         accel=plan.accel,
@@ -353,7 +354,9 @@ def _exec_supervisor(
 ) -> Never:
     runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
     network = launched.network
-    helper_pidfds = {str(network.pidfd): "passt"} if network is not None else {}
+    helper_pidfds = {}
+    if network is not None:
+        helper_pidfds = {str(network.pidfd): "passt", str(network.broker_pidfd): "the network's broker"}
     locks = [*prepared.locks, *prepared.opened.locks]
     keep = [
         launched.qmp.fileno(),
@@ -379,6 +382,7 @@ def _exec_supervisor(
         "console_log_max_bytes": definition.spec.console.log_max_kib * 1024,
         "timeout_s": definition.timeout_s,
         "stop_grace_s": STOP_GRACE_S,
+        "runtime_check_s": RUNTIME_CHECK_S,
         "remove_on_exit": definition.remove_on_exit,
         "state": msgspec.to_builtins(running),
         "early_log": launched.early_log.decode("utf-8", "replace"),
