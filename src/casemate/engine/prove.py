@@ -89,7 +89,8 @@ def prove_spec(
 
     Args:
         without: leave this one layer out.
-        quick: no near misses of rules, no memory, a short log flood.
+        quick: by number only the calls of the profile and the dangerous ones, no near misses of rules, no memory, a
+            short log flood.
         progress: called with (done, total, group) from time to time.
 
     Raises:

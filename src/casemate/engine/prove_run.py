@@ -11,6 +11,7 @@ from casemate.engine.opening import Opened
 from casemate.engine.paths import Paths
 from casemate.engine.prove_bait import HostBait, bait_of
 from casemate.engine.prove_collect import Collected, Progress, collect
+from casemate.engine.readback import DANGEROUS
 from casemate.jail.policy import Wall
 from casemate.jail.probe.attempts import all_attempts
 from casemate.jail.probe.prover import RESULTS_ROLE, SCRATCH_ROLE, payload_of
@@ -53,7 +54,9 @@ class Run:
             notes.append("passed-through devices are replaced by /dev/null")
         self.notes = tuple(notes)
         images = frozenset(file.role for file in plan.files if file.access in {"ro", "rw"} and file.role != "entropy")
-        self.attempts = all_attempts(self._bait, wall, plan.profile, self._machine, images=images, quick=quick)
+        self.attempts = all_attempts(
+            self._bait, wall, plan.profile, self._machine, images=images, dangerous=DANGEROUS, quick=quick
+        )
 
     def go(self, progress: Progress | None) -> Collected:
         """Build the wall, run the probe, and collect what it says.

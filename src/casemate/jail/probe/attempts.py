@@ -21,7 +21,14 @@ HARMLESS, HOSTILE = "control.harmless", "control.hostile"
 
 
 def all_attempts(
-    bait: Bait, wall: Wall, profile: Profile, machine: str, *, images: frozenset[str], quick: bool
+    bait: Bait,
+    wall: Wall,
+    profile: Profile,
+    machine: str,
+    *,
+    images: frozenset[str],
+    dangerous: frozenset[str],
+    quick: bool,
 ) -> tuple[Attempt, ...]:
     """All of them; those that cannot be made here say why in ``skip``.
 
@@ -29,12 +36,13 @@ def all_attempts(
         bait: what lies out on the host.
         wall: with ``without``.
         images: roles of descriptors whose files belong to someone else.
+        dangerous: calls that are tried by number even when ``quick``.
         quick: fewer.
     """
     code = machine == "x86_64"
     attempts = (
         *_controls(profile, machine),
-        *sweep_attempts(profile, machine, machine_code=code, quick=quick),
+        *sweep_attempts(profile, machine, dangerous, machine_code=code, quick=quick),
         *file_attempts(bait, wall),
         *descriptor_attempts(wall, images),
         *process_attempts(bait),

@@ -24,14 +24,20 @@ _WITHOUT_FILTER: Final = (Layer.SECCOMP,)
 _HARM: Final = "without a filter the call would be made"
 
 
-def sweep_attempts(profile: Profile, machine: str, *, machine_code: bool, quick: bool) -> tuple[Attempt, ...]:
-    """By number; beyond the table; other calling conventions; and, unless ``quick``, each rule with near misses."""
+def sweep_attempts(
+    profile: Profile, machine: str, dangerous: frozenset[str], *, machine_code: bool, quick: bool
+) -> tuple[Attempt, ...]:
+    """By number; beyond the table; other calling conventions; each rule with near misses.
+
+    ``quick``: only the calls of the profile and the dangerous ones, and no near misses.
+    """
     table = names(machine)
-    attempts = [
-        _call(table.get(nr, f"nr-{nr}"), f"make system call {table.get(nr, nr)}", nr)
-        for nr in range(max(table) + _BEYOND + 1)
-    ]
-    attempts += [_call(f"nr-{nr}", f"make system call number {nr}", nr) for nr in _FAR]
+    everything = range(max(table) + _BEYOND + 1)
+    telling = {rule.syscall for rule in profile.rules} | dangerous
+    chosen = [nr for nr in everything if table.get(nr) in telling] if quick else [*everything]
+    attempts = [_call(table.get(nr, f"nr-{nr}"), f"make system call {table.get(nr, nr)}", nr) for nr in chosen]
+    if not quick:
+        attempts += [_call(f"nr-{nr}", f"make system call number {nr}", nr) for nr in _FAR]
     if machine == "x86_64":
         attempts += [
             _call(f"x32-{table.get(nr, nr)}", f"make system call {table.get(nr, nr)} as x32 code", X32_BIT | nr)
