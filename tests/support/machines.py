@@ -123,6 +123,7 @@ class Machines:
             vm = self.look(definition)
             if vm.running is not None:
                 kill(vm.running.supervisor.pid)
+                wait_dead(vm.running.supervisor.pid, 10)
             state.remove(self.paths, definition)
 
     def leftovers(self, definition: Definition, running: RunningState) -> list[str]:

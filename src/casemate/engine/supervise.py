@@ -18,6 +18,7 @@ import time
 
 from casemate.engine import qmp, vmexit
 from casemate.engine.confine import confine_supervisor
+from casemate.engine.consolelink import ConsoleLink
 from casemate.engine.qmplink import QmpLink
 from casemate.engine.ringlog import Budget, EventLog, RingLog
 from casemate.engine.serving import ControlServer
@@ -27,12 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-INPUT_BUFFER_MAX_BYTES = 64 * 1024
 EVENTS_MAX_BYTES = 256 * 1024
 EMULATOR_LOG_MAX_BYTES = 256 * 1024
-PANIC = b"Kernel panic - not syncing"
-PANIC_TO_RESET_S = 120.0
 PANIC_TO_END_S = 5.0
+BUTTON_AGAIN_S = 2.0
 POLL_MAX_S = 30.0
 SAVE_RETRY_S = 0.5
 QMP_EVENTS = frozenset(
@@ -68,25 +67,24 @@ class Supervisor:
         self.verdict = vmexit.Verdict()
         self.poller = select.poll()
         self.handlers: dict[int, Callable[[int, int], None]] = {}
-        self.console = socket.socket(fileno=config["console_fd"])
-        self.console.setblocking(False)
         self.log_fd: int = config["log_fd"]
         os.set_blocking(self.log_fd, False)
         self.pidfd: int = config["pidfd"]
         self.helpers: dict[int, str] = {int(fd): name for fd, name in config["helper_pidfds"].items()}
         self.link = QmpLink(socket.socket(fileno=config["qmp_fd"]), self._on_event)
         self.server = ControlServer(self, socket.socket(fileno=config["listener_fd"]), config["stop_grace_s"])
-        self.console_log = RingLog(f"{self.data}/console.log", config["console_log_max_bytes"])
+        console_log = RingLog(f"{self.data}/console.log", config["console_log_max_bytes"])
+        console = socket.socket(fileno=config["console_fd"])
+        self.console = ConsoleLink(console, console_log, self.server.broadcast, self._on_panic_text)
         self.emulator_log = RingLog(f"{self.data}/emulator.log", EMULATOR_LOG_MAX_BYTES)
         self.emulator_log.append(config.pop("early_log").encode())
         self.events = EventLog(f"{self.data}/events.jsonl", EVENTS_MAX_BYTES)
         self.save_budget = Budget(burst=8, per_s=1 / SAVE_RETRY_S)
         self.save_at: float | None = None
-        self.pending_input = bytearray()
-        self.console_tail = b""
-        self.panic_at: float | None = None
-        self.look_at = time.monotonic() + POLL_MAX_S
+        self.runtime_check_s: float = config["runtime_check_s"]
+        self.look_at = time.monotonic() + self.runtime_check_s
         self.kill_at: float | None = None
+        self.button_at: float | None = None
         self.deadline: float | None = None
         if config["timeout_s"] is not None:
             self.deadline = time.monotonic() + config["timeout_s"]
@@ -99,7 +97,7 @@ class Supervisor:
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
-        self.watch(self.console.fileno(), select.POLLIN, self._on_console)
+        self.watch(self.console.descriptor, select.POLLIN, self._on_console)
         self.watch(self.link.socket.fileno(), select.POLLIN, self._on_qmp)
         self.watch(self.log_fd, select.POLLIN, self._on_log)
         self.watch(self.server.listener.fileno(), select.POLLIN, self.server.on_connection)
@@ -131,10 +129,9 @@ class Supervisor:
             self.poller.unregister(descriptor)
 
     def _wait_ms(self) -> float:
-        times = (self.deadline, self.kill_at, self.save_at, self.link.next_deadline(), self.server.next_deadline())
-        soonest = min((moment for moment in times if moment is not None), default=None)
-        if soonest is None:
-            return POLL_MAX_S * 1000
+        times = [self.deadline, self.kill_at, self.button_at, self.save_at, self.console.resume_at]
+        times += [self.look_at, self.link.next_deadline(), self.server.next_deadline()]
+        soonest = min(moment for moment in times if moment is not None)
         return min(POLL_MAX_S, max(0.0, soonest - time.monotonic())) * 1000
 
     def _check_timers(self) -> None:
@@ -144,15 +141,20 @@ class Supervisor:
             self.verdict.want("time-out", 6, f"--timeout-s {self.config['timeout_s']:g} ran out")
             self._kill()
         if self.kill_at is not None and now >= self.kill_at:
-            self.kill_at = None
+            self.kill_at = self.button_at = None
             self.verdict.note("killed after the grace period")
             self._kill()
+        if self.button_at is not None and now >= self.button_at:
+            self._press_button()
+        if self.console.resume_at is not None and now >= self.console.resume_at:
+            self.console.resume()
+            self._watch_console()
         if self.save_at is not None and now >= self.save_at:
             self.save_state()
         self.link.expire(now)
         self.server.expire(now)
         if now >= self.look_at:
-            self.look_at = now + POLL_MAX_S
+            self.look_at = now + self.runtime_check_s
             self._check_runtime()
 
     def _check_runtime(self) -> None:
@@ -170,54 +172,36 @@ class Supervisor:
     # ---- emulator ---------------------------------------------------------------------------------------------------
 
     def _on_console(self, descriptor: int, events: int) -> None:
-        if events & select.POLLOUT:
-            self._flush_input()
-        if not events & (select.POLLIN | select.POLLHUP | select.POLLERR):
-            return
-        try:
-            data = self.console.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
+        was_full = self.console.is_full
+        self.console.handle(events)
+        if self.console.ended:
             self.forget(descriptor)
             return
-        self.console_log.append(data)
-        seen = self.console_tail + data
-        if PANIC in seen:
-            self.panic_at = time.monotonic()
-            self.event("panic", always=False)
-            seen = b""
-        self.console_tail = seen[-len(PANIC) :]
-        self.server.broadcast(data)
+        self._watch_console()
+        if was_full and not self.console.is_full:
+            self.server.input_has_room()
+
+    def _watch_console(self) -> None:
+        self.rewatch(self.console.descriptor, self.console.events)
+
+    def _on_panic_text(self) -> None:
+        self.event("panic", always=False)
 
     def console_input(self, data: bytes) -> None:
         """Bytes for the guest; senders are held back while `console_is_full`."""
-        self.pending_input += data
-        self._flush_input()
+        was_full = self.console.is_full
+        self.console.write(data)
+        self._watch_console()
+        if was_full and not self.console.is_full:
+            self.server.input_has_room()
 
     def console_is_full(self) -> bool:
         """Whether the guest has left too much unread."""
-        return len(self.pending_input) >= INPUT_BUFFER_MAX_BYTES
-
-    def _flush_input(self) -> None:
-        was_full = self.console_is_full()
-        try:
-            while self.pending_input:
-                sent = self.console.send(self.pending_input)
-                del self.pending_input[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.pending_input.clear()
-        self.rewatch(self.console.fileno(), select.POLLIN | (select.POLLOUT if self.pending_input else 0))
-        if was_full and not self.console_is_full():
-            self.server.input_has_room()
+        return self.console.is_full
 
     def dropped_bytes(self) -> int:
         """Console output that the disk refused or that did not fit."""
-        return self.console_log.dropped_bytes
+        return self.console.log.dropped_bytes
 
     def _on_log(self, descriptor: int, events: int) -> None:
         try:
@@ -265,19 +249,16 @@ class Supervisor:
         elif name == "GUEST_PANICKED":
             self._end_after_panic("the guest reported it")
         elif name == "RESET":
-            self._drain(self.console.fileno())  # what it said before it reset
-            if self._panicked_lately():
+            self._drain(self.console.descriptor)  # what it said before it reset
+            self.console.hurried = False
+            if self.console.panicked_lately():
                 self._end_after_panic("the console shows it, and the guest reset itself")
         known = name.lower() if name in QMP_EVENTS else "unknown-qmp-event"
         self.event(known, always=False, reason=reason)
 
-    def _panicked_lately(self) -> bool:
-        """A guest that only prints these words, say out of an old log, does not reset right after."""
-        return self.panic_at is not None and time.monotonic() - self.panic_at < PANIC_TO_RESET_S
-
     def _end_after_panic(self, how: str) -> None:
         self.verdict.want("guest kernel panic", 5, how)
-        if self.panic_at is not None:
+        if self.console.panicked_lately():
             self._kill()
         elif self.kill_at is None:  # QEMU ends by itself, unless its action is another one
             self.kill_at = time.monotonic() + PANIC_TO_END_S
@@ -288,14 +269,17 @@ class Supervisor:
             status = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         except ChildProcessError:
             status = None
-        self._drain(self.console.fileno(), self.log_fd, self.link.socket.fileno())
-        self.verdict.panicked = self._panicked_lately()
+        self._drain(self.console.descriptor, self.log_fd, self.link.socket.fileno())
+        self.verdict.panicked = self.console.panicked_lately()
         code = status.si_status if status is not None else -1
         killed = status is None or status.si_code != os.CLD_EXITED
         self.verdict.end(code, killed=killed)
 
     def _drain(self, *descriptors: int) -> None:
         """Take what is still in these pipes; each holds at most a socket's buffer."""
+        self.console.hurried = True
+        self.console.resume()
+        self._watch_console()
         for _ in range(64):
             ready = [(fd, events) for fd, events in self.poller.poll(0) if fd in descriptors]
             for descriptor, events in ready:
@@ -338,7 +322,14 @@ class Supervisor:
         self.kill_at = end if self.kill_at is None else min(self.kill_at, end)
         # A paused guest cannot hear the button.
         self.ask("cont", lambda _: None)
-        self.ask("system_powerdown", lambda _: None)
+        self._press_button()
+
+    def _press_button(self) -> None:
+        """And again, until the guest reacts: one that still boots has nobody who listens for it."""
+        self.button_at = None
+        if self.kill_at is not None and not self.verdict.shutdown_reason:
+            self.button_at = time.monotonic() + BUTTON_AGAIN_S
+            self.ask("system_powerdown", lambda _: None)
 
     def kill(self) -> None:
         """Kill the emulator now."""
@@ -396,7 +387,7 @@ def main(config_fd: int) -> None:
         supervisor.run()
     except Exception as fault:  # whatever it is, the VM must not outlive its supervisor unseen
         what = f"{type(fault).__name__}: {fault}"
-        supervisor.verdict.want("supervisor failed", 5, what)
+        supervisor.verdict.fail(what)
         supervisor.emulator_log.append(f"casemate supervisor: {what}\n".encode("utf-8", "replace"))
         supervisor._kill()
         os.waitid(os.P_PIDFD, supervisor.pidfd, os.WEXITED)

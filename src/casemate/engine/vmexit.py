@@ -37,6 +37,10 @@ class Verdict:
         if self._wanted is None:
             self._wanted = (reason, code, detail)
 
+    def fail(self, detail: str) -> None:
+        """Our own failure goes before every wish."""
+        self._wanted = ("supervisor failed", 5, detail)
+
     def note(self, text: str) -> None:
         """Something worth adding to the detail."""
         self._notes.append(text)
