@@ -150,7 +150,7 @@ def run(
     try:
         return definition.id, _start(paths, definition)
     except BaseException:
-        state.remove(paths, definition)
+        _forget(paths, definition)
         raise
 
 
@@ -383,6 +383,22 @@ def _start(paths: Paths, definition: Definition, policy_file: str | None = None)
 
     chosen = _absolute(policy_file) or definition.policy_file
     return engine.start(paths, definition, read_policy(Path(chosen) if chosen else None)).warnings
+
+
+def _forget(paths: Paths, definition: Definition) -> None:
+    """Delete a VM whose first start failed; the failure, not what comes of this, is what the caller hears."""
+    import os
+    import shutil
+
+    from casemate.engine import state
+    from casemate.errors import CasemateError
+
+    try:
+        state.remove(paths, definition)
+    except (CasemateError, OSError):
+        # Its lock is not to be had where the runtime directory cannot be written. Without a run nothing else is left.
+        if not os.path.lexists(f"{paths.vm_data(definition.id)}/run.json"):
+            shutil.rmtree(paths.vm_data(definition.id), ignore_errors=True)
 
 
 def _request(reference: str, verb: str) -> None:

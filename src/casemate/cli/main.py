@@ -79,14 +79,29 @@ def _failed(error: Exception) -> int:
         print_error(error)
         return error.exit_code
     if isinstance(error, OSError):  # what no layer below expected of the system: a full disk, no more processes
-        place = f"{error.filename}: " if error.filename else ""
-        print_error(HostError(f"{place}{error.strerror or error}", next_step="casemate doctor"))
+        place = f"{error.filename} cannot be used" if error.filename else "the system refused what a command needs"
+        print_error(HostError(place, got=(error.strerror or str(error)).lower(), next_step=_remedy(error)))
         return ExitCode.HOST
     import traceback
 
     traceback.print_exception(error)
     sys.stderr.write("casemate: error: this is a bug of Casemate; please report it with the lines above\n")
     return ExitCode.FAILED
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about a system that refuses."""
+    import errno
+    from pathlib import Path
+
+    directory = str(Path(os.fsdecode(error.filename)).parent) if error.filename else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"make room: df -h {directory}".rstrip()
+    if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM} and directory:
+        return f"make {directory} writable for uid {os.geteuid()}; casemate doctor lists our directories"
+    if error.errno in {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}:
+        return "this host is at a limit: see ulimit -a, and stop what is not needed"
+    return "casemate doctor"
 
 
 if __name__ == "__main__":

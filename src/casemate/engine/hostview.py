@@ -17,7 +17,7 @@ from casemate.facts.firmware import choose_uefi, firmware_files
 from casemate.facts.kvm import cached_probe, refused_cpu_flags
 from casemate.facts.kvm_report import IrqchipMode
 from casemate.facts.qemu import Emulator as EmulatorFacts
-from casemate.facts.qemu import describe_emulator, find_qemu, modules_for
+from casemate.facts.qemu import check_emulator, describe_emulator, find_qemu, modules_for
 from casemate.facts.root import Root
 from casemate.facts.tsc import tsc_khz
 from casemate.facts.vfio import read_function, unsafe_interrupts
@@ -36,6 +36,7 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
     """
     root = Root()
     facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
+    check_emulator(facts, spec.machine.type.value)  # first: what an old one lacks is only a consequence
     host = Host(
         machine=os.uname().machine,
         **_kvm(spec, paths),  # type: ignore[arg-type]

@@ -164,11 +164,16 @@ def check_emulator(emulator: Emulator, machine_type: str) -> None:
     """
     if emulator.version < MINIMUM_VERSION:
         wanted = ".".join(map(str, MINIMUM_VERSION))
-        raise HostError(f"{emulator.path} is too old", got=emulator.version_text, expected=f"{wanted} or newer")
+        raise HostError(
+            f"{emulator.path} is too old",
+            got=f"QEMU {emulator.version_text}",
+            expected=f"{wanted} or newer",
+            next_step="install that of Debian 12, Ubuntu 24.04, Fedora 38 or newer",
+        )
     if machine_type not in emulator.machine_types:
         raise HostError(
             f"{emulator.path} has no machine type {machine_type}",
-            got=f"{len(emulator.machine_types)} other types",
+            got=", ".join(emulator.machine_types[:8]) or "none",
             next_step=_INSTALL,
         )
 
