@@ -333,3 +333,19 @@ def test_a_network_whose_broker_died_is_refused(tmp_path: Path) -> None:
             net.confirm()
     finally:
         net.stop()
+
+
+def test_the_link_carries_no_descriptors(tmp_path: Path) -> None:
+    """A passt that is taken over cannot hand a socket of the host to QEMU, nor QEMU anything to it."""
+    net = start(plan("none"), str(tmp_path))
+    try:
+        with socket.socket(fileno=os.dup(net.qemu_socket_fd)) as link:
+            try:
+                refuses = link.getsockopt(socket.SOL_SOCKET, 83) == 0
+            except OSError:
+                pytest.skip("SO_PASSRIGHTS came with Linux 6.16")
+            assert refuses
+            with pytest.raises(PermissionError):
+                socket.send_fds(link, [b"\0\0\0\1x"], [0])
+    finally:
+        net.stop()
