@@ -289,6 +289,21 @@ def test_run_on_a_terminal_leaves_the_guest_running(cli: Cli) -> None:
         os.close(follower)
 
 
+@pytest.mark.parametrize("delay_s", [0.1, 0.25, 0.4, 0.6])
+def test_ctrl_c_during_a_detached_start_leaves_all_or_nothing(cli: Cli, delay_s: float) -> None:
+    """Whenever it strikes: either the id was printed and the VM runs, or there is no VM."""
+    starting = cli.open("run", "-d", "--name", "hasty", "builtin", start_new_session=True)
+    time.sleep(delay_s)
+    starting.send_signal(signal.SIGINT)
+    output, errors = starting.communicate(timeout=BOOT_S)
+    rows = cli.json("ps", "-a", "--json")["vms"]
+    if starting.returncode == 0:
+        assert [(row["id"], row["state"]) for row in rows] == [(output.decode().strip(), "running")]
+    else:
+        assert starting.returncode in {130, -signal.SIGINT, 1}, errors  # 1: before our first line ran
+        assert (output, rows) == (b"", [])
+
+
 def test_logs_follow_until_the_end(cli: Cli) -> None:
     words = ["run", "-d", "--name", "talker", "builtin", "--cmdline", f"{CMDLINE} casemate.test=poweroff"]
     cli.ok(*words)

@@ -198,6 +198,13 @@ def test_a_closed_pipe_ends_help_quietly() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors_do_no_harm(cli: Cli, closed: str) -> None:
+    words = cli.words("ps", "-a")
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *words], timeout=60, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_parser_can_be_built_twice() -> None:
     """shtab and the program each build one; state in module globals would show."""
     assert build_parser().format_help() == build_parser().format_help()

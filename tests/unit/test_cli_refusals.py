@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 import subprocess
@@ -246,10 +247,9 @@ class TestHostsThatCannot:
 def test_doctor_reports_this_host(cli: Cli) -> None:
     done = cli("doctor", "--json")
     assert done.returncode in {0, 3}
-    import json
-
     document = json.loads(done.stdout)
     assert document["schema"] == "casemate.doctor/1"
+    assert set(document) == {"schema", "ok", "groups", "kvm", "facts"}
     assert document["ok"] is (done.returncode == 0)
     checks = [check for group in document["groups"] for check in group["checks"]]
     assert {check["status"] for check in checks} <= {"ok", "limited", "missing"}

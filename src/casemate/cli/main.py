@@ -31,12 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _run(argv)
+    _open_standard_descriptors()
     gc.disable()  # imports make no garbage; commands that stay turn it on again
     code = _run(None)
     sys.stderr.flush()
     # Taking the interpreter down costs as much as half of our imports, and nothing here needs it: no threads, no
     # atexit handlers, output is flushed.
     os._exit(code)
+
+
+def _open_standard_descriptors() -> None:
+    """A caller may have closed 0, 1 or 2: a file of ours that got such a number would be taken for a terminal."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for the process's life
 
 
 def _run(argv: Sequence[str] | None) -> int:

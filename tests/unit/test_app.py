@@ -1,0 +1,145 @@
+"""The public API: small, documented, cheap to import, and the same documents as the command line."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from casemate import app
+from casemate.engine.paths import Paths
+from casemate.engine.state import Definition
+from casemate.engine.unit import systemd_unit
+from casemate.errors import CasemateError, InputError
+from casemate.spec.model import Disk, DiskFormat, DiskMode, Spec
+from casemate.spec.override import override
+
+PUBLIC_MAX = 25
+SOURCE = Path(app.__file__)
+
+
+def test_at_most_25_public_names_and_all_are_listed() -> None:
+    assert len(app.__all__) == len(set(app.__all__)) <= PUBLIC_MAX
+    tree = ast.parse(SOURCE.read_text())
+    defined = [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted(defined) == sorted(app.__all__)
+
+
+@pytest.mark.parametrize("name", app.__all__)
+def test_every_public_name_is_documented_and_typed(name: str) -> None:
+    thing = getattr(app, name)
+    assert inspect.getdoc(thing)
+    if inspect.isfunction(thing):
+        parameters = inspect.signature(thing).parameters.values()
+        assert all(parameter.annotation is not parameter.empty for parameter in parameters)
+        assert inspect.signature(thing).return_annotation is not inspect.Signature.empty
+
+
+def test_import_of_the_api_brings_no_layer_with_it() -> None:
+    code = "import sys, casemate.app; print(*(m for m in sys.modules if m.startswith('casemate') or m == 'msgspec'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert set(done.stdout.split()) == {"casemate", "casemate.app"}
+
+
+def test_overrides_are_the_flags_that_a_specification_takes() -> None:
+    """A flag that `override` learns must not be forgotten here, nor one passed that it does not know."""
+    taken = set(inspect.signature(override).parameters) - {"spec", "base_dir", "today", "format_of"}
+    assert {field.name for field in dataclasses.fields(app.Overrides)} == taken
+
+
+def test_faces_use_nothing_but_the_api() -> None:
+    """The command line has no logic: of Casemate it imports the API, errors and units (and types)."""
+    allowed = re.compile(r"casemate(\.(app|errors|units|cli(\.\w+)?))?")
+    for path in (SOURCE.parent / "cli").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        for block in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
+            if "TYPE_CHECKING" in ast.unparse(block.test):
+                block.body = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("casemate"):
+                assert allowed.fullmatch(node.module), f"{path.name}:{node.lineno} {node.module}"
+
+
+@pytest.fixture
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """The API in directories of the test's own, for root too."""
+    paths = Paths(f"{tmp_path}/run", f"{tmp_path}/data", f"{tmp_path}/cache")
+    monkeypatch.setattr("casemate.engine.paths.default_paths", lambda: paths)
+    return paths
+
+
+def test_unknown_vms_are_input_errors(own_directories: Paths) -> None:
+    assert app.list_vms() == []
+    for call in (app.inspect, app.stop, app.kill, app.remove, app.pause, app.unpause, app.unit, app.stats, app.attach):
+        with pytest.raises(InputError, match="no such VM: nobody"):
+            call("nobody")
+    for iterate in (app.logs, app.events):
+        with pytest.raises(InputError):
+            iterate("nobody")
+
+
+def test_directories_are_private(own_directories: Paths) -> None:
+    app.list_vms()
+    for path in (own_directories.runtime, own_directories.data, own_directories.cache):
+        assert os.stat(path).st_mode & 0o777 == 0o700
+
+
+def test_a_library_caller_gets_errors_not_exits(own_directories: Paths, tmp_path: Path) -> None:
+    with pytest.raises(CasemateError) as caught:
+        app.load_target(str(tmp_path / "missing"))
+    assert caught.value.next_step
+    with pytest.raises(InputError, match="nothing to run"):
+        app.load_target(None)
+
+
+def test_records_need_a_record(own_directories: Paths) -> None:
+    assert app.show_key().startswith("ssh-ed25519 ")
+    with pytest.raises(InputError, match="no launch records yet"):
+        app.verify_records()
+    with pytest.raises(InputError, match="cannot read"):
+        app.verify_records(["/nonexistent"])
+    with pytest.raises(InputError, match="public key"):
+        app.verify_records(["/nonexistent"], key="not a key")
+
+
+# ---- the unit of a VM ---------------------------------------------------------------------------
+
+
+def unit_for(path: str, *, rootless: bool = False, policy_file: str | None = None) -> str:
+    spec = Spec(disks=(Disk(path=path, format=DiskFormat.RAW, mode=DiskMode.PERSISTENT),))
+    definition = Definition("0123456789abcdef", "web", spec, "2026-01-01T00:00:00Z")
+    return systemd_unit(
+        definition, Paths("/run/casemate", "/data dir", "/cache"), rootless=rootless, policy_file=policy_file
+    )
+
+
+def test_unit_escapes_what_systemd_would_expand() -> None:
+    unit = unit_for('/srv/100% "big" $HOME/a\\b.img', policy_file="/etc/my policy $X%Y.toml")
+    assert '"-/srv/100%% \\"big\\" $HOME/a\\\\b.img"' in unit  # no variables in a list of paths
+    assert '--policy "/etc/my policy $$X%%Y.toml"' in unit
+    assert '"-/data dir"' in unit
+
+
+def test_unit_of_an_ordinary_user_keeps_newuidmap_working() -> None:
+    unit = unit_for("/srv/a.img", rootless=True)
+    assert "NoNewPrivileges" not in unit
+    assert "CapabilityBoundingSet" not in unit
+    assert "WantedBy=default.target" in unit
+    assert "WantedBy=multi-user.target" in unit_for("/srv/a.img")
+
+
+def test_unit_has_no_line_of_the_callers_making() -> None:
+    assert all(
+        re.fullmatch(r"|\[\w+\]|#.*|[A-Z][A-Za-z]+=.+", line) for line in unit_for("/srv/a=b\tc.img").splitlines()
+    )
