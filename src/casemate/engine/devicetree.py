@@ -58,8 +58,11 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     ask: Callable[..., Any] = startup.command
     facts: Facts = {}
 
-    def know(name: str, value: Value, source: str) -> None:
-        facts[name] = Known(value, f"QMP {source}", Stage.OBSERVED)
+    def know(name: str, value: Value, question: str) -> None:
+        know_from(name, value, f"QMP {question}")
+
+    def know_from(name: str, value: Value, source: str) -> None:
+        facts[name] = Known(value, source, Stage.OBSERVED)
 
     types = device_types(ask)
     know("dev.types", tuple(sorted(types)), "qom-list")
@@ -82,15 +85,12 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     if not any("-net" in kind for kind in types):
         _no_network(know)
     argv = plan.wall.argv
-    # These three have no QMP question; the live argument vector is compared whole by proc.argv.
-    know(
-        "dev.nodefaults", "-nodefaults" in argv and "-no-user-config" in argv, "has no question: live argv (proc.argv)"
-    )
-    know("emu.sandbox", argv[argv.index("-sandbox") + 1], "has no question: live argv (proc.argv) and the filter count")
-    know(
-        "emu.debug", tuple(a for a in argv if a in {"-s", "-gdb", "-d", "-trace", "-incoming"}), "live argv (proc.argv)"
-    )
-    know("qmp.transport", "inherited-descriptor", "this conversation: a socket pair made before exec")
+    # QMP has no question for these three; proc.argv compares the live argument vector with the plan's, whole.
+    live = f"/proc/{startup.spawned.pid}/cmdline, which is the plan's (proc.argv)"
+    know_from("dev.nodefaults", "-nodefaults" in argv and "-no-user-config" in argv, live)
+    know_from("emu.sandbox", argv[argv.index("-sandbox") + 1], f"{live}, and the number of filters")
+    know_from("emu.debug", tuple(a for a in argv if a in {"-s", "-gdb", "-d", "-trace", "-incoming"}), live)
+    know_from("qmp.transport", "inherited-descriptor", "the QMP connection itself: a socket pair made before exec")
     return facts
 
 
@@ -152,7 +152,7 @@ def _disks(know: Callable[[str, Value, str], None], ask: Callable[..., Any]) -> 
         if driver == "file" and not file.startswith("/dev/fdset/"):
             foreign.append(f"{name}: {file}")
     know("img.formats", tuple(sorted(formats)), "query-named-block-nodes")
-    know("img.backing", tuple(foreign), "query-named-block-nodes: files that are not handed over descriptors")
+    know("img.backing", tuple(foreign), "query-named-block-nodes: files beyond the descriptors handed over")
 
 
 def _no_network(know: Callable[[str, Value, str], None]) -> None:

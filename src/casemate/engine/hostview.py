@@ -62,7 +62,7 @@ def _kvm(spec: Spec, paths: Paths) -> dict[str, object]:
             "kvm_tsc_deadline": False,
             "kvm_irqchip_off": False,
             "kvm_refused_flags": {},
-            "kvm_device": "",
+            "kvm_device": _kvm_device(),  # whose it is matters to the host even when this VM does without
         }
     report = cached_probe(Path(paths.cache) / "kvm.json")
     off = report.irqchip(IrqchipMode.USERSPACE)

@@ -24,7 +24,9 @@ from casemate.engine.opening import Opened
 from casemate.engine.readback import observe_process
 from casemate.engine.startup import Startup
 from casemate.engine.state import remove_cgroups
+from casemate.errors import HostError
 from casemate.facts.fact import Facts, Known, Stage
+from casemate.jail.policy import IdentityMode
 from casemate.jail.spawn import Spawned, kill_and_reap, spawn
 from casemate.plan.model import LaunchPlan
 
@@ -89,7 +91,7 @@ def launch(
             clock.lap("helpers")
         expected = {role: digest for role, digest in opened.digests.items() if role in {"kernel", "initrd"}}
         opened.verify_unchanged()
-        spawned = spawn(plan.wall, program, sources, staging, expected_digests=expected)  # 3
+        spawned = _spawn(plan, program, sources, staging, expected)  # 3
         clock.lap("wall")
         for end in theirs:
             end.close()
@@ -137,6 +139,26 @@ def launch(
     )
 
 
+def _spawn(
+    plan: LaunchPlan, program: bytes, sources: dict[str, int], staging: str, expected_digests: dict[str, str]
+) -> Spawned:
+    """`spawn`, and when the kernel gives no namespaces the switch that forbids them."""
+    try:
+        return spawn(plan.wall, program, sources, staging, expected_digests=expected_digests)
+    except HostError as error:
+        refused = error.__cause__
+        if not isinstance(refused, OSError) or plan.wall.identity.mode is IdentityMode.ROOT:
+            raise
+        from casemate.facts.root import Root
+        from casemate.facts.userns import explain_refusal
+
+        raise HostError(
+            "this host gives the VM no namespaces of its own",
+            got=explain_refusal(Root(), 0, refused.errno or 0),
+            next_step=error.next_step,
+        ) from refused
+
+
 def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened) -> Facts:
     """Everything that the live, paused emulator shows, and the host facts that controls ask for."""
     startup.ask_ahead(QUESTIONS)
@@ -150,11 +172,16 @@ def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened
 
     digests = tuple(sorted(f"{role}:{digest}" for role, digest in spawned.digests.items()))
     know(
-        "img.digest-checked", tuple(role.split(":")[0] for role in digests), "hashed while it was copied into the root"
+        "img.digest-checked", tuple(role.split(":")[0] for role in digests), "the copy into its root, hashed on the way"
     )
     know("img.shared-writable", (), "flock on every image, exclusive for a writer")
     know("console.bounded", True, "the supervisor's log ring")
-    know("vm.passthrough", tuple(item.address for item in plan.spec.passthrough), "plan; no vfio descriptor otherwise")
+    know(
+        "vm.passthrough",
+        tuple(item.address for item in plan.spec.passthrough),
+        "the plan; no other descriptor of VFIO was opened",
+    )
+    know("host.userns", True, "this launch, which made one")
     know("run.uid-unique", True, "lock on the uid, held for the VM's life")
     for name, fact in plan.declared.items():
         # What the launch itself found out about host and caller moments ago; it is not a promise about the VM.
