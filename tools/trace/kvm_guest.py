@@ -10,10 +10,8 @@ def build(out: Path) -> Path:
     """Write ``out/kvm-guest``; needs gcc and ld. Returns its path."""
     out.mkdir(parents=True, exist_ok=True)
     image = out / "kvm-guest"
-    subprocess.run(
-        ["gcc", "-m32", "-march=i686", "-O1", "-ffreestanding", "-fno-pic", "-fno-stack-protector",
-         "-fno-asynchronous-unwind-tables", "-mno-sse", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-Ttext=0x100000", "-Wl,-e,start",
-         str(Path(__file__).with_suffix(".c")), "-o", str(image)],
-        check=True,
-    )  # fmt: skip
+    flags = "-m32 -march=i686 -O1 -mno-sse -ffreestanding -fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables"
+    linking = "-nostdlib -static -no-pie -Wl,--build-id=none -Wl,-Ttext=0x100000 -Wl,-e,start"
+    source = str(Path(__file__).with_suffix(".c"))
+    subprocess.run(["gcc", *flags.split(), *linking.split(), source, "-o", str(image)], check=True)
     return image

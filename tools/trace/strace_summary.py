@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # Calls that strace shall decode, because the path tells why the call is made.
-PATH_CALLS = ("access", "execve", "newfstatat", "openat", "readlink", "readlinkat", "stat", "statfs", "unlink", "chdir")
+PATH_CALLS = ("access", "execve", "openat", "readlink", "readlinkat", "stat", "statfs", "unlink", "chdir")
 
 # Which arguments matter: index of each. Everything that is not listed is summarised by its name alone.
 RELEVANT: dict[str, tuple[int, ...]] = {
@@ -155,6 +155,15 @@ def summarise(text: str, boundary: float, program: str = "qemu-system-x86_64") -
     if not begun:
         raise RuntimeError(f"the log has no successful execve of {program}")
     return summary
+
+
+def merge(summary: Summary, earlier: Path) -> None:
+    """Add what an earlier run of the same workload saw: timing decides which rare calls one run makes."""
+    old = json.loads(earlier.read_text())
+    for phase, calls in (("startup", summary.startup), ("always", summary.always)):
+        for name, variants in old[phase].items():
+            seen = {tuple((int(index), value) for index, value in variant.items()) for variant in variants}
+            calls.setdefault(name, set()).update(seen or {()})
 
 
 def to_json(summary: Summary, **about: object) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import linux_guest
 from qemu_session import USER_ID, libraries
-from strace_summary import PATH_CALLS, summarise, to_json
+from strace_summary import PATH_CALLS, merge, summarise, to_json
 
 HOST, INTERNET = "casemate-trace-host", "casemate-trace-net"
 SERVER = """
@@ -76,7 +76,8 @@ os.execve(words[0], words, {})
 """
 PASST = (
     "/usr/bin/passt", "--foreground", "--stderr", "--fd", "{fd}", "--address", "10.0.2.15", "--netmask", "24",
-    "--gateway", "10.0.2.2", "--address", "fd00:2::15", "--gateway", "fd00:2::2", "--no-map-gw", "--interface", "eth0", "--dns", "10.77.0.2", "--search", "none", "--mac-addr", "02:ca:5e:00:00:01",
+    "--gateway", "10.0.2.2", "--address", "fd00:2::15", "--gateway", "fd00:2::2", "--no-map-gw",
+    "--interface", "eth0", "--dns", "10.77.0.2", "--search", "none", "--mac-addr", "02:ca:5e:00:00:01",
     "--tcp-ports", "10.77.0.1/2222:22", "--udp-ports", "10.77.0.1/2223:23",
 )  # fmt: skip
 
@@ -113,8 +114,8 @@ def start_guest(peer: socket.socket, kernel: Path, initrd: Path, console: Path) 
     os.set_inheritable(peer.fileno(), True)
     return subprocess.Popen(
         ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-cpu", "qemu64",
-         "-m", "256", "-no-reboot", "-kernel", str(kernel), "-initrd", str(initrd), "-serial", f"file:{console}", "-append",
-         "console=ttyS0 quiet panic=-1 steps=passt,off", "-netdev",
+         "-m", "256", "-no-reboot", "-kernel", str(kernel), "-initrd", str(initrd), "-serial", f"file:{console}",
+         "-append", "console=ttyS0 quiet panic=-1 steps=passt,off", "-netdev",
          f"stream,id=n,addr.type=fd,addr.str={peer.fileno()},server=off",
          "-device", "virtio-net-pci,netdev=n,romfile="],
         stdin=subprocess.DEVNULL, pass_fds=[peer.fileno()],
@@ -171,6 +172,8 @@ def trace(options: argparse.Namespace, kernel: Path, initrd: Path) -> None:
             server.wait()
     summary = summarise(log.read_text(errors="replace"), boundary, "passt")
     name = f"{options.prefix}passt-traffic"
+    if options.merge:
+        merge(summary, options.out / f"{name}.json")
     about: dict[str, object] = {"name": name, "program": "passt", "version": options.version}
     about["about"] = "DHCP, ping, TCP and UDP over IPv4 and IPv6, published ports"
     (options.out / f"{name}.json").write_text(to_json(summary, **about))
@@ -186,6 +189,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--version", required=True, help="the package's version, for the record")
     parser.add_argument("--package-root", type=Path, default=Path("/"), help="an unpacked newer passt and libc")
+    parser.add_argument("--merge", action="store_true", help="add to the earlier summary instead of replacing it")
     parser.add_argument("--prefix", default="", help="put before the summary's name")
     options = parser.parse_args()
     kernel, initrd = linux_guest.build(options.kernel_root, Path("/bin/busybox"), options.work / "guest-passt")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -112,11 +113,28 @@ def open_roles(workload: Workload, work: Path, session_ends: dict[str, socket.so
     return roles
 
 
+def start_swtpm(peer: socket.socket, state: Path) -> None:
+    """A software TPM on ``peer``; it ends when QEMU closes its side."""
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir()
+    words = [
+        "swtpm",
+        "socket",
+        "--ctrl",
+        f"type=unixio,clientfd={peer.fileno()}",
+        "--tpm2",
+        "--tpmstate",
+        f"dir={state}",
+    ]
+    subprocess.Popen([*words, "--flags", "startup-clear"], pass_fds=[peer.fileno()])
+    peer.close()
+
+
 def start(workload: Workload, work: Path, *, confirm: bool) -> Session:
     """Start QEMU for ``workload``."""
     numbering = Numbering()
     argv = [*build_argv(spec_of(workload), board_of(workload), "trace", numbering), *workload.extra]
-    argv += [] if "-no-reboot" in argv else ["-no-reboot"]
+    argv = [word for word in argv if word != "-no-reboot"] + ([] if workload.reboots else ["-no-reboot"])
     argv = [word.replace("max-ports", "max_ports") for word in argv]
     # Board.cmdline is joined to the specification's by the plan; here it is the whole line.
     if "-append" not in argv and workload.guest != "uefi":
@@ -124,6 +142,12 @@ def start(workload: Workload, work: Path, *, confirm: bool) -> Session:
     if workload.guest == "small":
         argv[argv.index("-kernel") + 1] = "/boot/kvm-guest"
     pairs = {role: socket.socketpair() for role in ("qmp", "console", "net")}
+    if "tpm" in workload.devices:
+        number = numbering.inherit("tpm", "socket")
+        argv += ["-chardev", f"socket,id=tpm0,fd={number}", "-tpmdev", "emulator,id=tpm,chardev=tpm0"]
+        argv += ["-device", "tpm-tis,tpmdev=tpm"]
+        pairs["tpm"] = socket.socketpair()
+        start_swtpm(pairs["tpm"][0], work / "swtpm")
     roles = open_roles(workload, work, {role: pair[1] for role, pair in pairs.items()})
     targets = {descriptor.number: roles[descriptor.role] for descriptor in numbering.descriptors}
     if confirm:

@@ -122,6 +122,7 @@ def run_one(run: Run, work: Path, program: bytes) -> Path:
     state = {"health": [], "cgroups": [str(cgroup)], "started_at": "now", "uid": 0, "accel": "tcg", "phase": "running"}
     config = {
         "runtime": str(runtime), "data": str(data), "accel": "tcg", "console_log_max_bytes": 16384, "timeout_s": None,
+        "runtime_check_s": 0.2,
         "stop_grace_s": 1.0, "remove_on_exit": False, "state": state, "early_log": "",
         "writable": [str(runtime), str(data)], "lock_fds": [],
         "seccomp_program": base64.b64encode(program).decode(), "behaviour": behaviour,

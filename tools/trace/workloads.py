@@ -33,6 +33,7 @@ class Workload:
     disk: str = "overlay"
     console: str = "serial"
     small_disk_fs: bool = False
+    reboots: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -157,6 +158,20 @@ def drive_firmware(session: Session) -> None:
     session.wait_exit()
 
 
+def drive_reboot(session: Session) -> None:
+    """The guest resets itself and comes up again; then the host resets it; then quit."""
+    for count in (2, 3):
+        deadline = time.monotonic() + 300
+        while session.console_text.count(b"TRACE-READY") < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"boot {count}")
+            session.command("query-status")
+            time.sleep(0.1)
+        session.command("system_reset")
+    session.command("quit")
+    session.wait_exit()
+
+
 def drive_crash(session: Session) -> None:
     """The guest dies of a triple fault; where KVM cannot emulate that, QEMU stops with an internal error instead."""
     session.wait_console(b"TRACE-DONE", 300)
@@ -203,11 +218,14 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("tcg-q35", "tcg", NET, drive_steps, "q35, virtio-pci", machine="q35", steps="blk,rng,net,off", vcpus=2),
     Workload("tcg-uefi", "tcg", CORE, drive_firmware, "q35 with UEFI, no boot loader", machine="q35", guest="uefi"),
     Workload("tcg-snapshot", "tcg", CORE, drive_snapshot, "internal snapshot, resize", steps="blk,hang"),
+    Workload("tcg-reboot", "tcg", NET, drive_reboot, "guest and host reset it", steps="net,reboot", reboots=True),
+    Workload("tcg-tpm", "tcg", "blk rng console tpm", drive_steps, "TPM by swtpm", machine="q35", steps="tpm,off"),
     Workload("tcg-small", "tcg", NET, drive_steps, "the KVM guest under TCG", guest="small", vcpus=2),
     Workload("kvm-core", "kvm", CORE, drive_steps, "our guest: serial, blk, rng, power off", guest="small"),
     Workload(
         "kvm-raw", "kvm", CORE, drive_steps, "our guest on a raw image, reset", guest="small", steps="reset", disk="raw"
     ),
+    Workload("kvm-reboot", "kvm", NET, drive_reboot, "resets", guest="small", steps="reset", reboots=True),
     Workload("kvm-hang", "kvm", CORE, drive_hang, "our guest halts; button, reset", guest="small", steps="hang"),
     Workload("kvm-crash", "kvm", CORE, drive_crash, "triple fault or KVM internal error", guest="small", steps="crash"),
     Workload("kvm-net", "kvm", NET, drive_steps, "our guest with network", guest="small"),

@@ -37,7 +37,7 @@ def qemu_profile(accel: str, devices: frozenset[str]) -> Profile:
     named += [(f"qemu_devices.{name}", qemu_devices.PARTS[name]) for name in ordered]
     return Profile(
         name="+".join((f"qemu-{accel}", *ordered)),
-        rules=_merged(tuple(rules for _, rules in named)),
+        rules=tuple(rule for _, rules in named for rule in rules),
         parts=tuple(name for name, _ in named),
     )
 
@@ -50,25 +50,3 @@ def passt_profile() -> Profile:
 def supervisor_profile() -> Profile:
     """The allowlist of the supervisor once it has nothing left to start."""
     return Profile(name="supervisor", rules=supervisor.RULES, parts=("supervisor",))
-
-
-def _merged(sets: tuple[tuple[Rule, ...], ...]) -> tuple[Rule, ...]:
-    """All rules in order, without those that a wider rule of another part covers.
-
-    A start-up rule of the base gives way to a rule of a device part that allows the same call for ever: two actions
-    for one argument value would contradict each other.
-    """
-    rules = [rule for part in sets for rule in part]
-    return tuple(rule for rule in rules if not any(_covers(other, rule) for other in rules if other is not rule))
-
-
-def _covers(wider: Rule, rule: Rule) -> bool:
-    """Whether ``wider`` allows the same call with the same or no conditions, for longer."""
-    return (
-        wider.syscall == rule.syscall
-        and wider.errno is None
-        and rule.errno is None
-        and wider.phase == "always"
-        and rule.phase == "startup"
-        and (wider.args == () or wider.args == rule.args)
-    )

@@ -1,4 +1,4 @@
-"""KVM's ioctl numbers on x86-64 by name (linux/kvm.h), as far as a rule uses them."""
+"""KVM's and VFIO's ioctl numbers on x86-64 by name (linux/kvm.h, linux/vfio.h), as far as a rule uses them."""
 
 from __future__ import annotations
 
@@ -80,5 +80,27 @@ KVM_IOCTLS: Final = MappingProxyType(
         "KVM_SET_DEVICE_ATTR": 0x4018AEE1,
         "KVM_GET_DEVICE_ATTR": 0x4018AEE2,
         "KVM_HAS_DEVICE_ATTR": 0x4018AEE3,
+    }
+)
+
+VFIO_IOCTLS: Final = MappingProxyType(
+    {
+        "VFIO_GET_API_VERSION": 0x3B64,
+        "VFIO_CHECK_EXTENSION": 0x3B65,
+        "VFIO_SET_IOMMU": 0x3B66,
+        "VFIO_GROUP_GET_STATUS": 0x3B67,
+        "VFIO_GROUP_SET_CONTAINER": 0x3B68,
+        "VFIO_GROUP_UNSET_CONTAINER": 0x3B69,
+        "VFIO_GROUP_GET_DEVICE_FD": 0x3B6A,
+        "VFIO_DEVICE_GET_INFO": 0x3B6B,
+        "VFIO_DEVICE_GET_REGION_INFO": 0x3B6C,
+        "VFIO_DEVICE_GET_IRQ_INFO": 0x3B6D,
+        "VFIO_DEVICE_SET_IRQS": 0x3B6E,
+        "VFIO_DEVICE_RESET": 0x3B6F,
+        "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO": 0x3B70,
+        "VFIO_DEVICE_PCI_HOT_RESET": 0x3B71,
+        "VFIO_IOMMU_GET_INFO": 0x3B70,
+        "VFIO_IOMMU_MAP_DMA": 0x3B71,
+        "VFIO_IOMMU_UNMAP_DMA": 0x3B72,
     }
 )

@@ -47,6 +47,7 @@ _TRAFFIC = (
     ("sendmmsg", "UDP from the guest"),
     ("shutdown", "the guest closes its half of a TCP connection"),
     ("timerfd_create", "a timer per TCP connection"),
+    ("timerfd_gettime", "newer versions look whether a timer runs"),
     ("timerfd_settime", "a timer per TCP connection"),
     ("close", "ended connections"),
     ("write", "messages on standard error"),
@@ -70,7 +71,6 @@ _STARTUP = (
     ("listen", "published ports"),
     ("madvise", "huge pages for its buffers"),
     ("mount", "its empty root"),
-    ("munmap", "ld.so"),
     ("newfstatat", "ld.so"),
     ("openat", "libraries, resolv.conf"),
     ("pivot_root", "its empty root"),
@@ -106,7 +106,6 @@ _OPTIONS = (
     (41, 25, "IPV6_RECVERR, newer versions"),
     (41, 26, "IPV6_V6ONLY"),
     (41, 49, "IPV6_RECVPKTINFO, newer versions"),
-    (270, 12, "NETLINK_GET_STRICT_CHK"),
 )
 
 
@@ -122,7 +121,8 @@ SOCKETS: tuple[Rule, ...] = (
     _socket(_AF_NETLINK, _SOCK_RAW, "addresses and routes of its network namespace", _START),
     _socket(_AF_UNIX, _SOCK_DGRAM, "the system log, which its root does not have", _START),
     *(Rule("setsockopt", reason, (int_is(1, level), int_is(2, name))) for level, name, reason in _OPTIONS),
-    Rule("setsockopt", "no source routes, devices, marks or filters", errno=EPERM),
+    Rule("setsockopt", "NETLINK_GET_STRICT_CHK", (int_is(1, 270), int_is(2, 12)), _START),
+    Rule("setsockopt", "no source routes, devices, marks or filters", origin=Origin.SOURCE, errno=EPERM),
 )
 
 RULES: tuple[Rule, ...] = (
@@ -132,6 +132,7 @@ RULES: tuple[Rule, ...] = (
     *(Rule(name, reason, phase=_START) for name, reason in _STARTUP),
     Rule("arch_prctl", "glibc sets the thread pointer", (Arg(0, Op.EQ, ARCH_SET_FS),), _START),
     Rule("mmap", "ld.so maps libraries; buffers", phase=_START),
+    Rule("munmap", "ld.so, where there is a cache of libraries", phase=_START, origin=Origin.SOURCE),
     Rule("mprotect", "ld.so seals relocated data", (bits_are(2, PROT_EXEC, 0),), _START),
     Rule("ioctl", "name of its template interface", (int_is(1, SIOCGIFNAME),), _START, Origin.SOURCE),
     Rule("ioctl", "hardware address of its template interface", (int_is(1, SIOCGIFHWADDR),), _START, Origin.SOURCE),

@@ -35,8 +35,13 @@ CREATION: tuple[Rule, ...] = (
         Phase.STARTUP,
     ),
     *_ioctls(
-        ("KVM_SET_CPUID2", "KVM_SET_TSC_KHZ", "KVM_X86_SETUP_MCE", "KVM_TPR_ACCESS_REPORTING", "KVM_SET_VAPIC_ADDR"),
+        ("KVM_SET_CPUID2", "KVM_SET_TSC_KHZ", "KVM_X86_SETUP_MCE"),
         "QEMU sets up each vCPU",
+        Phase.STARTUP,
+    ),
+    *_ioctls(
+        ("KVM_REGISTER_COALESCED_MMIO", "KVM_UNREGISTER_COALESCED_MMIO"),
+        "QEMU lets KVM batch writes to the ports of q35's clock and PCI configuration",
         Phase.STARTUP,
     ),
 )  # fmt: skip
@@ -61,8 +66,13 @@ RUNNING: tuple[Rule, ...] = (
     *_ioctls(("KVM_RUN",), "the vCPU executes guest code"),
     *_ioctls(("KVM_IRQ_LINE_STATUS",), "QEMU's I/O APIC (irqchip=split) raises a guest interrupt"),
     *_ioctls(("KVM_SET_GSI_ROUTING",), "the guest programs QEMU's I/O APIC or MSI-X vectors"),
-    *_ioctls(("KVM_SIGNAL_MSI",), "a PCI device raises MSI-X", origin=Origin.SOURCE),
-    *_ioctls(("KVM_INTERRUPT",), "with irqchip=off QEMU's own local APIC injects", origin=Origin.SOURCE),
+    *_ioctls(("KVM_SIGNAL_MSI",), "a PCI device raises MSI-X"),
+    *_ioctls(("KVM_IRQFD",), "a PCI device's MSI-X vectors are bound to event descriptors"),
+    *_ioctls(("KVM_INTERRUPT",), "QEMU's PIC (or with irqchip=off its local APIC) injects an interrupt"),
+    *_ioctls(
+        ("KVM_TPR_ACCESS_REPORTING", "KVM_SET_VAPIC_ADDR"),
+        "the task priority register, at reset and by q35's option ROM",
+    ),
     *_ioctls(("KVM_IOEVENTFD",), "virtio queues are bound to event descriptors when a driver starts or resets one"),
     *_ioctls(
         ("KVM_SET_USER_MEMORY_REGION",), "guest RAM, ROM and firmware windows are mapped; the guest may move them"
@@ -78,7 +88,6 @@ SIGNALS: tuple[Rule, ...] = (
         "QEMU kicks a vCPU thread out of KVM_RUN; seccomp cannot see whose thread it is",
         (int_is(2, SIGUSR1),),
     ),
-    Rule("getpid", "glibc's pthread_kill, before tgkill"),
     Rule("uname", "QEMU asks for the host kernel's version", phase=Phase.STARTUP),
 )
 

@@ -8,9 +8,10 @@ itself stays: TCG is no security boundary.
 from __future__ import annotations
 
 from casemate.jail.rules import Phase, Rule
-from casemate.jail.rulesets.values import PROT_EXEC, bits_are
+from casemate.jail.rulesets.values import PROT_EXEC, bits_are, int_is
 
 RULES: tuple[Rule, ...] = (
+    Rule("getrandom", "the guest executes RDRAND or RDSEED", (int_is(2, 0),)),
     Rule(
         "mprotect",
         "the translator makes its code buffer executable, once, before the guest runs",
