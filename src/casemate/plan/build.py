@@ -18,7 +18,7 @@ from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
 from casemate.plan.passt import plan_passt
 from casemate.plan.passthrough import check_passthrough, passthrough_files
 from casemate.plan.wall import build_wall, needs_group_kvm, open_files
-from casemate.spec.model import Firmware, NetworkMode, Spec
+from casemate.spec.model import AccelChoice, Firmware, NetworkMode, Spec
 
 MINIMUM_VERSION = (7, 2)
 
@@ -115,16 +115,16 @@ def _check_emulator(spec: Spec, emulator: Emulator) -> None:
 def _warnings(spec: Spec, board: Board, host: Host) -> tuple[str, ...]:
     warnings = []
     if board.accel == "tcg":
-        warnings.append(
-            "TCG is not a security boundary: QEMU gives no isolation promise for it; the wall around it is what holds"
-            f" ({board.accel_why}) [dev.kvm]"
-        )
+        # One line, said at each start: accel_why, which plan and inspect show, may be long.
+        why = "as asked for" if spec.machine.accel is AccelChoice.TCG else "why not KVM: casemate doctor"
+        warnings.append(f"TCG is not a security boundary, only the wall around it holds; {why} [dev.kvm]")
     if not host.lsms or not {"selinux", "apparmor"} & set(host.lsms):
         warnings.append("no SELinux and no AppArmor on this host [os.mac]")
     if host.landlock_abi == 0:
         warnings.append("this kernel has no Landlock [proc.landlock]")
     if host.cgroup.version == 0:
-        warnings.append(f"no cgroup: {host.cgroup.why_none}; resource limits are rlimits only [proc.cgroup]")
+        why = host.cgroup.why_none.partition(";")[0]
+        warnings.append(f"{why}: limits are rlimits only; casemate doctor [proc.cgroup]")
     if board.accel == "kvm" and "demanded" in board.accel_why:
         warnings.append(f"KVM on this host: {board.accel_why}")
     return tuple(warnings)
