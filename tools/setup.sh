@@ -24,6 +24,7 @@ dosfstools|EFI system partition of the boot tests
 mtools|copies the boot loader into that partition without mounting it
 e2fsprogs|root file system of the boot tests, filled without mounting it
 systemd-boot-efi|boot loader of the boot tests
+iproute2|network namespaces of the tests
 '
 
 MIN_DEBIAN=12
