@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from casemate.jail.profiles import ACCELERATORS, DEVICES, passt_profile, qemu_pr
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
 from casemate.jail.rulesets import passt, qemu_base, qemu_devices, supervisor
 
-ERRNO = {1: "EPERM", 2: "ENOENT", 25: "ENOTTY", 38: "ENOSYS", 95: "EOPNOTSUPP"}
 CORE = frozenset({"blk", "rng", "console"})
 HEAD = """# System calls of each process
 
@@ -40,7 +40,9 @@ def condition(arg: Arg) -> str:
 
 def row(rule: Rule) -> str:
     """One row of a table."""
-    answer = ERRNO[rule.errno] if rule.errno is not None else {Phase.ALWAYS: "always"}.get(rule.phase, "start-up")
+    answer = (
+        errno.errorcode[rule.errno] if rule.errno is not None else {Phase.ALWAYS: "always"}.get(rule.phase, "start-up")
+    )
     conditions = ", ".join(condition(arg) for arg in rule.args) or "any"
     origin = "traced" if rule.origin is Origin.TRACED else "source"
     return f"| `{rule.syscall}` | {answer} | {conditions} | {rule.reason} | {origin} |"

@@ -10,6 +10,7 @@ arguments are the plan's own.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import platform
 import shutil
@@ -51,8 +52,9 @@ TSC_KHZ = 2_000_000
 def injected(workload: Workload) -> tuple[str, ...]:
     """What strace must answer as the profile would: its rules that give an errno whatever the arguments."""
     rules = qemu_profile(workload.accel, frozenset(workload.devices.split())).rules
-    names = {38: "ENOSYS", 2: "ENOENT", 95: "EOPNOTSUPP", 1: "EPERM"}
-    return tuple(f"{rule.syscall}:error={names[rule.errno]}" for rule in rules if rule.errno and not rule.args)
+    sometimes = {rule.syscall for rule in rules if rule.errno is None}
+    refused = [(rule.syscall, rule.errno) for rule in rules if rule.errno and not rule.args]
+    return tuple(f"{name}:error={errno.errorcode[number]}" for name, number in refused if name not in sometimes)
 
 
 def spec_of(workload: Workload) -> Spec:

@@ -15,6 +15,7 @@ from casemate.jail.rulesets.values import (
     ARCH_SET_FS,
     AT_EMPTY_PATH,
     CLONE_THREAD_GLIBC,
+    EINVAL,
     ENOENT,
     ENOSYS,
     EOPNOTSUPP,
@@ -26,9 +27,11 @@ from casemate.jail.rulesets.values import (
     MADV_HUGEPAGE,
     PR_CAPBSET_READ,
     PR_MCE_KILL,
+    PR_SET_NAME,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_TIMERSLACK,
     PROT_EXEC,
+    SIGABRT,
     SO_TYPE,
     SO_ZEROCOPY,
     SOL_SOCKET,
@@ -142,6 +145,15 @@ STARTUP: tuple[Rule, ...] = (
     Rule("seccomp", "libseccomp loads QEMU's own -sandbox filter on top of this one", phase=_START),
 )
 
+OTHER_BUILDS: tuple[Rule, ...] = (
+    Rule("prctl", "newer QEMU names its threads", (int_is(0, PR_SET_NAME),), origin=Origin.SOURCE),
+    Rule("membarrier", "grace periods, where a distribution builds QEMU with it", origin=Origin.SOURCE),
+    Rule("tgkill", "abort() raises SIGABRT: a crash shall look like one", (int_is(2, SIGABRT),), origin=Origin.SOURCE),
+    Rule("epoll_ctl", "beyond 64 descriptors; without it QEMU stays with ppoll", errno=ENOSYS, origin=Origin.SOURCE),
+    Rule("mremap", "glibc grows a large block; without it copies", errno=ENOSYS, origin=Origin.SOURCE),
+    Rule("madvise", "other advice about memory is only advice", errno=EINVAL, origin=Origin.SOURCE),
+)
+
 REFUSED: tuple[Rule, ...] = (
     Rule("io_uring_setup", "QEMU probes for it; the thread pool is used instead", errno=ENOSYS),
     Rule("memfd_create", "QEMU probes for the memfd back end, which no machine of ours uses", errno=ENOSYS),
@@ -155,7 +167,7 @@ REFUSED: tuple[Rule, ...] = (
     ),
 )
 
-RULES: tuple[Rule, ...] = (*MEMORY, *THREADS, *LOOP, *STARTUP, *REFUSED)
+RULES: tuple[Rule, ...] = (*MEMORY, *THREADS, *LOOP, *STARTUP, *OTHER_BUILDS, *REFUSED)
 
 SURVIVED_AFTER_STARTUP: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -77,6 +77,9 @@ RUNNING: tuple[Rule, ...] = (
     *_ioctls(
         ("KVM_SET_USER_MEMORY_REGION",), "guest RAM, ROM and firmware windows are mapped; the guest may move them"
     ),
+    *_ioctls(
+        ("KVM_SET_USER_MEMORY_REGION2",), "the same where KVM offers guest_memfd, newer QEMU", origin=Origin.SOURCE
+    ),
     *_ioctls(("KVM_GET_CLOCK", "KVM_SET_CLOCK", "KVM_KVMCLOCK_CTRL"), "the guest's clock at stop and cont"),
     *_ioctls(("KVM_CHECK_EXTENSION",), "QEMU asks for a capability again"),
     *_ioctls(("KVM_GET_STATS_FD",), "QMP query-stats"),
