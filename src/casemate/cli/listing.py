@@ -16,6 +16,9 @@ FILTERS = ("name", "id", "state", "accel")
 SHORT_ID = 12
 EVIDENCE_MAX = 100
 ALIVE = ("starting", "running", "paused", "stopping")
+VERDICTS = ("fail", "unknown", "waived", "manual", "pass", "not-applicable")
+LOUD = VERDICTS[:2]
+SEVERITIES = ("critical", "high", "medium", "low", "info")
 
 
 def ps(arguments: argparse.Namespace) -> int:
@@ -79,20 +82,37 @@ def inspect(arguments: argparse.Namespace) -> int:
         if text:
             print(f"{label + ':':<10} {output.plain(text)}")
     if document["wall"]:
-        rows = [[entry["verdict"], entry["severity"], entry["control"], _short(entry)] for entry in document["wall"]]
-        passed = sum(1 for entry in document["wall"] if entry["verdict"] == "pass")
-        print()
-        output.print_table(
-            f"Wall, read back from the live process: {passed} of {len(rows)} controls pass",
-            ("VERDICT", "SEVERITY", "CONTROL", "EVIDENCE"),
-            rows,
-        )
+        _print_wall(document["wall"])
     return ExitCode.DONE
+
+
+def _print_wall(wall: list[dict[str, Any]]) -> None:
+    """What does not hold first, and below the table what to do about it."""
+    wall = sorted(wall, key=lambda entry: (_rank(VERDICTS, entry["verdict"]), _rank(SEVERITIES, entry["severity"])))
+    passed = sum(1 for entry in wall if entry["verdict"] == "pass")
+    print()
+    output.print_table(
+        f"Wall, read back from the live process: {passed} of {len(wall)} controls pass",
+        ("VERDICT", "SEVERITY", "CONTROL", "EVIDENCE"),
+        [[entry["verdict"], entry["severity"], entry["control"], _short(entry)] for entry in wall],
+    )
+    todo = [entry for entry in wall if entry["verdict"] in LOUD and entry["remedy"]]
+    if todo:
+        print("\nWhat would mend it")
+    for entry in todo:
+        print(f"  {entry['control']}: {output.plain(entry['remedy'])}")
+
+
+def _rank(order: tuple[str, ...], word: str) -> int:
+    return order.index(word) if word in order else len(order)
 
 
 def _short(entry: dict[str, Any]) -> str:
     """What was read, or for what does not hold, why; cut for people, ``--json`` has all of it."""
     text = str(entry["evidence"] if entry["verdict"] == "pass" or not entry["why"] else entry["why"])
+    fact, _, wanted = str(entry["expected"] or "").partition(": ")
+    if entry["verdict"] == "fail" and text.startswith(f"{fact}: "):
+        text += f"; expected {wanted.removeprefix('= ')}"
     return text if len(text) <= EVIDENCE_MAX else text[: EVIDENCE_MAX - 1] + "…"
 
 
