@@ -165,7 +165,9 @@ class TestEachLayerAlone:
     def test_the_others_hold_without(self, here: Bench, layer: Layer) -> None:
         report = here.prove(without=layer, quick=True)
         assert report.without == layer.value
-        assert unexpected(report) == set()
+        # The kernel asks for no permission to read an affinity mask, and malloc counts processors for its whole life.
+        alone = {"processes.where"} if layer is Layer.NAMESPACES else set()
+        assert unexpected(report) <= alone
         assert layer.value not in report.stoppers
         assert experiment(report).startswith(f"EXPERIMENT: layer {layer.value} ")
 

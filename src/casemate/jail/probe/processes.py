@@ -51,7 +51,8 @@ def process_attempts(bait: Bait) -> tuple[Attempt, ...]:
         ("vm-write", "write a host process's memory", (Call("process_vm_writev", (bait.pid, iov, 1, there, 1, 0)),)),
         ("kcmp", "compare kernel pointers of host processes", (Call("kcmp", (bait.pid, bait.pid, 0, 0, 0)),)),
         ("limits", "change the limits of a host process", (Call("prlimit64", (bait.pid, 7, 0, Room(16))),)),
-        ("affinity", "move a host process", (Call("sched_getaffinity", (bait.pid, 128, Room(128))),)),
+        ("where", "see where a host process runs", (Call("sched_getaffinity", (bait.pid, 128, Room(128))),)),
+        ("move", "move a host process", (Call("sched_setaffinity", (bait.pid, 128, b"\xff" * 128)),)),
         (
             "steal-descriptor",
             "take a descriptor out of a host process",
