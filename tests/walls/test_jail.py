@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from tests.support.walls import BUSYBOX, Pipe, finish, identity, program, staging, wall
 
+from casemate.engine.copies import CopyDigests
 from casemate.errors import HostError, RefusedError, VmError
 from casemate.facts.process import own_namespaces, read_process
 from casemate.jail.policy import BindFile, CopyFile, Layer
@@ -110,24 +111,17 @@ def test_a_copied_file_is_hashed_and_compared(tmp_path: Path) -> None:
     source = tmp_path / "kernel"
     source.write_bytes(b"kernel" * 1000)
     pipe = Pipe()
-    descriptor = os.open(source, os.O_RDONLY)
-    sources = {**pipe.sources, "kernel": descriptor}
+    sources = {**pipe.sources, "kernel": os.open(source, os.O_RDONLY)}
     copying = wall("cat", "/boot/kernel", root=(CopyFile("kernel", "/boot/kernel", 1 << 20),))
     wanted = hashlib.sha256(source.read_bytes()).hexdigest()
-    extra = ("sendfile", "fadvise64", "copy_file_range")
-    spawned = spawn(copying, program(extra), sources, staging(tmp_path), expected_digests={"kernel": wanted})
-    assert finish(spawned) == ("exited", 0)
-    assert spawned.digests == {"kernel": wanted}
-    assert pipe.text() == "kernel" * 1000
-
-    before = children()
-    again = tmp_path / "again"
-    again.mkdir()
+    spawned = spawn(copying, program(("sendfile", "fadvise64", "copy_file_range")), sources, staging(tmp_path))
+    copies = CopyDigests(spawned, copying)
+    assert copies.result({"kernel": wanted}) == {"kernel": wanted}
     with pytest.raises(RefusedError, match=r"img\.hash"):
-        spawn(
-            copying, program(), {**Pipe().sources, "kernel": descriptor}, str(again), expected_digests={"kernel": "0"}
-        )
-    assert children() == before
+        copies.result({"kernel": "0" * 64})
+    source.write_bytes(b"too late")
+    assert finish(spawned) == ("exited", 0)
+    assert pipe.text() == "kernel" * 1000
 
 
 def test_a_file_that_grows_beyond_its_limit_is_refused(tmp_path: Path) -> None:

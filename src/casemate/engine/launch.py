@@ -19,6 +19,7 @@ from casemate.controls.drift import drift
 from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.engine import cgroups
+from casemate.engine.copies import CopyDigests
 from casemate.engine.devicetree import QUESTIONS, observe_devices
 from casemate.engine.opening import Opened
 from casemate.engine.readback import observe_process
@@ -50,6 +51,7 @@ class Launched:
     early_log: bytes
     notifications: dict[str, int]
     timings_ms: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def launch(
@@ -70,6 +72,7 @@ def launch(
     network: Network | None = None
     ours, theirs, log_read, log_write = [], [], -1, -1
     spawned: Spawned | None = None
+    copies: CopyDigests | None = None
     try:
         qmp_ours, qmp_theirs = socket.socketpair()
         console_ours, console_theirs = socket.socketpair()
@@ -89,9 +92,9 @@ def launch(
             )
             sources["net"] = network.qemu_socket_fd
             clock.lap("helpers")
-        expected = {role: digest for role, digest in opened.digests.items() if role in {"kernel", "initrd"}}
         opened.verify_unchanged()
-        spawned = _spawn(plan, program, sources, staging, expected)  # 3
+        spawned = _spawn(plan, program, sources, staging)  # 3
+        copies = CopyDigests(spawned, plan.wall)
         clock.lap("wall")
         for end in theirs:
             end.close()
@@ -102,7 +105,8 @@ def launch(
         startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, STARTUP_DEADLINE_S)
         version = startup.greeting()  # 4
         clock.lap("greeting")
-        observed = observe(plan, startup, spawned, opened)  # 5
+        digests = copies.result(opened.digests)
+        observed = observe(plan, startup, spawned, opened, digests)  # 5
         if network is not None:
             from casemate.engine.network_facts import observe_network
 
@@ -116,6 +120,8 @@ def launch(
     except BaseException:
         if spawned is not None:
             kill_and_reap(spawned)
+        if copies is not None:
+            copies.wait()
         if network is not None:
             network.stop()
         for end in (*ours, *theirs):
@@ -136,15 +142,14 @@ def launch(
         bytes(startup.log),
         startup.notifications,
         clock.laps,
+        digests,
     )
 
 
-def _spawn(
-    plan: LaunchPlan, program: bytes, sources: dict[str, int], staging: str, expected_digests: dict[str, str]
-) -> Spawned:
+def _spawn(plan: LaunchPlan, program: bytes, sources: dict[str, int], staging: str) -> Spawned:
     """`spawn`, and when the kernel gives no namespaces the switch that forbids them."""
     try:
-        return spawn(plan.wall, program, sources, staging, expected_digests=expected_digests)
+        return spawn(plan.wall, program, sources, staging)
     except HostError as error:
         refused = error.__cause__
         if not isinstance(refused, OSError) or plan.wall.identity.mode is IdentityMode.ROOT:
@@ -159,7 +164,7 @@ def _spawn(
         ) from refused
 
 
-def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened) -> Facts:
+def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened, digests: dict[str, str]) -> Facts:
     """Everything that the live, paused emulator shows, and the host facts that controls ask for."""
     startup.ask_ahead(QUESTIONS)
     seen = observe_process(plan, spawned, opened.by_role)
@@ -170,10 +175,7 @@ def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened
     def know(name: str, value: object, source: str) -> None:
         facts[name] = Known(value, source, Stage.OBSERVED)  # type: ignore[arg-type]
 
-    digests = tuple(sorted(f"{role}:{digest}" for role, digest in spawned.digests.items()))
-    know(
-        "img.digest-checked", tuple(role.split(":")[0] for role in digests), "the copy into its root, hashed on the way"
-    )
+    know("img.digest-checked", tuple(sorted(digests)), "the copies in its sealed root, hashed before the guest ran")
     know("img.shared-writable", (), "flock on every image, exclusive for a writer")
     know("console.bounded", True, "the supervisor's log ring")
     know(

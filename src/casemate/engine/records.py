@@ -64,7 +64,7 @@ def write_record(
             findings=tuple(_recorded(finding) for finding in launched.findings),
             files=tuple(
                 FileDigest(role=role, sha256=digest, size_bytes=sizes.get(role, 0))
-                for role, digest in sorted(launched.spawned.digests.items())
+                for role, digest in sorted(launched.digests.items())
             ),
             versions={"qemu": launched.qemu_version, "kernel": os.uname().release},
         )

@@ -31,7 +31,7 @@ import msgspec
 from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.controls.policy import HostPolicy, controls_under, effective_waivers
-from casemate.engine import errorwire, files, hostview, identity, state
+from casemate.engine import errorwire, files, hostview, identity, labels, state
 from casemate.engine.aftermath import drop_runtime
 from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
@@ -39,6 +39,7 @@ from casemate.engine.paths import Paths, own_directory
 from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, this_process
 from casemate.errors import CasemateError, HostError, RefusedError, VmError
 from casemate.facts.fact import Stage
+from casemate.image.builtin import find_builtin
 from casemate.jail.compile import cached_program
 from casemate.jail.policy import Identity
 from casemate.jail.spawn import kill_and_reap
@@ -114,6 +115,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
     opened: Opened | None = None
     try:
         opened = open_spec_files(definition.spec)
+        opened.digests = _promised_digests(definition.spec, paths)
         who, uid_lock = identity.claim(paths, policy.identity.uids())
         locks.append(uid_lock)
         plan = make_plan(definition.spec, paths, definition.id, definition.name, who, opened.sizes)
@@ -123,6 +125,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
         if refused:
             raise refusal_error(refused)
         open_planned_files(plan.files, opened, paths, definition.id)
+        labels.apply_labels(plan, opened, paths)
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
         own_directory(f"{paths.vm_runtime(definition.id)}/root")
     except BaseException:
@@ -133,6 +136,14 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
             os.close(descriptor)
         raise
     return Prepared(plan, program, opened, waivers, controls, locks)
+
+
+def _promised_digests(spec: Spec, paths: Paths) -> dict[str, str]:
+    """The built-in guest's manifest promises digests; other kernels are recorded as they are."""
+    guest = find_builtin((Path(paths.cache),))
+    if guest is None or spec.boot.kernel != str(guest.kernel) or spec.boot.initrd != str(guest.initrd):
+        return {}
+    return {"kernel": guest.kernel_sha256, "initrd": guest.initrd_sha256}
 
 
 def start(paths: Paths, definition: Definition, policy: HostPolicy) -> LaunchPlan:
@@ -233,7 +244,8 @@ def _as_error(fault: BaseException, paths: Paths) -> CasemateError:
 
 
 def _abandon(paths: Paths, vm_id: str) -> None:
-    """A launch that failed leaves no runtime directory and no mark of a run."""
+    """A launch that failed leaves no runtime directory, no mark of a run and no label."""
+    labels.restore_labels(paths, vm_id)
     files.unlink_if_there(f"{paths.vm_data(vm_id)}/run.json")
     drop_runtime(paths, vm_id)
 
@@ -402,7 +414,7 @@ def _exec_supervisor(
     )
     os.dup2(words, 2)
     interpreter = os.path.realpath(sys.executable)
-    os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})
+    os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})  # noqa: S606
 
 
 def _supervisor_filter(paths: Paths) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from casemate.jail.context import Context, Hasher
+from casemate.jail.context import Context
 from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Link, RootEntry, Wall
 from casemate.sys import mount
 
@@ -43,7 +44,12 @@ class NewRoot:
         os.umask(0)  # modes below are meant as written; NewSession's mask returns at the end
         mount.mount(None, "/", None, mount.MS_REC | mount.MS_PRIVATE)
         options = f"size={self.wall.root_size_bytes},nr_inodes={len(self.wall.root) * 4 + 64},mode=755"
-        mount.mount("casemate", new, "tmpfs", mount.MS_NOSUID, options)
+        try:  # 2 MiB pages for the copies: a third of the time to write and to read them
+            mount.mount("casemate", new, "tmpfs", mount.MS_NOSUID, f"{options},huge=within_size")
+        except OSError as fault:
+            if fault.errno != errno.EINVAL:  # a kernel without them
+                raise
+            mount.mount("casemate", new, "tmpfs", mount.MS_NOSUID, options)
         made: set[str] = set()
         for entry in self.wall.root:
             self._place(entry, new, context, made)
@@ -52,8 +58,6 @@ class NewRoot:
             # Rootless devices are binds with their own mounts; the tmpfs itself can be nodev. As root they are nodes.
             mount.mount_setattr(new, mount.MOUNT_ATTR_NODEV)
         mount.mount_setattr(new, attributes, recursive=True)
-        for role, hasher in context.hashers.items():
-            context.digests[role] = hasher.hexdigest()
         os.chdir(new)
         mount.pivot_root(".", ".")
         mount.umount2(".", mount.MNT_DETACH)
@@ -80,22 +84,21 @@ class NewRoot:
                 os.makedirs(target, mode=0o755, exist_ok=True)
 
     def _copy(self, entry: CopyFile, target: str, context: Context) -> None:
-        hasher = context.hashers[entry.role] = Hasher()
         source = context.sources[entry.role]
-        offset = 0
+        size = os.fstat(source).st_size
+        if size > entry.size_max_bytes:
+            raise OSError(errno.EFBIG, f"{size} bytes, more than {entry.size_max_bytes}", entry.role)
         out = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
         try:
-            while chunk := os.pread(source, 1 << 20, offset):
-                offset += len(chunk)
-                if offset > entry.size_max_bytes:
-                    raise OSError(27, f"grew beyond {entry.size_max_bytes} bytes while it was copied", entry.role)
-                hasher.feed(chunk)
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(out, view) :]
+            os.ftruncate(out, size)  # the size first: tmpfs takes huge pages only within it
+            offset = 0
+            while offset < size:
+                count = os.sendfile(out, source, offset, size - offset)
+                if count == 0:
+                    raise OSError(errno.EIO, "shrank while it was copied", entry.role)
+                offset += count
         finally:
             os.close(out)
-            hasher.feed(b"")
 
     def _device(self, name: str, target: str) -> None:
         major, minor = DEVICE_NUMBERS[name]

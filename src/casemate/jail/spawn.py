@@ -5,7 +5,7 @@ The talk between parent and child, one letter or a short JSON text per packet::
     child                               parent
     M  "write my id maps"           ->  writes them              <- m
     P  "are you still there?"       ->                           <- p
-    D{digests, notes}               ->  compares the digests     <- g
+    D{notes}                        ->  the wall stands          <- g
     (loads the filter, execs)
     E{step, errno, text}            ->  gives up
 
@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Never
 
-from casemate.errors import HostError, RefusedError, VmError
+from casemate.errors import HostError, VmError
 from casemate.jail.context import Context, Step
 from casemate.jail.policy import Identity, IdentityMode, Layer, Wall
 from casemate.jail.steps import inner_steps, outer_steps, place_descriptors
@@ -50,7 +50,6 @@ class Spawned:
     pid: int
     pidfd: int
     listener: int
-    digests: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -64,7 +63,6 @@ def spawn(
     sources: dict[str, int],
     staging: str,
     *,
-    expected_digests: dict[str, str] | None = None,
     payload: Payload | None = None,
     deadline_s: float = 10.0,
 ) -> Spawned:
@@ -75,7 +73,6 @@ def spawn(
         program: the compiled seccomp filter; ignored when the seccomp layer is removed.
         sources: role -> descriptor, for everything that the wall's descriptors and copies name.
         staging: an existing, empty directory.
-        expected_digests: role -> SHA-256 of the copies; a difference refuses the launch.
         payload: run this in the child instead of the program.
         deadline_s: how long the steps may take in all.
 
@@ -107,7 +104,7 @@ def spawn(
     try:
         with ours:
             end = time.monotonic() + deadline_s
-            _serve(ours, wall, spawned, expected_digests or {}, end)
+            _serve(ours, wall, spawned, end)
             if payload is None and wall.has(Layer.SECCOMP):
                 spawned.listener = _take_listener(spawned, int(spawned.notes["listener"]), end)
     except BaseException:
@@ -165,7 +162,7 @@ def _reap_traced_threads(pid: int) -> None:
 # ---- parent ---------------------------------------------------------------------------------------------------------
 
 
-def _serve(talk: socket.socket, wall: Wall, spawned: Spawned, expected: dict[str, str], end: float) -> None:
+def _serve(talk: socket.socket, wall: Wall, spawned: Spawned, end: float) -> None:
     """Answer the child until it is done."""
     while True:
         packet = _receive(talk, spawned, end)
@@ -177,16 +174,7 @@ def _serve(talk: socket.socket, wall: Wall, spawned: Spawned, expected: dict[str
             talk.send(b"p")
         elif letter == b"D":
             report = json.loads(body)
-            spawned.digests, spawned.notes = report["digests"], report["notes"]
-            for role, digest in expected.items():
-                if spawned.digests.get(role) != digest:
-                    raise RefusedError(
-                        "img.hash",
-                        f"{role} changed between the check and its use",
-                        got=f"sha256 {spawned.digests.get(role)}",
-                        expected=f"sha256 {digest}",
-                        next_step="find out who writes to that file, then start again",
-                    )
+            spawned.notes = json.loads(body)["notes"]
             talk.send(b"g")
             return
         elif letter == b"E":
@@ -327,7 +315,7 @@ def _tell_error(talk: socket.socket, step: str, text: str) -> None:
 
 def _report(channel: int, context: Context, listener: int) -> None:
     notes = {**context.notes, "listener": str(listener)}
-    os.write(channel, b"D" + json.dumps({"digests": context.digests, "notes": notes}).encode())
+    os.write(channel, b"D" + json.dumps({"notes": notes}).encode())
 
 
 def _exec(wall: Wall, program: bytes, channel: int, context: Context) -> None:
