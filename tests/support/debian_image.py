@@ -59,7 +59,7 @@ _FILES = {
     "/etc/systemd/system/greeter.socket": (
         f"[Socket]\nListenStream={GREETER_PORT}\nAccept=yes\n[Install]\nWantedBy=sockets.target\n"
     ),
-    "/etc/systemd/system/greeter@.service": f"[Service]\nExecStart=/bin/echo '{GREETING}'\nStandardOutput=socket\n",
+    "/etc/systemd/system/greeter@.service": f"[Service]\nExecStart=/bin/echo '{GREETING}'\nStandardInput=socket\n",
 }
 # What initramfs-tools reads while the kernel is installed: only what these machines boot from.
 _EARLY_FILES = {

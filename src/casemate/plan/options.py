@@ -8,6 +8,9 @@ from __future__ import annotations
 
 OptionValue = str | int | bool
 
+_WITH_UNDERSCORE = frozenset({"max_ports"})
+"""Properties that QEMU really spells with an underscore."""
+
 
 def write_option(head: str, **values: OptionValue) -> str:
     """Write ``head,key=value,...`` with commas doubled; underscores in keys become dashes, ``__`` a dot.
@@ -21,7 +24,7 @@ def write_option(head: str, **values: OptionValue) -> str:
     """
     parts = [_escape(head)] if head else []
     for key, value in values.items():
-        name = key.replace("__", ".").replace("_", "-")
+        name = key if key in _WITH_UNDERSCORE else key.replace("__", ".").replace("_", "-")
         text = ("on" if value else "off") if isinstance(value, bool) else str(value)
         parts.append(f"{name}={_escape(text)}")
     return ",".join(parts)
