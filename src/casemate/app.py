@@ -7,6 +7,7 @@ Everything below is imported on use: a command pays only for what it needs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,8 +88,7 @@ def load_target(
     from casemate.engine import target as targets
 
     flags = asdict(overrides or Overrides())
-    firmware = flags.pop("firmware")
-    return targets.load_target(target, flags, paths=_paths(), base_dir=Path.cwd(), report=report, firmware=firmware)
+    return targets.load_target(target, flags, paths=_paths(), base_dir=Path.cwd(), report=report)
 
 
 def plan(spec: Spec, *, policy_file: str | None = None) -> dict[str, Any]:
@@ -121,13 +121,11 @@ def create(
     Raises:
         InputError: the name is taken. RefusedError: a control would refuse it. Errors of `plan`.
     """
-    from casemate.engine import dryrun, state
+    from casemate.engine import dryrun
 
     paths = _paths()
     dryrun.check_launch(spec, paths, policy_file)
-    return state.create(
-        paths, spec, timeout_s=timeout_s, remove_on_exit=remove_on_exit, policy_file=_absolute(policy_file)
-    ).id
+    return _define(paths, spec, timeout_s, remove_on_exit, policy_file).id
 
 
 def run(
@@ -141,16 +139,14 @@ def run(
     Raises:
         CasemateError: why it did not start; then it is not defined either.
     """
-    from casemate.engine import state
+    from casemate.engine import ending
 
     paths = _paths()
-    definition = state.create(
-        paths, spec, timeout_s=timeout_s, remove_on_exit=remove_on_exit, policy_file=_absolute(policy_file)
-    )
+    definition = _define(paths, spec, timeout_s, remove_on_exit, policy_file)
     try:
         return definition.id, _start(paths, definition)
-    except BaseException:
-        _forget(paths, definition)
+    except Exception:  # an interrupt is none: then it stays defined, for it may be running
+        ending.forget(paths, definition)
         raise
 
 
@@ -285,8 +281,6 @@ def stats(reference: str, *, interval_s: float = 0.5) -> dict[str, Any]:
 
 def unit(reference: str) -> str:
     """A systemd unit that starts and stops the VM."""
-    import os
-
     from casemate.engine.unit import systemd_unit
 
     paths, definition = _find(reference)
@@ -350,12 +344,9 @@ def verify_records(files: Sequence[str] = (), *, key: str | None = None) -> dict
 
 def spec_schema() -> dict[str, Any]:
     """The JSON Schema of specifications."""
-    from casemate.spec.schema import spec_schema as schema
+    from casemate.spec import schema
 
-    return schema()
-
-
-# ---- wiring ---------------------------------------------------------------------------------------------------------
+    return schema.spec_schema()
 
 
 def _paths() -> Paths:
@@ -373,32 +364,21 @@ def _find(reference: str) -> tuple[Paths, Definition]:
     return paths, state.resolve(paths, reference)
 
 
-def _absolute(policy_file: str | None) -> str | None:
-    return None if policy_file is None else str(Path.cwd() / policy_file)
+def _define(
+    paths: Paths, spec: Spec, timeout_s: float | None, remove_on_exit: bool, policy_file: str | None
+) -> Definition:
+    from casemate.engine import state
+
+    policy = str(Path.cwd() / policy_file) if policy_file else None
+    return state.create(paths, spec, timeout_s=timeout_s, remove_on_exit=remove_on_exit, policy_file=policy)
 
 
 def _start(paths: Paths, definition: Definition, policy_file: str | None = None) -> tuple[str, ...]:
     from casemate.engine import start as engine
     from casemate.engine.policy_file import read_policy
 
-    chosen = _absolute(policy_file) or definition.policy_file
+    chosen = policy_file or definition.policy_file
     return engine.start(paths, definition, read_policy(Path(chosen) if chosen else None)).warnings
-
-
-def _forget(paths: Paths, definition: Definition) -> None:
-    """Delete a VM whose first start failed; the failure, not what comes of this, is what the caller hears."""
-    import os
-    import shutil
-
-    from casemate.engine import state
-    from casemate.errors import CasemateError
-
-    try:
-        state.remove(paths, definition)
-    except (CasemateError, OSError):
-        # Its lock is not to be had where the runtime directory cannot be written. Without a run nothing else is left.
-        if not os.path.lexists(f"{paths.vm_data(definition.id)}/run.json"):
-            shutil.rmtree(paths.vm_data(definition.id), ignore_errors=True)
 
 
 def _request(reference: str, verb: str) -> None:

@@ -111,6 +111,11 @@ def test_bytes_go_both_ways_and_backlog_comes_first(session: Session) -> None:
     assert session.is_restored()
 
 
+def test_what_was_typed_ahead_reaches_the_guest(session: Session) -> None:
+    session.type(b"early")
+    assert session.heard(5) == b"early"
+
+
 def test_ctrl_bracket_leaves_and_restores_the_terminal(session: Session) -> None:
     session.await_raw()
     session.type(b"\x1d")

@@ -82,7 +82,7 @@ def _raw_terminal() -> Iterator[bool]:
     saved = termios.tcgetattr(STDIN)
     continued = signal.signal(signal.SIGCONT, lambda *_: tty.setraw(STDIN))
     try:
-        tty.setraw(STDIN)
+        tty.setraw(STDIN, termios.TCSADRAIN)  # not FLUSH: what was typed ahead is for the guest
         yield True
     finally:
         signal.signal(signal.SIGCONT, continued)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from typing import Any
 
 from casemate.engine import control, state
@@ -52,3 +55,13 @@ def remove(paths: Paths, definition: Definition, *, force: bool) -> None:
         if definition.remove_on_exit and state.find_by_name(paths, definition.name) is None:
             return  # its supervisor has done it
     state.remove(paths, definition)
+
+
+def forget(paths: Paths, definition: Definition) -> None:
+    """Delete a VM whose first start failed; the failure, not what comes of this, is what the caller hears."""
+    with contextlib.suppress(CasemateError, OSError):
+        state.remove(paths, definition)
+        return
+    # Its lock is not to be had where the runtime directory cannot be written. Without a run nothing else is left.
+    if not os.path.lexists(f"{paths.vm_data(definition.id)}/run.json"):
+        shutil.rmtree(paths.vm_data(definition.id), ignore_errors=True)

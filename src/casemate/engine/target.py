@@ -26,21 +26,19 @@ LOOK_BYTES = 65536
 Report = Callable[[str], None]
 
 
-def load_target(
-    target: str | None, flags: Mapping[str, Any], *, paths: Paths, base_dir: Path, report: Report, firmware: str | None
-) -> Spec:
+def load_target(target: str | None, flags: Mapping[str, Any], *, paths: Paths, base_dir: Path, report: Report) -> Spec:
     """The specification behind ``target`` with the command line's ``flags`` (of `spec.override.override`) laid over it.
 
     Args:
         target: None when the flags say everything (``--kernel``).
         report: told one line per long step.
-        firmware: for an image: ``uefi`` or ``bios``; None takes ``uefi``.
 
     Raises:
         InputError, SpecError, ImageError: with path and next step. HostError: the built-in guest cannot be built.
     """
     today = datetime.datetime.now(tz=datetime.UTC).date()
     laid = dict(flags)
+    firmware = laid.pop("firmware", None)
     if target is None:
         if not laid.get("kernel"):
             raise InputError(
