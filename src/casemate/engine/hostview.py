@@ -9,6 +9,7 @@ from pathlib import Path
 
 from casemate.engine import cgroups
 from casemate.engine.files import write_atomic
+from casemate.engine.labels import detect_mac
 from casemate.engine.paths import Paths
 from casemate.engine.state import boot_id
 from casemate.errors import HostError
@@ -22,7 +23,7 @@ from casemate.facts.root import Root
 from casemate.facts.tsc import tsc_khz
 from casemate.facts.vfio import read_function, unsafe_interrupts
 from casemate.plan.argv import PROGRAM
-from casemate.plan.model import Emulator, FirmwarePair, Host
+from casemate.plan.model import Emulator, FirmwarePair, Host, Mac
 from casemate.spec.model import AccelChoice, Firmware, Spec
 from casemate.sys.landlock import landlock_abi
 from casemate.sys.process import PR_SCHED_CORE, prctl
@@ -37,17 +38,19 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
     root = Root()
     facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
     check_emulator(facts, spec.machine.type.value)  # first: what an old one lacks is only a consequence
+    mac = detect_mac()
     host = Host(
         machine=os.uname().machine,
         **_kvm(spec, paths),  # type: ignore[arg-type]
         tsc_khz=tsc_khz(Path(paths.cache) / "tsc.json", boot_id()) or 0,
         landlock_abi=landlock_abi(),
         core_sched=_has_core_sched(),
-        lsms=_lsms(),
+        lsms=_lsms(mac),
         cgroup=cgroups.find_base(root),
         uefi=_uefi(spec, root),
         passt=next((path for path in ("/usr/bin/passt", "/usr/local/bin/passt") if os.access(path, os.X_OK)), None),
         rootless=os.geteuid() != 0,
+        mac=mac,
         pci=tuple(read_function(root, item.address) for item in spec.passthrough),
         unsafe_interrupts=unsafe_interrupts(root) if spec.passthrough else None,
     )
@@ -94,12 +97,14 @@ def _has_core_sched() -> bool:
     return True
 
 
-def _lsms() -> tuple[str, ...]:
+def _lsms(mac: Mac | None) -> tuple[str, ...]:
+    """The kernel's list; where securityfs is not mounted at least the LSM that was found without it."""
     try:
         with open("/sys/kernel/security/lsm", encoding="ascii") as file:
-            return tuple(file.read(4096).strip().split(","))
+            names = tuple(file.read(4096).strip().split(","))
     except OSError:
-        return ()
+        names = ()
+    return names if mac is None or mac.module in names else (*names, mac.module)
 
 
 def _uefi(spec: Spec, root: Root) -> FirmwarePair | None:

@@ -34,7 +34,7 @@ import msgspec
 from casemate.controls.judge import refusal_error, refusals
 from casemate.controls.model import AppliedWaiver
 from casemate.controls.policy import HostPolicy, controls_under
-from casemate.engine import cgroups, files, identity
+from casemate.engine import cgroups, files, identity, labels
 from casemate.engine.aftermath import remove_cgroups
 from casemate.engine.opening import Opened, open_planned_files
 from casemate.engine.paths import Paths, own_directory
@@ -103,7 +103,7 @@ def prove_spec(
     own_directory(f"{paths.runtime}/proofs")
     own_directory(home)
     locks = [_lock(home)]
-    opened = Opened()
+    opened, own = Opened(), Paths(home, f"{home}/data", paths.cache)
     try:
         for part in ("root", "data", "data/vms", f"data/vms/{proof_id}"):
             own_directory(f"{home}/{part}")
@@ -112,7 +112,8 @@ def prove_spec(
         locks.append(uid_lock)
         plan = make_plan(spec, paths, proof_id, spec.name or "proof", who, opened.sizes)
         _judge_plan(plan, waivers, policy)
-        _open_rest(plan, opened, Paths(home, f"{home}/data", paths.cache), proof_id)
+        _open_rest(plan, opened, own, proof_id)
+        labels.apply_labels(plan, opened, own, foreign=True)
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
         report = prove(
             plan, program, opened, f"{home}/root", paths, without=without, quick=quick, progress=progress, home=home
@@ -120,6 +121,7 @@ def prove_spec(
         return msgspec.structs.replace(report, notes=(*report.notes, *notes))
     finally:
         opened.close()
+        labels.restore_labels(own, proof_id)
         shutil.rmtree(home, ignore_errors=True)
         for descriptor in locks:
             if descriptor >= 0:
@@ -194,7 +196,7 @@ def _wall_of(plan: LaunchPlan, without: Layer | None) -> Wall:
     if plan.wall.without:
         raise RuntimeError("a plan never lacks a layer of its own")
     removed = (Layer(without),) if without is not None else ()
-    return msgspec.structs.replace(plan.wall, without=removed, exec_label=None)
+    return msgspec.structs.replace(plan.wall, without=removed)
 
 
 def _identity(paths: Paths, policy: HostPolicy) -> tuple[Identity, int, tuple[str, ...]]:
@@ -324,6 +326,7 @@ def sweep_stale(paths: Paths) -> None:
                 with contextlib.suppress(OSError, msgspec.MsgspecError):
                     directories = msgspec.json.decode(files.read_bounded(f"{home}/cgroups"), type=tuple[str, ...])
                     remove_cgroups(directories)
+                labels.restore_labels(Paths(home, f"{home}/data", paths.cache), name)
                 shutil.rmtree(home, ignore_errors=True)
             finally:
                 os.close(lock)

@@ -43,9 +43,7 @@ class Run:
         self._machine = os.uname().machine
         self._bait, notes = bait_of(host, plan, paths, scratch=True, quick=quick)
         if plan.wall.exec_label is not None:
-            notes.append(
-                f"label {plan.wall.exec_label} is taken at exec, which the probe does not do: not in force here"
-            )
+            notes.append(f"the probe runs under the label {plan.wall.exec_label}")
         if plan.helpers:
             notes.append("the network's helper is not started: its socket leads nowhere")
         if plan.spec.disks:

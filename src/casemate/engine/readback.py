@@ -16,6 +16,7 @@ import msgspec
 
 from casemate.bpf.analyse import VerdictKind, survey, survey_other_arches
 from casemate.bpf.instruction import decode
+from casemate.engine.labels import observe_unique
 from casemate.errors import VmError
 from casemate.facts.fact import Fact, Facts, Known, Stage, Unknown, Value
 from casemate.facts.process import ProcessFacts, own_namespaces, read_process
@@ -62,6 +63,7 @@ def observe_process(plan: LaunchPlan, spawned: Spawned, roles: dict[str, int]) -
     _limits(facts, process, wall)
     _seccomp(facts, process, plan)
     _own_report(facts, spawned)
+    _label(facts, process, plan, roles)
     return facts.found
 
 
@@ -147,10 +149,6 @@ def _identity(facts: _Facts, process: ProcessFacts, identity: Identity) -> None:
         facts.miss("proc.core-cookie", "the kernel has no core scheduling, or did not tell")
     else:
         facts.know("proc.core-cookie", 0 not in cookies, "prctl PR_SCHED_CORE_GET")
-    if process.label:
-        facts.know("proc.mac-label", process.label, "attr/current")
-    else:
-        facts.miss("proc.mac-label", "no LSM gives this process a label")
     # Files below /proc/PID of a process that may not be dumped belong to root, not to its uid (proc_pid(5)).
     owner = os.stat(f"/proc/{process.pid}/status").st_uid
     facts.know("proc.dumpable", owner == threads[0].uids[1], "status: owner")
@@ -312,3 +310,16 @@ def _own_report(facts: _Facts, spawned: Spawned) -> None:
         facts.know("proc.session", session, "stat: session")
     except OSError as fault:
         facts.miss("proc.session", str(fault))
+
+
+def _label(facts: _Facts, process: ProcessFacts, plan: LaunchPlan, roles: dict[str, int]) -> None:
+    if not process.label:
+        facts.miss("proc.mac-label", "no LSM gives this process a label")
+        return
+    facts.know("proc.mac-label", process.label, "attr/current")
+    if (plan.wall.exec_label or "").startswith("selinux:"):
+        answer, evidence = observe_unique(plan, process.pid, process.label, roles)
+        if answer is None:
+            facts.miss("proc.mcs-unique", evidence)
+        else:
+            facts.tell("proc.mcs-unique", Known(answer, evidence, Stage.OBSERVED))

@@ -133,7 +133,8 @@ def clean_up(config: dict[str, Any], verdict: Verdict) -> None:
     if not written:
         write_json(f"{runtime}/exit.json", ended, durable=False)
     gone = _remove_cgroups(state["cgroups"])
-    if not (written and gone):
+    labelled = os.path.lexists(f"{data}/labels.json")  # we may not touch labels: the next command restores them
+    if not (written and gone) or labelled:
         _unlink(f"{runtime}/control.sock")
         return
     _unlink(f"{data}/run.json")

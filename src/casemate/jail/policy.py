@@ -124,7 +124,8 @@ class Wall(msgspec.Struct, frozen=True):
 
     ``argv[0]`` is the program's path inside the new root. Environment entries are (name, value). ``makes_own_mounts``:
     Landlock takes TCP, abstract sockets and signals but no files, because under Landlock for files a program can
-    neither mount nor pivot_root; for helpers that shut themselves into an empty root.
+    neither mount nor pivot_root; for helpers that shut themselves into an empty root. ``exec_label``: the label that
+    the process has at exec and ever after, ``selinux:CONTEXT`` or ``apparmor:PROFILE``.
     """
 
     argv: tuple[str, ...]

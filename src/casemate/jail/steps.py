@@ -215,18 +215,47 @@ class CoreCookie:
         process.prctl(process.PR_SCHED_CORE, process.PR_SCHED_CORE_CREATE, 0, process.PR_SCHED_CORE_SCOPE_THREAD_GROUP)
 
 
+LABEL_ROLE = "label-attribute"
+_LABEL_FILES = {"selinux": "/proc/thread-self/attr/current", "apparmor": "/proc/thread-self/attr/apparmor/current"}
+
+
 @dataclass(frozen=True)
-class ExecLabel:
-    """The LSM label that exec will take (SELinux context or AppArmor profile)."""
+class OpenLabelFile:
+    """Our own label's file, while there is a /proc: the kernel takes a label only from the process that opened it."""
 
     label: str
 
     def describe(self) -> str:
-        return f"label at exec: {self.label}"
+        return f"open {_LABEL_FILES[self.label.partition(':')[0]]}"
 
     def apply(self, context: Context) -> None:
-        descriptor = context.sources["exec-label"]
-        os.write(descriptor, self.label.encode())
+        path = _LABEL_FILES[self.label.partition(":")[0]]
+        context.sources[LABEL_ROLE] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+
+@dataclass(frozen=True)
+class TakeLabel:
+    """The LSM's label for this process and all that follows, exec included.
+
+    Before exec and not at it: SELinux and AppArmor clear the parent-death signal when exec changes the label
+    (selinux_bprm_committing_creds, apparmor_bprm_committing_creds), and no_new_privs would refuse most changes.
+    After the last privileged step, which the label would forbid, and before `DieWithParent`.
+    """
+
+    label: str
+
+    def describe(self) -> str:
+        return f"label {self.label}"
+
+    def apply(self, context: Context) -> None:
+        module, _, name = self.label.partition(":")
+        command = f"changeprofile {name}" if module == "apparmor" else name
+        descriptor = context.sources.pop(LABEL_ROLE)
+        try:
+            os.write(descriptor, command.encode())
+        except OSError as fault:
+            raise OSError(fault.errno, os.strerror(fault.errno or 0), self.label) from fault
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -264,8 +293,8 @@ def outer_steps(wall: Wall) -> tuple[Step, ...]:
         steps.append(MapIdentity(wall))
     steps.append(NewSession())
     steps.append(JoinCgroup(wall.cgroup.directories if wall.has(Layer.CGROUP) else ()))
-    if wall.exec_label is not None:
-        steps.append(ExecLabel(wall.exec_label))
+    open_label, take_label = _label_steps(wall)
+    steps += open_label
     if wall.core_cookie:
         steps.append(CoreCookie())
     if wall.has(Layer.ROOT):
@@ -284,9 +313,17 @@ def outer_steps(wall: Wall) -> tuple[Step, ...]:
         steps.append(SetRlimits(wall))
     if wall.has(Layer.CAPABILITIES):
         steps.append(DropCapabilities())
+    steps += take_label
     steps.append(DieWithParent())
     steps.append(NoNewPrivileges())
     return tuple(steps)
+
+
+def _label_steps(wall: Wall) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """(early, late) steps of the label; none without one."""
+    if wall.exec_label is None:
+        return (), ()
+    return (OpenLabelFile(wall.exec_label),), (TakeLabel(wall.exec_label),)
 
 
 def inner_steps(wall: Wall) -> tuple[Step, ...]:

@@ -14,6 +14,7 @@ from casemate.jail.profiles import qemu_profile
 from casemate.plan.accel import Board, choose_board
 from casemate.plan.argv import Numbering, build_argv, devices_of
 from casemate.plan.declare import declare
+from casemate.plan.label import process_label
 from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
 from casemate.plan.passt import plan_passt
 from casemate.plan.passthrough import check_passthrough, passthrough_files
@@ -70,6 +71,7 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
         files,
         boot_bytes,
         profile.name,
+        process_label(host, identity, request.vm_id, board.accel),
     )
     helpers: tuple[HelperPlan, ...] = ()
     if spec.network.mode is NetworkMode.USER:  # 6

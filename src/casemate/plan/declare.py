@@ -13,6 +13,7 @@ from casemate.jail.policy import NAMESPACES, Layer, Wall
 from casemate.jail.rules import Phase, Profile
 from casemate.plan.accel import Board
 from casemate.plan.argv import PROGRAM, SANDBOX
+from casemate.plan.label import observed_form
 from casemate.plan.model import Host, OpenFile
 from casemate.spec.model import Egress, MachineType, NetworkMode, Spec
 
@@ -49,6 +50,12 @@ def declare(
         say("proc.core-cookie", True, "plan")
     say("host.landlock-abi", host.landlock_abi, "landlock_create_ruleset")
     say("vm.id", vm_id, "plan")
+    if wall.exec_label is not None:
+        say("proc.mac-label", observed_form(wall.exec_label), "plan: label")
+        if wall.exec_label.startswith("selinux:"):
+            say("proc.mcs-unique", True, "plan: categories from the uid, which a lock holds")
+    elif host.mac is not None:
+        facts["proc.mac-label"] = facts["proc.mcs-unique"] = Unknown(host.mac.why_not)
     if not wall.cgroup.directories:
         facts["proc.cgroup"] = Unknown(wall.cgroup.why_none or "no cgroup")
     return facts

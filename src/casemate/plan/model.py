@@ -49,6 +49,23 @@ class Emulator(msgspec.Struct, frozen=True):
     firmware: dict[str, tuple[str, str]]
 
 
+class Mac(msgspec.Struct, frozen=True):
+    """The LSM of this host that labels processes, if there is one.
+
+    ``module``: ``selinux`` or ``apparmor``; ``context``: the label of the caller; ``why_not``: what keeps a VM from
+    getting a label of its own (a policy that is not loaded, permissive mode), empty when nothing does.
+    """
+
+    module: str
+    context: str
+    why_not: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a VM can be labelled."""
+        return not self.why_not
+
+
 class Host(msgspec.Struct, frozen=True):
     """What the plan needs to know of the machine. ``tsc_khz`` 0: unknown.
 
@@ -71,6 +88,7 @@ class Host(msgspec.Struct, frozen=True):
     uefi: FirmwarePair | None
     passt: str | None
     rootless: bool
+    mac: Mac | None = None
     pci: tuple[PciFunction, ...] = ()
     unsafe_interrupts: bool | None = None
 

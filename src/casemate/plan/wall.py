@@ -150,6 +150,7 @@ def build_wall(
     files: tuple[OpenFile, ...],
     boot_bytes: int,
     profile: str,
+    label: str | None,
 ) -> Wall:
     """Put the wall together; see the functions above for each part."""
     if identity.uid == 0 or identity.gid == 0:
@@ -167,6 +168,7 @@ def build_wall(
         descriptors=descriptors,
         profile=profile,
         core_cookie=host.core_sched,
+        exec_label=label,
     )
 
 
