@@ -59,7 +59,7 @@ class Supervised:
         listener = socket.socket(socket.AF_UNIX)
         os.chdir(self.runtime)
         listener.bind("control.sock")
-        listener.listen(64)
+        listener.listen(128)
         lock = take_lock(str(self.runtime / "lock"), wait=False)
         assert lock is not None
         running = {
@@ -108,6 +108,9 @@ class Supervised:
         os.lseek(handover, 0, os.SEEK_SET)
         for descriptor in (*keep, handover):
             os.set_inheritable(descriptor, True)
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
         words = os.open(self.data / "supervisor.log", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(words, 2)
         os.write(word, str(process.pid).encode())
@@ -120,12 +123,12 @@ class Supervised:
     def connect(self) -> socket.socket:
         """A connection with a deadline."""
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(30)
         here = os.open(self.runtime, os.O_PATH)
         try:
-            connection.connect(f"/proc/self/fd/{here}/control.sock")
+            connection.connect(f"/proc/self/fd/{here}/control.sock")  # blocks while the backlog is full
         finally:
             os.close(here)
+        connection.settimeout(30)
         return connection
 
     def ask(self, verb: str, **fields: Any) -> dict[str, Any]:

@@ -415,9 +415,8 @@ def test_an_endless_request_is_refused(make: Make) -> None:
     vm.ask("status")
     before = vm.rss_kib()
     with vm.connect() as client:
-        with pytest.raises(OSError, match="Broken pipe|reset"):
-            for _ in range(64):
-                client.sendall(b"A" * (1 << 20))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            client.sendall(b"A" * (64 << 20))
         assert vm.ask("status")["phase"] == "running"
     assert vm.rss_kib() - before < 1024
 

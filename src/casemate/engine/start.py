@@ -352,7 +352,7 @@ def _listen(path: str) -> socket.socket:
         listener.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
     finally:
         os.close(directory)
-    listener.listen(16)
+    listener.listen(128)
     return listener
 
 
