@@ -15,7 +15,7 @@ A wrong call order inside Casemate is a plain ``RuntimeError``: our bug, not the
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class ExitCode(enum.IntEnum):
@@ -65,8 +65,7 @@ class InputError(CasemateError):
     exit_code = ExitCode.USAGE
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """One fault in a specification: where (``disk[1].path``), a stable id (``path.relative``) and what to read."""
 
     path: str

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import struct
 import time
 
@@ -30,7 +29,7 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
     Raises:
         OSError: naming ``path``; the old file is untouched.
     """
-    temporary = f"{path}.{secrets.token_hex(6)}.tmp"
+    temporary = f"{path}.{os.urandom(6).hex()}.tmp"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:

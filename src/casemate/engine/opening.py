@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import secrets
 import stat
 from dataclasses import dataclass, field
 
@@ -139,7 +138,7 @@ def _new_overlay(directory: str, size_bytes: int) -> int:
     try:
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:  # a file system without O_TMPFILE
-        path = f"{directory}/overlay.{secrets.token_hex(6)}"
+        path = f"{directory}/overlay.{os.urandom(6).hex()}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         os.unlink(path)
     try:
@@ -159,7 +158,7 @@ def _own_variables(template: str, path: str) -> int:
     except FileNotFoundError:
         pass
     source = open_regular_file(template, what="UEFI variable template")
-    temporary = f"{path}.{secrets.token_hex(6)}.tmp"
+    temporary = f"{path}.{os.urandom(6).hex()}.tmp"
     try:
         with open(temporary, "xb") as target:
             os.fchmod(target.fileno(), 0o600)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import time
 
@@ -80,7 +79,7 @@ def create(
         HostError: names.lock is held for too long.
         OSError: the disk refuses.
     """
-    vm_id = secrets.token_hex(8)
+    vm_id = os.urandom(8).hex()
     name = spec.name or f"vm-{vm_id[:8]}"
     definition = Definition(vm_id, name, spec, now(), timeout_s, remove_on_exit, policy_file)
     lock = files.take_lock(f"{paths.data}/names.lock", wait=True)
