@@ -8,7 +8,6 @@ from casemate.errors import HostError, InputError
 from casemate.plan.model import Host
 from casemate.spec.model import AccelChoice, Irqchip, MachineType, Spec
 
-
 # QEMU derives the number of extended CPUID leaves from the features: without svm, leaf 0x80000008 (address sizes) would
 # go too, and a Linux guest, which finds LA57 but no sizes, takes user addresses for wrong ones.
 _TCG_CPU = "max,-svm,xlevel=0x80000008"
