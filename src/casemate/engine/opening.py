@@ -112,7 +112,7 @@ def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths
         else:
             opened.by_role[file.role] = open_regular_file(file.path, what=file.role)
     opened.by_role["entropy"] = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
-    opened.by_role["null"] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    opened.by_role["null"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _open_device(path: str) -> int:
