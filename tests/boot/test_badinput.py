@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.refusals import Refusals
+
+from casemate.engine.paths import default_paths
+from casemate.image.builtin import build_builtin
 
 pytestmark = [
     pytest.mark.boot,
@@ -146,3 +151,288 @@ def test_what_is_no_regular_file(cli: Refusals, role: str, kind: str) -> None:
         "  next: give the path",
     ]
     cli.refused(2, says, *RUN, write_spec(cli, BOOT), *flags)
+
+
+def test_a_link_that_another_user_owns_is_not_followed(cli: Refusals) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a link that belongs to somebody else")
+    link = cli.home / "way"
+    link.symlink_to(cli.home)
+    os.lchown(link, 65534, 65534)
+    says = [
+        f"cannot open the kernel '{link}/vmlinuz'",
+        f"  got: a symbolic link to '{cli.home}' on the way that belongs to uid 65534",
+        "  expected: links of root or your own",
+        "  next: give the path without the link",
+    ]
+    cli.refused(2, says, *RUN, "--accel", "tcg", "--kernel", link / "vmlinuz")
+
+
+@pytest.mark.parametrize("kind", ["a directory", "a FIFO", "a character device"])
+def test_a_target_that_is_no_regular_file(cli: Refusals, kind: str) -> None:
+    path = _odd_file(cli.home, kind)
+    cli.refused(2, [f"cannot read '{path}'", "  expected: a specification (TOML) or a disk image"], *RUN, path)
+
+
+@pytest.mark.parametrize("target", ["absent.toml", "sub/absent,with=100%.qcow2", "https://example.org/disk.qcow2"])
+def test_a_missing_target(cli: Refusals, target: str) -> None:
+    says = [f"cannot read '{target}'", "  got: no such file or directory", "  next: casemate run builtin needs no file"]
+    cli.refused(2, says, *RUN, target, cwd=cli.home)
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--memory-mib=-1", '--memory-mib: "-1" is not a size; expected for example 512M, 2G or 1.5T [value.pattern]'),
+        ("--memory-mib=0", "--memory-mib: got 0; expected 32 to 1048576 [value.range]"),
+        ("--memory-mib=2000000", "--memory-mib: got 2000000; expected 32 to 1048576 [value.range]"),
+        ("--memory-mib=2T", "--memory-mib: got 2097152; expected 32 to 1048576 [value.range]"),
+        ("--memory-mib=99999999999999999999", '--memory-mib: "99999999999999999999" is not a size'),
+        ("--memory-mib=1e3", '--memory-mib: "1e3" is not a size'),
+        ("--memory-mib=nan", '--memory-mib: "nan" is not a size'),
+        ("--vcpus=0", "--vcpus: got 0; expected 1 to 255 [value.range]"),
+        ("--vcpus=-1", "--vcpus: got -1; expected 1 to 255 [value.range]"),
+        ("--vcpus=many", "argument --vcpus: invalid int value: 'many'"),
+        ("--timeout-s=-1", "argument --timeout-s: -1 is not a number of seconds above 0"),
+        ("--timeout-s=nan", "argument --timeout-s: nan is not a number of seconds above 0"),
+        ("--timeout-s=inf", "argument --timeout-s: inf is not a number of seconds above 0"),
+    ],
+)
+def test_an_absurd_size(cli: Refusals, flag: str, says: str) -> None:
+    cli.refused(2, [says], *RUN, flag, write_spec(cli, BOOT))
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "got"), [(0, "got: 0 bytes"), ((256 << 20) + 1, f"got: {(256 << 20) + 1} bytes")]
+)
+def test_a_kernel_of_an_absurd_size(cli: Refusals, size_bytes: int, got: str) -> None:
+    os.truncate(cli.home / "vmlinuz", size_bytes)
+    says = [f"kernel '{cli.home}/vmlinuz'", got, "expected: 1 to 268435456 bytes"]
+    cli.refused(2, says, *RUN, write_spec(cli, BOOT))
+
+
+# ---- images -------------------------------------------------------------------------------------------------------
+
+
+def qemu_img(*words: str | Path) -> None:
+    """Make an image with QEMU's own tool."""
+    subprocess.run(["qemu-img", "create", "-q", *map(str, words)], check=True, timeout=60)
+
+
+def _with_backing(path: Path) -> None:
+    qemu_img("-f", "raw", path.with_name("base.raw"), "1M")
+    qemu_img("-f", "qcow2", "-b", path.with_name("base.raw"), "-F", "raw", path)
+
+
+def _with_json_backing(path: Path) -> None:
+    name = 'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/passwd"}}'
+    qemu_img("-f", "qcow2", "-u", "-b", name, "-F", "raw", path, "1M")
+
+
+def _with_data_file(path: Path) -> None:
+    qemu_img("-f", "qcow2", "-o", f"data_file={path}.data", path, "1M")
+
+
+def _good(path: Path) -> None:
+    qemu_img("-f", "qcow2", path, "1M")
+
+
+def _patched(offset: int, data: bytes) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        _good(path)
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    return make
+
+
+def _cut(size_bytes: int) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        _good(path)
+        os.truncate(path, size_bytes)
+
+    return make
+
+
+def _raw(data: bytes) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.write_bytes(data)
+
+    return make
+
+
+BAD_IMAGES: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
+    "backing file": (_with_backing, "qcow2", ["disk has a backing file", "got: '", "base.raw'", "next: if you trust"]),
+    "json: backing file": (
+        _with_json_backing,
+        "qcow2",
+        ["disk has a backing file", 'got: \'json:{"driver":"raw"', "expected: an image that needs no other file"],
+    ),
+    "external data file": (_with_data_file, "qcow2", ["disk keeps its data in an external file", "next: if you trust"]),
+    "raw that is qcow2": (_good, "raw", ["disk is declared raw but has a qcow2 header", "next: say qcow2"]),
+    "qcow2 that is raw": (
+        _raw(bytes(4096)),
+        "qcow2",
+        ["disk is declared qcow2 but has no qcow2 header", "expected: a qcow2 image", "next: if it is a plain disk"],
+    ),
+    "VMDK": (
+        _raw(b"KDMV" + bytes(1020)),
+        "raw",
+        ["disk is in the format VMDK but is declared raw", "qemu-img convert"],
+    ),
+    "unknown version": (_patched(4, b"\0\0\0\x09"), "qcow2", ["disk is qcow2 of an unknown version", "got: 9"]),
+    "8 EiB": (_patched(24, b"\x80" + bytes(7)), "qcow2", ["disk is larger than a disk may be", "got: 8 EiB"]),
+    "no bytes": (_patched(24, bytes(8)), "qcow2", ["disk holds a disk of 0 bytes", "next: give it a size"]),
+    "a header and no more": (_cut(100), "qcow2", ["a qcow2 header that cannot be true", "got: a file of 100 bytes"]),
+    "larger than its file": (
+        _cut(70_000),
+        "qcow2",
+        ["disk is cut short or its header lies", "ends at byte", "the file at 70000", "next: get the image again"],
+    ),
+    "L1 table beyond the file": (_patched(40, b"\x40" + bytes(7)), "qcow2", ["casemate: error: ", "got: ", "next: "]),
+    "empty": (_raw(b""), "raw", ["disk is empty", "got: 0 bytes"]),
+    "half a sector": (_raw(bytes(513)), "raw", ["disk is not a whole raw disk", "got: 513 bytes", "truncate -s %512"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_an_image_that_is_refused(cli: Refusals, case: str) -> None:
+    make, image_format, says = BAD_IMAGES[case]
+    if make in {_with_backing, _with_json_backing, _with_data_file, _good} and shutil.which("qemu-img") is None:
+        pytest.skip("needs qemu-img")
+    make(cli.home / "disk")
+    disk = ("--disk", f"{cli.home}/disk:{image_format}")
+    cli.refused(2, [f"{cli.home}/", *says], *RUN, write_spec(cli, BOOT), *disk)
+
+
+# ---- files that change, names and disks that are taken ------------------------------------------------------------
+
+
+def test_a_file_that_changes_between_check_and_use(cli: Refusals) -> None:
+    over = threading.Event()
+
+    def write_on() -> None:
+        with open(cli.home / "vmlinuz", "r+b", buffering=0) as kernel:
+            while not over.wait(0.001):
+                kernel.seek(4)
+                kernel.write(os.urandom(8))
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    try:
+        says = [
+            f"{cli.home}/vmlinuz changed between check and use",
+            "  got: another ",
+            "  next: find out who writes to it",
+        ]
+        cli.refused(2, says, *RUN, write_spec(cli, BOOT))
+    finally:
+        over.set()
+        writer.join()
+
+
+def test_a_kernel_that_is_none(cli: Refusals) -> None:
+    """Only the emulator can tell; by then everything has been built, and all of it goes."""
+    says = ["the emulator ended while waiting for", "exit status 1; ", "Error while loading elf kernel"]
+    cli.refused(5, says, *RUN, write_spec(cli, BOOT))
+
+
+def test_a_name_that_is_taken(cli: Refusals) -> None:
+    vm_id = cli.ok("create", "--name", "bad", write_spec(cli, BOOT)).strip()
+    says = ["the name bad is taken", f"  got: VM {vm_id[:12]}", "  next: casemate rm bad, or choose another --name"]
+    cli.refused(2, says, *RUN, write_spec(cli, BOOT))
+
+
+SMALL = ("--accel", "tcg", "--memory-mib", "96")
+
+
+def test_one_writable_disk_in_two_vms(cli: Refusals) -> None:
+    """By any name: the lock is on the file."""
+    disk, other_name = cli.home / "disk.raw", cli.home / "another name.raw"
+    disk.write_bytes(bytes(1 << 20))
+    os.link(disk, other_name)
+    cli.ok("run", "-d", "--name", "writer", *SMALL, "--disk", f"{disk}:raw,persistent", "builtin")
+    before = cli.inventory()
+    for path, mode, got in (
+        (disk, "persistent", "another user of the image"),
+        (other_name, "persistent", "another user of the image"),
+        (disk, "overlay", "a writer"),
+        (disk, "read-only", "a writer"),
+    ):
+        says = [f"disk '{path}' is in use by another VM", f"  got: {got}", "  next: casemate ps shows the running VMs"]
+        cli.refused(2, says, *RUN, *SMALL, "--disk", f"{path}:raw,{mode}", "builtin")
+    assert cli.inventory() == before
+    assert cli.json("inspect", "writer", "--json")["state"] == "running"
+
+
+def test_readers_share_and_keep_a_writer_out(cli: Refusals) -> None:
+    disk = cli.home / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    for name, mode in (("one", "overlay"), ("two", "read-only")):
+        cli.ok("run", "-d", "--name", name, *SMALL, "--disk", f"{disk}:raw,{mode}", "builtin")
+    says = [f"disk '{disk}' is in use by another VM", "  expected: one writer and nobody else, or readers only"]
+    cli.refused(2, says, *RUN, *SMALL, "--disk", f"{disk}:raw,persistent", "builtin")
+
+
+# ---- waivers ------------------------------------------------------------------------------------------------------
+
+WAIVER = '[[waiver]]\ncontrol = "proc.cgroup"\nreason = "a test of waivers"\nexpires = 2999-12-31\n'
+
+
+def test_a_waiver_that_the_hosts_policy_does_not_allow(cli: Refusals) -> None:
+    policy = cli.home / "policy.toml"
+    policy.write_text("version = 1\n")
+    policy.chmod(0o644)
+    says = [
+        "refused by control proc.cgroup: the specification waives this control and the host's policy does not allow",
+        f"  got: the host's policy ({policy}) does not allow it",
+        "  next: the host's administrator decides in /etc/casemate/policy.toml: [waivers] allowed = [...]",
+    ]
+    cli.refused(4, says, *RUN, "--policy", policy, write_spec(cli, BOOT + WAIVER))
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [
+        (None, 0o644, ["there is no such file", "  next: check the path given with --policy"]),
+        ("version = 1\n", 0o666, ["mode 0666", "who writes it decides what may be waived", "  next: chown root:root"]),
+        ("version = 2\n", 0o644, ["version"]),
+        ("version = 1\n[waivers]\nallowed = ['*']\n", 0o644, ["waivers.allowed"]),
+        ("no policy", 0o644, ["[policy.toml]"]),
+    ],
+)
+def test_a_policy_that_cannot_be_one(cli: Refusals, text: str | None, mode: int, says: list[str]) -> None:
+    policy = cli.home / "policy.toml"
+    if text is not None:
+        policy.write_text(text)
+        policy.chmod(mode)
+    cli.refused(2, [str(policy), *says], *RUN, "--policy", policy, write_spec(cli, BOOT + WAIVER))
+
+
+# ---- what looks bad and is good -----------------------------------------------------------------------------------
+
+
+def test_paths_with_every_odd_character_work(cli: Refusals) -> None:
+    """Comma and ``=`` would be options to QEMU, ``%`` a format, a space a word: none of them may be."""
+    guest = build_builtin(Path(default_paths().cache), print)
+    place = cli.home / "odd, place=100% ,id=x"
+    place.mkdir()
+    kernel, initrd, disk = place / "vm linuz,a=b%s", place / "initrd,file=x.raw %n", place / "disk, x=y %d.raw"
+    shutil.copy(guest.kernel, kernel)
+    shutil.copy(guest.initrd, initrd)
+    disk.write_bytes(bytes(1 << 20))
+    spec = place / "spec, =%.toml"
+    spec.write_text(
+        f'[machine]\naccel = "tcg"\nmemory_mib = 96\n[boot]\nkernel = "{kernel.name}"\ninitrd = "{initrd.name}"\n'
+        f'cmdline = "{guest.cmdline} casemate.test=disk a,b=%c"\n'
+        f'[[disk]]\npath = "{disk.name}"\nformat = "raw"\nmode = "persistent"\n'
+    )
+    done = cli("run", "--name", "odd", "--rm", "--timeout-s", "120", spec, timeout_s=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "casemate-guest: disk ok" in done.stdout
+    assert disk.read_bytes()[:512] != bytes(512), "the guest wrote to this very file"
+    assert cli.vms() == []

@@ -31,7 +31,7 @@ class Refusals(Cli):
         return self._refused(code, says, self, arguments, more)
 
     def _refused(self, code: int, says: list[str], run: Any, arguments: tuple[str | Path, ...], more: Any) -> str:
-        vms, cgroups = self.vms(), _empty_cgroups()
+        before, cgroups = self.inventory(), _empty_cgroups()
         with _reaper() as orphans:
             done: subprocess.CompletedProcess[str] = run(*arguments, **more)
         shown = f"{arguments}: exit {done.returncode}\n{done.stdout}{done.stderr}"
@@ -43,11 +43,14 @@ class Refusals(Cli):
         assert not missing, f"{missing} not in\n{shown}"
         assert done.stdout == "", shown
         assert orphans == [], shown
-        assert self.vms() == vms, "a VM was left behind"
-        assert self.held_locks() == [], "a uid is still taken"
-        assert self.stray_files() == [], shown
+        after = self.inventory()
+        assert after == before, f"before: {before}\nafter: {after}\n{shown}"
         _wait_no_new_cgroups(cgroups)
         return done.stderr
+
+    def inventory(self) -> dict[str, list[str]]:
+        """What there is of VMs: nothing of it may change when a command is refused."""
+        return {"vms": self.vms(), "locked uids": self.held_locks(), "other files": self.stray_files()}
 
     def vms(self) -> list[str]:
         """Directories of VMs, defined or running."""
@@ -58,12 +61,13 @@ class Refusals(Cli):
         return [path.name for path in (self.runtime / "ids").glob("*") if is_locked(str(path))]
 
     def stray_files(self) -> list[str]:
-        """Files of Casemate that belong to no VM, other than its locks, which stay."""
+        """Files of Casemate that belong to no VM, other than its locks, records and key, which stay."""
         found = []
         for base in (self.data, self.runtime):
             for path in base.rglob("*"):
                 parts = path.relative_to(base).parts
-                if path.is_file() and parts[0] not in {"vms", "ids", "records"} and parts != ("names.lock",):
+                kept = parts[0] in {"vms", "ids", "records", "names.lock"} or "record-key" in parts[0]
+                if path.is_file() and not kept:
                     found.append(str(path))
         return found
 
