@@ -7,17 +7,20 @@ A value that could end the option or hide a second one is an option injection.
 from __future__ import annotations
 
 OptionValue = str | int | bool
+UNDERSCORED = frozenset({"max_ports"})
+"""Property names that QEMU itself spells with an underscore."""
 
 _WITH_UNDERSCORE = frozenset({"max_ports"})
 """Properties that QEMU really spells with an underscore."""
 
 
 def write_option(head: str, **values: OptionValue) -> str:
-    """Write ``head,key=value,...`` with commas doubled; underscores in keys become dashes, ``__`` a dot.
+    """Write ``head,key=value,...`` with commas doubled; underscores in keys become dashes (but see `UNDERSCORED`),
+    ``__`` a dot.
 
     Args:
         head: first word (a driver or type); empty for options that start with a key.
-        values: booleans become on and off. Keys that start with ``x__`` are not special.
+        values: booleans become on and off.
 
     Raises:
         ValueError: a value with a NUL, a newline or another control character.
