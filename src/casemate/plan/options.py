@@ -7,15 +7,13 @@ A value that could end the option or hide a second one is an option injection.
 from __future__ import annotations
 
 OptionValue = str | int | bool
-UNDERSCORED = frozenset({"max_ports"})
-"""Property names that QEMU itself spells with an underscore."""
 
 _WITH_UNDERSCORE = frozenset({"max_ports"})
 """Properties that QEMU really spells with an underscore."""
 
 
 def write_option(head: str, **values: OptionValue) -> str:
-    """Write ``head,key=value,...`` with commas doubled; underscores in keys become dashes (but see `UNDERSCORED`),
+    """Write ``head,key=value,...`` with commas doubled; underscores in keys become dashes (but see `_WITH_UNDERSCORE`),
     ``__`` a dot.
 
     Args:
