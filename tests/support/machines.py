@@ -26,7 +26,7 @@ from casemate.engine.paths import Paths, default_paths, prepare
 from casemate.engine.start import start
 from casemate.engine.vmfiles import Definition, Exit, RunningState, Vm
 from casemate.image.builtin import build_builtin
-from casemate.spec.model import Spec
+from casemate.spec.model import ConsoleDevice, Spec
 from casemate.spec.override import builtin_spec
 
 DEADLINE_S = 120.0
@@ -55,6 +55,9 @@ class Machines:
     def spec(self, switch: str = "idle", **changes: Any) -> Spec:
         """The built-in guest with a test switch; ``changes`` replace parts of the specification."""
         words = f"{self._guest.cmdline} casemate.test={switch}"
+        console = changes.get("console")
+        if console is not None and console.device is ConsoleDevice.VIRTIO:
+            words = words.replace("console=ttyS0", "console=hvc0")
         spec = builtin_spec(str(self._guest.kernel), str(self._guest.initrd), words)
         machine = msgspec.structs.replace(spec.machine, memory_mib=changes.pop("memory_mib", 96))
         return msgspec.structs.replace(spec, machine=machine, **changes)

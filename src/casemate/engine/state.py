@@ -24,6 +24,7 @@ import msgspec
 from casemate.engine import files
 from casemate.engine.aftermath import drop_runtime, foresee, is_alive, remove_cgroups, settle
 from casemate.engine.paths import Paths, own_directory
+from casemate.engine.sigsys import killed_call
 from casemate.engine.vmfiles import (
     Definition,
     Exit,
@@ -247,7 +248,28 @@ def _ended(paths: Paths, definition: Definition, lost: Exit | None) -> Vm:
     ended = salvage_struct(f"{paths.vm_data(definition.id)}/exit.json", Exit) if lost is None else lost
     if ended is None and os.path.lexists(f"{paths.vm_data(definition.id)}/exit.json"):
         ended = Exit("unknown", 5, now(), detail="exit.json, which says how it ended, is damaged")
+    if ended is not None and ended.sigsys_pid:
+        ended = _explain_sigsys(paths, definition, ended)
     return Vm(definition, "exited" if ended else "created", None, ended)
+
+
+def _explain_sigsys(paths: Paths, definition: Definition, ended: Exit) -> Exit:
+    """Ask the kernel's log, once, which call it was: the supervisor may not read it."""
+    call = killed_call(ended.sigsys_pid)
+    profile = salvage_struct(f"{paths.vm_data(definition.id)}/wall.json", _Profile)
+    words = "; ".join(filter(None, [call, f"profile {profile.profile}" if profile else "", ended.detail]))
+    ended = msgspec.structs.replace(ended, detail=words if call else ended.detail, sigsys_pid=0)
+    try:
+        files.write_json(f"{paths.vm_data(definition.id)}/exit.json", ended)
+    except OSError:
+        return ended
+    return ended
+
+
+class _Profile(msgspec.Struct, frozen=True):
+    """The part of wall.json that names the seccomp profile."""
+
+    profile: str
 
 
 def claim(paths: Paths, definition: Definition, *, to_remove: bool = False) -> int:

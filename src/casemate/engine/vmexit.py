@@ -29,6 +29,7 @@ class Verdict:
         self.detail = ""
         self.panicked = False
         self.shutdown_reason = ""
+        self.killed_by = 0
         self._wanted: tuple[str, int, str] | None = None
         self._notes: list[str] = []
 
@@ -48,6 +49,7 @@ class Verdict:
     def end(self, status: int, *, killed: bool) -> None:
         """The emulator is gone: ``status`` is its exit status, or the signal when ``killed``."""
         self.ended = True
+        self.killed_by = status if killed else 0
         how = f"the emulator was killed by {_signal_name(status)}" if killed else f"exit status {status}"
         if self._wanted is not None:
             self.reason, self.code, self.detail = self._wanted
@@ -76,8 +78,8 @@ def _signal_name(number: int) -> str:
 def _explain(number: int) -> str:
     if number == signal.SIGSYS:
         return (
-            ": its seccomp allowlist forbids a system call that it made; the kernel's audit line (dmesg, type=1326)"
-            " names call and thread; please report it with the versions of QEMU and libc"
+            ": its seccomp allowlist forbids a system call that it made; please report it with the versions of QEMU"
+            " and libc (the kernel's log, type=1326, names the call)"
         )
     if number in {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGTRAP}:
         return ": it crashed or aborted; see casemate logs --emulator"
@@ -128,6 +130,7 @@ def clean_up(config: dict[str, Any], verdict: Verdict) -> None:
         "detail": verdict.detail,
         "uid": state["uid"],
         "accel": state["accel"],
+        "sigsys_pid": state["emulator"]["pid"] if verdict.killed_by == signal.SIGSYS else 0,
     }
     written = write_json(f"{data}/exit.json", ended)
     if not written:

@@ -69,7 +69,10 @@ class RunMark(msgspec.Struct, frozen=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """exit.json: how a run ended. ``code`` as in errors.ExitCode."""
+    """exit.json: how a run ended. ``code`` as in errors.ExitCode.
+
+    ``sigsys_pid``: the emulator that its seccomp filter killed, until the kernel's log has been asked about it.
+    """
 
     reason: str
     code: int
@@ -78,6 +81,7 @@ class Exit(msgspec.Struct, frozen=True):
     detail: str = ""
     uid: int = 0
     accel: str = ""
+    sigsys_pid: int = 0
 
 
 class Vm(msgspec.Struct, frozen=True):
