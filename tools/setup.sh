@@ -21,6 +21,7 @@ strace|traces workloads against the system call rules
 cpio|the reference reader for our initramfs writer
 mmdebstrap|builds the Debian guest of the boot tests
 dosfstools|EFI system partition of the boot tests
+fdisk|sfdisk writes the partition table of the boot tests
 mtools|copies the boot loader into that partition without mounting it
 e2fsprogs|root file system of the boot tests, filled without mounting it
 systemd-boot-efi|boot loader of the boot tests

@@ -87,6 +87,7 @@ def ask(port: int) -> str:
     """What the guest's greeter says through the published port."""
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.settimeout(30)
+        connection.sendall(b"hello\n")
         said = b""
         while chunk := connection.recv(4096):
             said += chunk

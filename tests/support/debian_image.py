@@ -9,8 +9,9 @@ Nothing is mounted on the host and no loop device is used: ``mke2fs -d`` fills t
 namespaces, mtools fills the EFI system partition, sfdisk writes the table into a plain file. Works as root and, with
 a subordinate uid range, as an ordinary user. ``<key>`` is the digest of this recipe: another recipe is another build.
 
-The guest: root without a password on every console, DHCP by systemd-networkd, a listener on `GREETER_PORT` that says
-`GREETING` to whoever connects, and systemd-logind, which powers off when the power button is pressed.
+The guest: root without a password on every console, DHCP by systemd-networkd, a listener on `GREETER_PORT` that answers
+a line with `GREETING` (the client speaks first, see docs/network.md), and systemd-logind, which powers off when the power
+button is pressed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ _FILES = {
     "/etc/systemd/system/greeter.socket": (
         f"[Socket]\nListenStream={GREETER_PORT}\nAccept=yes\n[Install]\nWantedBy=sockets.target\n"
     ),
-    "/etc/systemd/system/greeter@.service": f"[Service]\nExecStart=/bin/echo '{GREETING}'\nStandardInput=socket\n",
+    "/etc/systemd/system/greeter@.service": (
+        f"[Service]\nExecStart=/bin/sh -c 'read line && echo {GREETING}'\nStandardInput=socket\n"
+    ),
 }
 # What initramfs-tools reads while the kernel is installed: only what these machines boot from.
 _EARLY_FILES = {
