@@ -1,0 +1,103 @@
+"""libvirt as a peer: a daemon of our own, TCP off, private sockets and state, ended with the benchmark."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from casemate.image.builtin import BuiltinGuest
+
+DOMAIN = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>256</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>
+<cmdline>{cmdline}</cmdline></os><features><acpi/></features>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><controller type='usb' model='none'/>
+<memballoon model='none'/><serial type='null'/><console type='null'/>
+<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng></devices></domain>
+"""
+
+
+class Libvirt:
+    """``with Libvirt(guest, cmdline) as libvirt:``; ``available``: its rows can run; ``why_not``: why they cannot."""
+
+    def __init__(self, guest: BuiltinGuest, cmdline: str) -> None:
+        self.available = False
+        self.why_not = ""
+        self._guest = guest
+        self._cmdline = cmdline
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._logger: subprocess.Popen[bytes] | None = None
+        self._directory = Path(tempfile.mkdtemp(prefix="casemate-libvirt-"))
+        self._count = 0
+
+    def __enter__(self) -> Libvirt:
+        daemon = shutil.which("libvirtd", path="/usr/sbin:/usr/bin")
+        if daemon is None or shutil.which("virsh") is None:
+            self.why_not = "libvirt-daemon-system and libvirt-clients are not installed"
+            return self
+        if Path("/run/libvirt/libvirt-sock").exists():
+            self.why_not = "a libvirt daemon of the host is already running"
+            return self
+        configuration = self._directory / "libvirtd.conf"
+        configuration.write_text('listen_tcp = 0\nlisten_tls = 0\nauth_unix_rw = "none"\nlog_outputs = "3:stderr"\n')
+        for name in ("vmlinuz", "initrd"):  # readable for libvirt's own user
+            source = self._guest.kernel if name == "vmlinuz" else self._guest.initrd
+            shutil.copy(source, self._directory / name)
+            (self._directory / name).chmod(0o644)
+        self._directory.chmod(0o755)
+        logger = shutil.which("virtlogd", path="/usr/sbin:/usr/bin")
+        if logger is not None:
+            self._logger = subprocess.Popen([logger], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._daemon = subprocess.Popen(
+            [daemon, "--config", str(configuration)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            if self._virsh("list").returncode == 0:
+                self.available = True
+                try:
+                    self.create()
+                except subprocess.CalledProcessError as fault:
+                    self.available, self.why_not = False, f"virsh create failed: {fault.stderr.strip()[:200]}"
+                return self
+            time.sleep(0.1)
+        self.why_not = "libvirtd did not come up"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in (self._daemon, self._logger):
+            if process is not None:
+                process.terminate()
+                process.wait(10)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def create(self) -> float:
+        """Seconds for ``virsh create`` of the guest; it is destroyed afterwards."""
+        self._count += 1
+        name = f"casemate-bench-{os.getpid()}-{self._count}"
+        domain = self._directory / "domain.xml"
+        kernel, initrd = self._directory / "vmlinuz", self._directory / "initrd"
+        domain.write_text(DOMAIN.format(name=name, kernel=kernel, initrd=initrd, cmdline=self._cmdline))
+        begin = time.perf_counter()
+        done = self._virsh("create", str(domain))
+        taken = time.perf_counter() - begin
+        done.check_returncode()
+        self._virsh("destroy", name).check_returncode()
+        return taken
+
+    def daemon_pss_mib(self) -> float:
+        """PSS of the daemon while one VM runs."""
+        if self._daemon is None:
+            raise RuntimeError("libvirt was not started")
+        text = Path(f"/proc/{self._daemon.pid}/smaps_rollup").read_text()
+        return int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1]) / 1024
+
+    def _virsh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["virsh", "-q", "-c", "qemu:///system", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
