@@ -10,8 +10,8 @@ namespaces, mtools fills the EFI system partition, sfdisk writes the table into 
 a subordinate uid range, as an ordinary user. ``<key>`` is the digest of this recipe: another recipe is another build.
 
 The guest: root without a password on every console, DHCP by systemd-networkd, a listener on `GREETER_PORT` that answers
-a line with `GREETING` (the client speaks first, see docs/network.md), and systemd-logind, which powers off when the power
-button is pressed.
+a line with `GREETING` (the client speaks first, see docs/network.md), and systemd-logind, which powers off when the
+power button is pressed.
 """
 
 from __future__ import annotations
