@@ -55,22 +55,37 @@ class Libvirt:
         self._daemon = subprocess.Popen(
             [daemon, "--config", str(configuration)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        end = time.monotonic() + 15
-        while time.monotonic() < end:
-            if self._virsh("list").returncode == 0:
-                self.available = True
-                try:
-                    self.create()
-                except subprocess.CalledProcessError as fault:
-                    self.available, self.why_not = False, f"virsh create failed: {fault.stderr.strip()[:200]}"
-                return self
-            time.sleep(0.1)
-        self.why_not = "libvirtd did not come up"
+        try:
+            self._first_domain()
+        except BaseException:
+            self._stop()
+            raise
         return self
+
+    def _first_domain(self) -> None:
+        """Wait for the daemon, then create one domain: the first one makes libvirt ask QEMU what it can do."""
+        end = time.monotonic() + 15
+        while self._virsh("list").returncode != 0:
+            if time.monotonic() > end:
+                self.why_not = "libvirtd did not come up"
+                return
+            time.sleep(0.1)
+        try:
+            self.create()
+            self.available = True
+        except subprocess.CalledProcessError as fault:
+            self.why_not = f"virsh create failed: {fault.stderr.strip()[:200]}"
+        except subprocess.TimeoutExpired:
+            self.why_not = "virsh create took more than a minute"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        for number in range(1, self._count + 1):  # a domain whose creation was cut off outlives the daemon
+            self._virsh("destroy", f"casemate-bench-{os.getpid()}-{number}")
         for process in (self._daemon, self._logger):
             if process is not None:
                 process.terminate()
