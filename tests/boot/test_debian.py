@@ -118,10 +118,10 @@ def use_network(shell: GuestShell, address: str, port: int) -> None:
     """Out to a server on the host, in through the published port, and not to the same server's neighbours."""
     shell.run("for i in $(seq 60); do ip -4 route show default | grep -q via && break; sleep 1; done")
     with server(address, b"casemate-host: hello\n") as host_port:
-        said = shell.run(f"timeout 30 bash -c 'cat </dev/tcp/{address}/{host_port}'")
+        said = shell.last(f"timeout 30 bash -c 'cat </dev/tcp/{address}/{host_port}'")
         assert said == "casemate-host: hello"
     with server("127.0.0.1", b"never\n") as host_port:
-        gateway = shell.run("ip -4 route show default | cut -d' ' -f3")
+        gateway = shell.last("ip -4 route show default | cut -d' ' -f3")
         for unreachable in (gateway, "169.254.169.254"):
             shell.run(f"timeout 10 bash -c 'cat </dev/tcp/{unreachable}/{host_port}' 2>/dev/null; test $? -ne 0")
     assert ask(port) == GREETING
@@ -135,17 +135,17 @@ def live_through(cli: Cli, spec: Path, address: str, port: int, root: str) -> No
     assert not [entry for entry in document["wall"] if entry["verdict"] == "fail" and entry["gate"] == "launch"]
     with GuestShell(cli, "debian") as shell:
         shell.login()
-        assert shell.run("hostname") == HOSTNAME
-        assert shell.run("nproc") == "2"
-        assert shell.run("findmnt -no SOURCE /") == root
-        assert shell.run("systemctl is-system-running --wait", deadline_s=180) == "running"
+        assert shell.last("systemctl is-system-running --wait", deadline_s=180) == "running"
+        assert shell.last("hostname") == HOSTNAME
+        assert shell.last("nproc") == "2"
+        assert shell.last("findmnt -no SOURCE /") == root
         use_network(shell, address, port)
         shell.run("echo kept >/root/mark && sync")
     stop_cleanly(cli)
     cli.ok("start", "debian")
     with GuestShell(cli, "debian") as shell:
         shell.login()
-        assert shell.run("cat /root/mark") == "kept"
+        assert shell.last("cat /root/mark") == "kept"
     stop_cleanly(cli)
     cli.ok("rm", "debian")
 

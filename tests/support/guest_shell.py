@@ -71,7 +71,12 @@ class GuestShell:
         self.type("root\n")
         self.expect(rb"[#$] ", COMMAND_S)
         self.type("exec env TERM=dumb sh\n")
-        self.run("stty -echo")
+        self.run("stty -echo; dmesg -n 1")  # the kernel's messages would stand between ours
+
+    def last(self, command: str, *, deadline_s: float = COMMAND_S) -> str:
+        """The last line that a command which succeeds prints: what the boot still says stands before it."""
+        lines = self.run(command, deadline_s=deadline_s).splitlines()
+        return lines[-1].strip() if lines else ""
 
     def run(self, command: str, *, status: int = 0, deadline_s: float = COMMAND_S) -> str:
         """Run one line and give its output; the exit status must be ``status``."""

@@ -29,11 +29,15 @@ INITRD_MAX_BYTES = 1024 * _MIB
 def firmware_names(spec: Spec) -> tuple[str, ...]:
     """Firmware files that QEMU opens by name for this board (found by tracing QEMU 7.2 in an empty root)."""
     if spec.machine.type is MachineType.MICROVM:
-        return ("bios-microvm.bin", "linuxboot_dma.bin")
+        return ("bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin")
     if spec.boot.firmware is Firmware.UEFI:
         return ("kvmvapic.bin",)
     names = ("bios-256k.bin", "kvmvapic.bin")
-    return (*names, "linuxboot_dma.bin") if spec.boot.kernel is not None else names
+    return (*names, "linuxboot_dma.bin", "pvh.bin") if spec.boot.kernel is not None else names
+
+
+OPTIONAL_FIRMWARE = frozenset({"kvmvapic.bin", "pvh.bin"})
+"""Left out where the distribution has none: an APIC helper for old guests, and the ROM that enters a PVH kernel (ELF)."""
 
 
 def module_names(accel: str) -> tuple[str, ...]:
@@ -54,6 +58,8 @@ def build_root(spec: Spec, board: Board, emulator: Emulator) -> tuple[RootEntry,
             files[target] = source
     for name in firmware_names(spec):
         if name not in emulator.firmware:
+            if name in OPTIONAL_FIRMWARE:
+                continue
             raise HostError(f"firmware file {name} is missing", next_step="apt-get install qemu-system-data seabios")
         target, source = emulator.firmware[name]
         files[target] = source
