@@ -25,7 +25,7 @@ def _libc_base(pid: int) -> int:
 
 
 def call(pid: int, function: str) -> None:
-    """Let the main thread of ``pid`` go on in ``function`` of its C library, the same file as ours; it never returns."""
+    """Let the main thread of ``pid`` go on in ``function`` of its C library (the same file as ours); no return."""
     assert platform.machine() == "x86_64"
     address = ctypes.cast(getattr(_LIBC, function), ctypes.c_void_p).value
     assert address is not None

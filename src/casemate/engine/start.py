@@ -32,11 +32,11 @@ from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.controls.policy import HostPolicy, controls_under, effective_waivers
 from casemate.engine import errorwire, files, hostview, identity, labels, state
-from casemate.engine.aftermath import drop_runtime
+from casemate.engine.aftermath import drop_runtime, end_process, settle
 from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
 from casemate.engine.paths import Paths, own_directory
-from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, this_process
+from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, salvage_struct, this_process
 from casemate.errors import CasemateError, HostError, RefusedError, VmError
 from casemate.facts.fact import Stage
 from casemate.image.builtin import find_builtin
@@ -165,9 +165,21 @@ def start(paths: Paths, definition: Definition, policy: HostPolicy) -> LaunchPla
             with contextlib.suppress(ChildProcessError):  # the caller ignores SIGCHLD: the kernel has reaped it
                 os.waitpid(middle, 0)
             _wait_for_word(pipe.fileno())
+    except BaseException:
+        _give_up(paths, definition.id)
+        raise
     finally:
         prepared.close()
     return prepared.plan
+
+
+def _give_up(paths: Paths, vm_id: str) -> None:
+    """The launch failed, was killed, or takes too long: end what is left of it, under the lock that we still hold."""
+    mark = salvage_struct(f"{paths.vm_data(vm_id)}/run.json", RunMark)
+    if mark is not None and mark.supervisor is not None:
+        end_process(mark.supervisor)
+    if settle(paths, vm_id).clean:
+        drop_runtime(paths, vm_id)
 
 
 def _wait_for_word(pipe: int) -> None:
@@ -401,6 +413,8 @@ def _exec_supervisor(
         "writable": [runtime, data],
         "seccomp_program": _supervisor_filter(paths),
     }
+    # Whoever asks us to stop from here on is answered by the supervisor, which unblocks these.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     handover = os.memfd_create("casemate-handover", os.MFD_CLOEXEC)
     os.write(handover, json.dumps(config).encode())
     os.lseek(handover, 0, os.SEEK_SET)

@@ -88,15 +88,21 @@ class Supervisor:
         self.deadline: float | None = None
         if config["timeout_s"] is not None:
             self.deadline = time.monotonic() + config["timeout_s"]
-        self.signal_read, self.signal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.signal_read = self._catch_signals()
+
+    def _catch_signals(self) -> int:
+        """Signals become bytes in a pipe; the launcher blocked them so that none was lost on the way here."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _ignore)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return read_end
 
     # ---- loop -------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Until the emulator ends."""
-        signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
         self.watch(self.console.descriptor, select.POLLIN, self._on_console)
         self.watch(self.link.socket.fileno(), select.POLLIN, self._on_qmp)
         self.watch(self.log_fd, select.POLLIN, self._on_log)
@@ -373,6 +379,10 @@ class Supervisor:
         for descriptor in self.config["lock_fds"]:
             os.close(descriptor)
         self.server.end({"reason": verdict.reason, "code": verdict.code, "detail": verdict.detail})
+
+
+def _ignore(number: int, frame: object) -> None:
+    """The wake-up descriptor has it."""
 
 
 def main(config_fd: int) -> None:
