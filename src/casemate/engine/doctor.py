@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from casemate.engine import cgroups
+from casemate.engine.labels import detect_mac, emulator_domain
 from casemate.engine.paths import Paths
 from casemate.errors import HostError
 from casemate.facts.fact import Facts, Known, Value
@@ -86,7 +87,8 @@ def _shown(facts: Facts, name: str) -> str:
 
 def _emulator(paths: Paths, root: Root) -> tuple[Check, ...]:
     try:
-        facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
+        with emulator_domain(detect_mac()):
+            facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
     except HostError as fault:
         return (
             Check(
@@ -145,11 +147,28 @@ def _kvm(paths: Paths) -> tuple[Check, list[str]]:
     return check, summary_lines(report)
 
 
+def _mac(facts: Facts) -> Check:
+    """A host with an LSM that cannot label a VM refuses every launch (control proc.mac-label)."""
+    mac = detect_mac()
+    if mac is None:
+        found = f"neither ({_shown(facts, 'host.lsm')})"
+        why = "no label of its own for each VM (control os.mac)"
+        return Check(id="mac", title="SELinux or AppArmor", status="limited", found=found, why=why)
+    return Check(
+        id="mac",
+        title="SELinux or AppArmor",
+        status="ok" if mac.ready else "missing",
+        found=mac.module if mac.ready else f"{mac.module}: {mac.why_not}",
+        why="" if mac.ready else "launches are refused (control proc.mac-label)",
+        next_step="" if mac.ready else mac.why_not.rpartition(": ")[2],
+        required=True,
+    )
+
+
 def _wall(host: HostFacts, root: Root) -> tuple[Check, ...]:
     facts = host.facts
     userns, notify = _value(facts, "host.userns"), _value(facts, "host.seccomp-user-notif")
-    landlock, lsm = _value(facts, "host.landlock-abi"), _value(facts, "host.lsm")
-    labels = [name for name in ("selinux", "apparmor") if isinstance(lsm, tuple) and name in lsm]
+    landlock = _value(facts, "host.landlock-abi")
     base = cgroups.find_base(root)
     cookie = bool(_value(facts, "host.core-sched"))
     return (
@@ -185,13 +204,7 @@ def _wall(host: HostFacts, root: Root) -> tuple[Check, ...]:
             why="" if base.version else "memory and CPU of a VM are limited by rlimits only",
             next_step="" if base.version else "systemd-run --user --scope -p Delegate=yes casemate ...",
         ),
-        Check(
-            id="mac",
-            title="SELinux or AppArmor",
-            status="ok" if labels else "limited",
-            found=", ".join(labels) or f"neither ({_shown(facts, 'host.lsm')})",
-            why="" if labels else "no label of its own for each VM (control os.mac)",
-        ),
+        _mac(facts),
         Check(
             id="core-scheduling",
             title="core scheduling",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from casemate.engine import cgroups
 from casemate.engine.files import write_atomic
-from casemate.engine.labels import detect_mac
+from casemate.engine.labels import detect_mac, emulator_domain
 from casemate.engine.paths import Paths
 from casemate.engine.state import boot_id
 from casemate.errors import HostError
@@ -36,9 +36,10 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
         HostError: QEMU or its firmware is missing.
     """
     root = Root()
-    facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
-    check_emulator(facts, spec.machine.type.value)  # first: what an old one lacks is only a consequence
     mac = detect_mac()
+    with emulator_domain(mac):
+        facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
+    check_emulator(facts, spec.machine.type.value)  # first: what an old one lacks is only a consequence
     host = Host(
         machine=os.uname().machine,
         **_kvm(spec, paths),  # type: ignore[arg-type]

@@ -11,10 +11,12 @@ A file that was replaced, or that somebody else labelled meanwhile, is left alon
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,7 @@ from casemate.engine.opening import Opened
 from casemate.engine.paths import Paths
 from casemate.engine.vmfiles import salvage_struct
 from casemate.errors import HostError
+from casemate.image.opening import identity_of, verify_unchanged
 from casemate.jail.policy import BindFile, Wall
 from casemate.plan import label
 from casemate.plan.model import LaunchPlan, Mac
@@ -116,6 +119,31 @@ def _text(path: str) -> str:
         return ""
 
 
+@contextlib.contextmanager
+def emulator_domain(mac: Mac | None) -> Iterator[None]:
+    """QEMU that this thread starts meanwhile, to be asked what it can do, runs in the emulator's SELinux domain.
+
+    The caller's own may not generate code (the boolean allow_execmem is off in the reference policy), and TCG does.
+    """
+    if mac is None or mac.module != "selinux" or not mac.ready:
+        yield
+        return
+    user, role = mac.context.split(":")[:2]
+    _set_exec(f"{user}:{role}:{label.DOMAIN['tcg']}:s0")
+    try:
+        yield
+    finally:
+        _set_exec("\n")  # the kernel takes an empty line for "none"
+
+
+def _set_exec(context: str) -> None:
+    descriptor = os.open("/proc/thread-self/attr/exec", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, context.encode())
+    finally:
+        os.close(descriptor)
+
+
 # ---- before the launch ----------------------------------------------------------------------------------------------
 
 
@@ -132,8 +160,10 @@ def apply_labels(plan: LaunchPlan, opened: Opened, paths: Paths, *, foreign: boo
         return
     module, _, name = plan.wall.exec_label.partition(":")
     if module == "selinux":
+        opened.verify_unchanged()
         _label_program(plan.wall)
         _label_files(plan, plan.wall.exec_label, opened, paths, foreign)
+        _accept_new_ctime(opened)
     elif name != label.STATIC_PROFILE:
         files.write_json(f"{paths.vm_data(plan.vm_id)}/labels.json", Labels(profile=name))
         _load_profile(profile_of(plan, opened, name))
@@ -197,6 +227,18 @@ def _label_files(plan: LaunchPlan, process: str, opened: Opened, paths: Paths, f
     files.write_json(note, Labels(files=tuple(item for _, item in named)))
     for descriptor in (*(descriptor for descriptor, _ in named), *nameless):
         _set(descriptor, ours)
+
+
+def _accept_new_ctime(opened: Opened) -> None:
+    """A new label is a change of the inode, which the check before use would take for somebody else's.
+
+    Raises:
+        ImageError: something else changed too.
+    """
+    for role, (identity, path) in opened.identities.items():
+        now = identity_of(opened.by_role[role])
+        verify_unchanged(opened.by_role[role], identity._replace(ctime_ns=now.ctime_ns), path)
+        opened.identities[role] = (now, path)
 
 
 def _noted(descriptor: int, ours: str, known: dict[tuple[int, int], LabelledFile]) -> LabelledFile:

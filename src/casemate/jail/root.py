@@ -15,6 +15,18 @@ from casemate.sys import mount
 DEVICE_NUMBERS = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9), "kvm": (10, 232)}
 
 
+SELINUX_TYPE = "casemate_root_t"
+
+
+def context_of_root(wall: Wall) -> str | None:
+    """The SELinux context of everything in the root that is not bind-mounted; None without SELinux.
+
+    Otherwise the policy would give it a type after whoever starts the VM, another one for each of them.
+    """
+    module, _, context = (wall.exec_label or "").partition(":")
+    return f"{context.split(':')[0]}:object_r:{SELINUX_TYPE}:s0" if module == "selinux" else None
+
+
 @dataclass(frozen=True)
 class NewRoot:
     """A tmpfs that holds only what is listed, sealed read-only, becomes the root; the old one is let go."""
@@ -44,6 +56,8 @@ class NewRoot:
         os.umask(0)  # modes below are meant as written; NewSession's mask returns at the end
         mount.mount(None, "/", None, mount.MS_REC | mount.MS_PRIVATE)
         options = f"size={self.wall.root_size_bytes},nr_inodes={len(self.wall.root) * 4 + 64},mode=755"
+        if context_of_root(self.wall) is not None:
+            options += f",context={context_of_root(self.wall)}"
         try:  # 2 MiB pages for the copies: a third of the time to write and to read them
             mount.mount("casemate", new, "tmpfs", mount.MS_NOSUID, f"{options},huge=within_size")
         except OSError as fault:
