@@ -48,6 +48,8 @@ def _open_standard_descriptors() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for the process's life
+    # A locale without our characters, a path that is no UTF-8: shown as "?" rather than not at all.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -78,6 +80,8 @@ def _flushed(code: int) -> int:
         from casemate.cli.output import silence_stdout
 
         silence_stdout()
+    except OSError as error:
+        return _failed(error)
     return code
 
 
@@ -90,14 +94,25 @@ def _failed(error: Exception) -> int:
         print_error(error)
         return error.exit_code
     if isinstance(error, OSError):  # what no layer below expected of the system: a full disk, no more processes
-        place = f"{error.filename} cannot be used" if error.filename else "the system refused what a command needs"
-        print_error(HostError(place, got=(error.strerror or str(error)).lower(), next_step=_remedy(error)))
+        got = (error.strerror or str(error)).lower()
+        print_error(HostError(_place(error), got=got, next_step=_remedy(error)))
         return ExitCode.HOST
     import traceback
 
     traceback.print_exception(error)
     sys.stderr.write("casemate: error: this is a bug of Casemate; please report it with the lines above\n")
     return ExitCode.FAILED
+
+
+def _place(error: OSError) -> str:
+    """Where it happened. Python names no file when a write fails, and most often that is redirected output."""
+    import errno
+
+    if error.filename:
+        return f"{error.filename} cannot be used"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}:
+        return "standard output, or a file, cannot be written"
+    return "the system refused a call"
 
 
 def _remedy(error: OSError) -> str:
@@ -107,7 +122,7 @@ def _remedy(error: OSError) -> str:
 
     directory = str(Path(os.fsdecode(error.filename)).parent) if error.filename else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"make room: df -h {directory}".rstrip()
+        return f"make room: df -h {directory}" if directory else "see where the output leads; df -h"
     if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM} and directory:
         return f"make {directory} writable for uid {os.geteuid()}; casemate doctor lists our directories"
     if error.errno in {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}:

@@ -23,7 +23,7 @@ def verify_record(arguments: argparse.Namespace) -> int:
                 str(item.get("sequence", "")),
                 item.get("name", ""),
                 item.get("released_at", ""),
-                item["why"] or item["file"],
+                f"{item['file']}: {item['why']}" if item["why"] else item["file"],
             ]
             for item in document["records"]
         ]
