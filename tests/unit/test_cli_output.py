@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import tty
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from casemate.cli import output
 from casemate.cli.terminal import STRING_MAX_BYTES, TerminalFilter
-from casemate.errors import Fault, InputError, RefusedError, SpecError
+from casemate.errors import Fault, InputError, RefusedError, SpecError, VmError
 
 
 def test_error_shows_all_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,13 +48,55 @@ def test_plain_text_has_nothing_a_terminal_obeys(text: str) -> None:
     assert output.plain("ok µ 😐") == "ok µ 😐"
 
 
-@given(st.binary())
-def test_plain_bytes_keep_lines_and_show_controls(data: bytes) -> None:
-    shown = output.plain_bytes(data)
-    assert all(byte >= 32 or byte in b"\t\n\r" for byte in shown)
-    assert 127 not in shown
-    assert shown.count(b"\n") == data.count(b"\n")
-    assert output.plain_bytes(b"\x1b]0;x\x07") == b"^[]0;x^G"
+@given(st.text() | st.binary().map(lambda data: data.decode("latin-1")))
+def test_a_guests_text_on_a_terminal_is_harmless(text: str) -> None:
+    shown = output.harmless(text)
+    assert all(char.isprintable() or char in "\t\n\r" for char in shown)
+    assert shown.count("\n") == text.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;x\x07", "^[]0;x^G"),
+        ("\x1b[2J\x7f", "^[[2J^?"),
+        ("\x9b2J", "\ufffd2J"),  # the same sequence, opened by one 8-bit control
+        ("\u202eexe", "\ufffdexe"),
+        ("a\tb\r\n µ 😐", "a\tb\r\n µ 😐"),
+    ],
+)
+def test_what_a_guests_text_becomes(text: str, shown: str) -> None:
+    assert output.harmless(text) == shown
+
+
+@given(st.lists(st.binary(max_size=9)))
+def test_logs_on_a_terminal_are_harmless_however_they_are_cut(pieces: list[bytes]) -> None:
+    """A terminal's descriptor is asked, so a real one is written to; it is raw and changes nothing."""
+    leader, terminal = pty.openpty()
+    tty.setraw(terminal)
+    with open(terminal, "w", encoding="utf-8", newline="") as stdout, open(leader, "rb", buffering=0) as screen:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            output.write_bytes(iter([*pieces, b"."]))
+        shown = b""
+        while not shown.endswith(b"."):
+            shown += screen.read(4096)
+    assert shown.decode() == output.harmless(b"".join([*pieces, b"."]).decode("utf-8", "replace"))
+
+
+def test_an_error_of_several_lines_is_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_error(VmError("it died", got="first\ncasemate: error: forged\x1b[2J"))
+    assert capsys.readouterr().err == ("casemate: error: it died\n  got: first\n    casemate: error: forged\ufffd[2J\n")
+
+
+def test_nobody_to_tell_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        output.note("x")
+        output.warn("x")
+        output.print_error(VmError("x"))
+        monkeypatch.undo()
+        os.dup2(os.open("/dev/null", os.O_WRONLY), full.fileno())  # what is left in the buffer has to go somewhere
 
 
 def test_aligned_table(capsys: pytest.CaptureFixture[str]) -> None:

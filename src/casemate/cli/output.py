@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,23 +41,29 @@ def print_json(document: object) -> None:
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    print(f"casemate: warning: {plain(text)}", file=sys.stderr)
+    _say(f"casemate: warning: {plain(text)}")
 
 
 def note(text: str) -> None:
     """A remark on stderr."""
-    print(f"casemate: {plain(text)}", file=sys.stderr)
+    _say(f"casemate: {plain(text)}")
 
 
 def print_error(error: CasemateError) -> None:
     """An expected error: what, got, expected, next step, each on a line of its own."""
     lines = [f"casemate: error: {plain(error.what, keep_lines=True)}"]
     lines += [
-        f"  {label}: {plain(text)}"
+        f"  {label}: " + "\n    ".join(plain(line) for line in text.splitlines())
         for label, text in (("got", error.got), ("expected", error.expected), ("next", error.next_step))
         if text
     ]
-    print("\n".join(lines), file=sys.stderr)
+    _say("\n".join(lines))
+
+
+def _say(text: str) -> None:
+    """To stderr, if anybody listens: a terminal that has gone, or a full disk, must not change what a command does."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def plain(text: str, *, keep_lines: bool = False) -> str:
@@ -65,26 +71,39 @@ def plain(text: str, *, keep_lines: bool = False) -> str:
     return "".join(c if c.isprintable() or (keep_lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def plain_bytes(data: bytes) -> bytes:
-    """Bytes for a terminal: controls other than tab, newline and carriage return are shown as ``^X``."""
-    if not any(byte < 32 or byte == 127 for byte in data):
-        return data
-    out = bytearray()
-    for byte in data:
-        if byte in b"\t\n\r" or (byte >= 32 and byte != 127):
-            out.append(byte)
+def harmless(text: str) -> str:
+    """A guest's text for a terminal: controls other than tab, newline and carriage return are shown as ``^X``.
+
+    What has no ``^X`` and is nothing to look at either (8-bit controls, of which U+009B opens a control sequence on
+    some terminals; marks that turn the direction of writing) becomes a replacement character.
+    """
+    if text.isprintable():
+        return text
+    out = []
+    for char in text:
+        if char.isprintable() or char in "\t\n\r":
+            out.append(char)
         else:
-            out += b"^" + bytes([byte ^ 64])
-    return bytes(out)
+            out.append(f"^{chr(ord(char) ^ 64)}" if char < " " or char == "\x7f" else "\N{REPLACEMENT CHARACTER}")
+    return "".join(out)
 
 
 def write_bytes(pieces: Iterator[bytes]) -> None:
     """Bytes as they come; made harmless only for a terminal."""
-    harmless = sys.stdout.isatty()
     sys.stdout.flush()
+    if not sys.stdout.isatty():
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        return
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # pieces are cut anywhere
     for piece in pieces:
-        sys.stdout.buffer.write(plain_bytes(piece) if harmless else piece)
-        sys.stdout.buffer.flush()
+        sys.stdout.write(harmless(decoder.decode(piece)))
+        sys.stdout.flush()
+    sys.stdout.write(harmless(decoder.decode(b"", final=True)))
+    sys.stdout.flush()
 
 
 def print_aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
