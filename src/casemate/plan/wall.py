@@ -37,7 +37,7 @@ def firmware_names(spec: Spec) -> tuple[str, ...]:
 
 
 OPTIONAL_FIRMWARE = frozenset({"kvmvapic.bin", "pvh.bin"})
-"""Left out where the distribution has none: an APIC helper for old guests, and the ROM that enters a PVH kernel (ELF)."""
+"""Left out where there is none: an APIC helper for old guests, and the ROM that enters a PVH kernel (ELF)."""
 
 
 def module_names(accel: str) -> tuple[str, ...]:
