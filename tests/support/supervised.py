@@ -118,7 +118,7 @@ class Supervised:
         source = str(Path(casemate.__file__).parents[1])
         code = f"import sys; sys.path.insert(0, {source!r}); from casemate.engine.supervise import main"
         code += f"; main({handover})"
-        os.execve(sys.executable, [sys.executable, "-I", "-S", "-B", "-c", code], {"LC_ALL": "C.UTF-8"})
+        os.execve(sys.executable, [sys.executable, "-I", "-S", "-c", code], {"LC_ALL": "C.UTF-8"})
 
     def connect(self) -> socket.socket:
         """A connection with a deadline."""

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from tests.support.supervised import Supervised, until
 
+import casemate
 from casemate.engine.confine import confine_supervisor
 from casemate.jail.compile import compile_profile
 from casemate.jail.profiles import supervisor_profile
@@ -26,6 +27,8 @@ from casemate.sys.landlock import landlock_abi
 pytestmark = pytest.mark.wall
 needs_landlock = pytest.mark.skipif(landlock_abi() < 1, reason="this kernel has no Landlock")
 SURVIVED, REFUSED = 0, 3
+ENGINE = ("confine", "consolelink", "qmp", "qmplink", "ringlog", "serving", "supervise", "vmexit")
+SYS = ("caps", "landlock", "libc", "process", "seccomp")
 
 
 @pytest.fixture
@@ -177,3 +180,16 @@ def test_memory_that_can_be_executed_is_refused(inside: Inside) -> None:
         mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 
     assert inside.run(attack) in {-signal.SIGSYS, REFUSED}
+
+
+def test_it_imports_little() -> None:
+    """Each module is paid for once per VM (docs/adr/0001): nothing third-party, nothing that pulls in half a library."""
+    source = str(Path(casemate.__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {source!r}); import casemate.engine.supervise; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"typing", "dataclasses", "pathlib", "contextlib", "inspect", "ast", "threading", "subprocess"}
+    assert not loaded & {"msgspec", "traceback", "logging", "tempfile", "shutil", "datetime", "random", "hashlib"}
+    ours = {name for name in loaded if name.startswith("casemate.") and name.count(".") > 1}
+    assert ours <= {f"casemate.engine.{name}" for name in ENGINE} | {f"casemate.sys.{name}" for name in SYS}
+    assert len(loaded) < 95

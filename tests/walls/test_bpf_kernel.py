@@ -423,7 +423,7 @@ def test_notifications_are_taken_and_answered() -> None:
         os.close(sender)
         listener = take(pid, os.read(receiver, 1)[0])
         first = wait_for(listener)
-        assert first[1:] == (pid, getuid, audit_arch(ARCH), args)
+        assert (first.pid, first.nr, first.arch, first.args) == (pid, getuid, audit_arch(ARCH), args)
         assert seccomp.notif_id_valid(listener, first.id)
         seccomp.notif_send_continue(listener, first.id)
         second = wait_for(listener)

@@ -428,7 +428,7 @@ def _exec_supervisor(
     )
     os.dup2(words, 2)
     interpreter = os.path.realpath(sys.executable)
-    os.execve(interpreter, [interpreter, "-I", "-S", "-B", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})  # noqa: S606
+    os.execve(interpreter, [interpreter, "-I", "-S", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})  # noqa: S606
 
 
 def _supervisor_filter(paths: Paths) -> str:

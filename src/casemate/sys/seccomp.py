@@ -7,9 +7,13 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Final, NamedTuple
 
 from casemate.sys.libc import syscall
+
+# Not imported at run time: the supervisor of every VM loads this module, and typing would cost each 0.8 MB.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 SECCOMP_SET_MODE_FILTER: Final = 1
 SECCOMP_GET_ACTION_AVAIL: Final = 2
@@ -46,17 +50,20 @@ class _Fprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-class Notification(NamedTuple):
+class Notification:
     """A call that waits for an answer. ``pid`` is the thread, as the listener's pid namespace sees it (0: not at all).
 
     ``args`` that are pointers point into the caller's memory, which its other threads can change at any time.
     """
 
-    id: int
-    pid: int
-    nr: int
-    arch: int
-    args: tuple[int, ...]
+    __slots__ = ("arch", "args", "id", "nr", "pid")
+
+    def __init__(self, cookie: int, pid: int, nr: int, arch: int, args: tuple[int, ...]) -> None:
+        self.id = cookie
+        self.pid = pid
+        self.nr = nr
+        self.arch = arch
+        self.args = args
 
 
 def seccomp_set_mode_filter(program: bytes, flags: int = 0) -> int:
