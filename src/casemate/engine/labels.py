@@ -169,6 +169,16 @@ def apply_labels(plan: LaunchPlan, opened: Opened, paths: Paths, *, foreign: boo
         _load_profile(profile_of(plan, opened, name))
 
 
+def label_scratch(wall: Wall, descriptor: int) -> None:
+    """Label a nameless file that a probe may write, as an overlay is labelled.
+
+    Raises:
+        HostError: it cannot be done.
+    """
+    if wall.exec_label is not None and wall.exec_label.startswith("selinux:"):
+        _set(descriptor, label.file_context(wall.exec_label, label.IMAGE_TYPE, categories=True))
+
+
 def profile_of(plan: LaunchPlan, opened: Opened, name: str) -> str:
     """The text of the VM's AppArmor profile; an overlay without a name is named as the kernel names it."""
     readable, writable = list[str](), list[str]()

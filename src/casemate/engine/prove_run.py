@@ -7,6 +7,7 @@ import os
 import socket
 from typing import Final
 
+from casemate.engine.labels import label_scratch
 from casemate.engine.opening import Opened
 from casemate.engine.paths import Paths
 from casemate.engine.prove_bait import HostBait, bait_of
@@ -70,6 +71,7 @@ class Run:
             held.append(results_read)
             results = _lift(results_write, held)
             scratch = _lift(_unnamed_file(self._home), held)
+            label_scratch(self._wall, scratch)
             sources |= {RESULTS_ROLE: results, SCRATCH_ROLE: scratch}
             payload = payload_of(self._program, self.attempts, self._host.victim, self._bait.fsize_bytes)
             spawned = spawn(

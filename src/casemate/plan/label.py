@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import isqrt
+from pathlib import PurePosixPath
 from typing import Final
 
 from casemate.errors import CasemateError
@@ -98,7 +99,8 @@ def apparmor_profile(
     Raises:
         CasemateError: a path that no profile can name.
     """
-    lines = []
+    root = tuple(root)
+    lines = [f"{_quoted(folder)} r," for folder in _folders(root)]
     for entry in root:
         match entry:
             case BindFile(target=target):
@@ -112,6 +114,15 @@ def apparmor_profile(
     lines += [f"{_quoted(path)} r," for path in readable]
     lines += [f"{_quoted(path)} rwk," for path in writable]
     return _profile(name, sorted(set(lines)))
+
+
+def _folders(root: Iterable[RootEntry]) -> set[str]:
+    """The directories of an emulator's root, with the slash at the end by which AppArmor knows one."""
+    found = {"/"}
+    for entry in root:
+        path = PurePosixPath("/dev/x" if isinstance(entry, Device) else entry.target)
+        found |= {f"{parent}/" for parent in path.parents if str(parent) != "/"}
+    return found
 
 
 def static_profile() -> str:
@@ -134,6 +145,7 @@ def _profile(name: str, files: Iterable[str]) -> str:
         "network unix stream,",
         "network unix seqpacket,",
         "network unix dgram,",
+        "network netlink raw,",  # `casemate prove` lists interfaces; an emulator's filter has no socket()
         "signal (receive) peer=unconfined,",
         f"signal (send, receive) peer={name},",
         "ptrace (readby, tracedby) peer=unconfined,",
