@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-import fuzz_elf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fuzz import fuzz_elf
 
 from casemate.facts.elf import parse_elf
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fuzz_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fuzz import fuzz_record
 
 from casemate.evidence.record import public_key_text
 

@@ -54,9 +54,13 @@ ROOT_IDENTITY = Identity(1_900_000_007, 1_900_000_007, IdentityMode.ROOT)
 
 
 def plan_of(
-    spec: Spec, host: Host = HOST, *, emulator: Emulator = EMULATOR, identity: Identity = ROOT_IDENTITY, **sizes: int
+    spec: Spec,
+    host: Host = HOST,
+    sizes: dict[str, int] | None = None,
+    *,
+    emulator: Emulator = EMULATOR,
+    identity: Identity = ROOT_IDENTITY,
 ) -> LaunchPlan:
-    """A plan with fixed ids; ``sizes``: role -> bytes, underscores for dashes."""
-    named = {role.replace("_", "-"): size for role, size in sizes.items()}
-    request = Request("0123456789abcdef", spec.name or "golden", identity, named)
+    """A plan with fixed ids; ``sizes``: role -> bytes."""
+    request = Request("0123456789abcdef", spec.name or "golden", identity, sizes or {"kernel": 1})
     return build_plan(spec, host, emulator, request)

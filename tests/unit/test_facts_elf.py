@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from elf_builder import Elf, put
+from tests.unit.elf_builder import Elf, put
 
 from casemate.errors import HostError
 from casemate.facts.closure import cached_closure, needed_closure, search_path

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from elf_builder import put
+from tests.unit.elf_builder import put
 
 from casemate.errors import HostError
 from casemate.facts.cgroup import CgroupPlace, build_layout, cgroup_layout, cgroup_rights, parse_cgroup

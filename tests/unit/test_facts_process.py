@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from elf_builder import put
+from tests.unit.elf_builder import put
 
 from casemate.facts.mountinfo import parse_mountinfo
 from casemate.facts.process import Descriptor, read_process

@@ -6,10 +6,10 @@ import os
 import time
 from pathlib import Path
 
-import fake_qemu
 import msgspec
 import pytest
-from elf_builder import put
+from tests.unit import fake_qemu
+from tests.unit.elf_builder import put
 
 from casemate.errors import HostError
 from casemate.facts import qemu

@@ -31,8 +31,7 @@ HOST = msgspec.structs.replace(KVM_HOST, pci=(GOOD,), unsafe_interrupts=False)
 
 
 def plan(host: Host = HOST) -> LaunchPlan:
-    sizes = {role.replace("-", "_"): size for role, size in SIZES.items()}
-    return plan_of(load("q35-passthrough"), host, emulator=NEW_QEMU, **sizes)
+    return plan_of(load("q35-passthrough"), host, SIZES, emulator=NEW_QEMU)
 
 
 def test_a_good_device_is_handed_over_by_descriptor() -> None:

@@ -34,7 +34,7 @@ def load(name: str) -> Spec:
 
 
 def plan(name: str, host: Host) -> LaunchPlan:
-    return plan_of(load(name), host, **{role.replace("-", "_"): size for role, size in SIZES.items()})
+    return plan_of(load(name), host, SIZES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,7 +97,7 @@ def test_unknown_tsc_keeps_the_pit() -> None:
 def test_kvm_demanded_and_absent() -> None:
     spec = msgspec.convert({"machine": {"accel": "kvm"}, "boot": {"kernel": "/k"}}, Spec)
     with pytest.raises(HostError, match="KVM was asked for"):
-        plan_of(spec, msgspec.structs.replace(HOST, kvm_verdict="absent", kvm_why="no /dev/kvm"), kernel=1)
+        plan_of(spec, msgspec.structs.replace(HOST, kvm_verdict="absent", kvm_why="no /dev/kvm"))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_kvm_demanded_and_absent() -> None:
 )
 def test_emulators_that_cannot_do_it(change: dict[str, object], message: str) -> None:
     with pytest.raises(HostError, match=message) as caught:
-        plan_of(load("microvm-tcg"), HOST, emulator=msgspec.structs.replace(EMULATOR, **change), kernel=1)
+        plan_of(load("microvm-tcg"), HOST, emulator=msgspec.structs.replace(EMULATOR, **change))
     assert caught.value.next_step
 
 
@@ -123,7 +123,7 @@ def test_missing_firmware_and_passt_name_their_packages() -> None:
 
 def test_uid_zero_is_a_bug_and_never_a_plan() -> None:
     with pytest.raises(RuntimeError, match="never 0"):
-        plan_of(load("microvm-tcg"), HOST, identity=Identity(0, 5, IdentityMode.ROOT), kernel=1)
+        plan_of(load("microvm-tcg"), HOST, identity=Identity(0, 5, IdentityMode.ROOT))
 
 
 def test_cgroup_version_1_and_none() -> None:

@@ -25,6 +25,7 @@ All directories are 0700 and owned by the caller; anything else is refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -99,10 +100,8 @@ def own_directory(path: str) -> None:
             if os.path.dirname(path).startswith("/tmp/casemate-run-"):  # noqa: S108
                 own = os.path.dirname(path)
                 os.chmod(own, 0o700, follow_symlinks=True) if os.lstat(own).st_uid == os.geteuid() else None
-            try:
+            with contextlib.suppress(FileExistsError):  # another command was faster
                 os.mkdir(path, 0o700)
-            except FileExistsError:
-                pass  # another command was faster
             found = os.lstat(path)
     except OSError as fault:
         raise HostError(

@@ -34,7 +34,7 @@ DANGEROUS: Final = frozenset(
     swapon swapoff add_key request_key keyctl open_by_handle_at name_to_handle_at pidfd_getfd pidfd_open acct quotactl
     setuid setgid setreuid setregid setresuid setresgid setgroups capset personality iopl ioperm modify_ldt kcmp
     lookup_dcookie settimeofday clock_settime adjtimex sethostname setdomainname syslog fanotify_init memfd_secret
-    landlock_create_ruleset seccomp socket socketpair connect bind listen""".split()
+    landlock_create_ruleset seccomp socket socketpair connect bind listen""".split()  # noqa: SIM905
 )
 """Calls that no emulator needs once the guest runs. ``seccomp`` and sockets are here because nothing starts late."""
 

@@ -1,1 +1,1 @@
-"""The wall: policy as data, steps that describe and apply themselves, reviewed seccomp rules, the hostile probe. Knows nothing of VMs."""
+"""The wall: policy and steps as data, reviewed seccomp rules, the hostile probe. Knows nothing of VMs."""

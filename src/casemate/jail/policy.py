@@ -11,7 +11,7 @@ import msgspec
 
 
 class IdentityMode(enum.StrEnum):
-    """``root``: a reserved uid, set up by root. ``subid``: a subordinate uid of the caller. ``caller``: the caller's own."""
+    """``root``: a reserved uid, set up by root. ``subid``: a subordinate uid of the caller. ``caller``: his own."""
 
     ROOT = "root"
     SUBID = "subid"
