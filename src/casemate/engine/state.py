@@ -24,7 +24,6 @@ import msgspec
 from casemate.engine import files
 from casemate.engine.aftermath import drop_runtime, foresee, is_alive, remove_cgroups, settle
 from casemate.engine.paths import Paths, own_directory
-from casemate.engine.sigsys import killed_call
 from casemate.engine.vmfiles import (
     Definition,
     Exit,
@@ -255,6 +254,8 @@ def _ended(paths: Paths, definition: Definition, lost: Exit | None) -> Vm:
 
 def _explain_sigsys(paths: Paths, definition: Definition, ended: Exit) -> Exit:
     """Ask the kernel's log, once, which call it was: the supervisor may not read it."""
+    from casemate.engine.sigsys import killed_call  # here: it brings the tables of system calls
+
     call = killed_call(ended.sigsys_pid)
     profile = salvage_struct(f"{paths.vm_data(definition.id)}/wall.json", _Profile)
     words = "; ".join(filter(None, [call, f"profile {profile.profile}" if profile else "", ended.detail]))
