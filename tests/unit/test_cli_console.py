@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -12,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +26,9 @@ what = sys.argv[2]
 def on_signal(number):
     if what == "raise":
         raise RuntimeError("on purpose")
-    print(f"<signal {number}>", flush=True)
-    return what == "leave"
+    if what != "silent":
+        print(f"<signal {number}>", flush=True)
+    return what in ("leave", "silent")
 with Interrupts() as interrupts:
     outcome = session(Attachment(connection, b"<backlog>"), interrupts, on_signal)
 print(f"<{outcome.name}>", flush=True)
@@ -184,6 +187,39 @@ def test_a_lost_terminal_leaves() -> None:
         assert session.guest.recv(10) == b""
     finally:
         session.close()
+
+
+def test_a_closed_window_ends_a_session_without_an_error(tmp_path: Path) -> None:
+    """A real hang-up of a controlling terminal: SIGHUP and SIGCONT, and every call on it fails from then on."""
+    guest, theirs = socket.socketpair()
+    report = tmp_path / "report"
+    pid, leader = pty.fork()
+    if pid == 0:
+        os.set_inheritable(theirs.fileno(), True)
+        script = SESSION.replace(
+            'print(f"<{outcome.name}>", flush=True)', f"open({str(report)!r}, 'w').write(outcome.name)"
+        )
+        os.execv(sys.executable, [sys.executable, "-c", script, str(theirs.fileno()), "silent"])
+    theirs.close()
+    seen = b""
+    while b"<backlog>" not in seen:
+        seen += os.read(leader, 4096)
+    guest.sendall(b"x")
+    os.close(leader)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert report.read_text() == "LEFT"
+    guest.close()
+
+
+def test_the_terminal_is_usable_after_a_guest_that_changed_its_modes(session: Session) -> None:
+    session.await_raw()
+    session.guest.sendall(b"\x1b[?1003h\x1b[?25l\x1b(0")
+    session.shown(b"\x1b(0")
+    session.type(b"\x1d")
+    shown = session.shown(b"<LEFT>")
+    assert shown.startswith(b"\x1b(B")  # letters again
+    assert b"\x1b[?25h" in shown  # the cursor
+    assert re.search(rb"\x1b\[\?[0-9;]*\b1003\b[0-9;]*l", shown)  # no reports of the mouse
 
 
 def test_without_a_terminal_input_is_passed_on_and_its_end_is_not_the_end() -> None:

@@ -8,14 +8,12 @@ import pty
 import subprocess
 import sys
 import tty
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.cli import output
-from casemate.cli.terminal import STRING_MAX_BYTES, TerminalFilter
 from casemate.errors import Fault, InputError, RefusedError, SpecError, VmError
 
 
@@ -181,78 +179,3 @@ def test_working_without_a_terminal_prints_steps(capsys: pytest.CaptureFixture[s
         report("step one")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "casemate: doing: step one\n")
-
-
-# ---- the filter of a console --------------------------------------------------------------------
-
-
-def through(data: bytes, *cuts: int) -> bytes:
-    """Feed ``data`` cut at ``cuts``."""
-    sieve = TerminalFilter()
-    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return b"".join(sieve.feed(data[start:end]) for start, end in pairwise(places))
-
-
-@pytest.mark.parametrize(
-    ("data", "shown"),
-    [
-        (
-            b"plain \x1b[1;31mred\x1b[0m \x1b[2J\x1b[6n\x1b[?25l\r\n",
-            b"plain \x1b[1;31mred\x1b[0m \x1b[2J\x1b[6n\x1b[?25l\r\n",
-        ),
-        (b"a\x1b]0;title\x07b", b"ab"),
-        (b"a\x1b]52;c;ZXZpbA==\x1b\\b", b"ab"),
-        (b"a\x1bPq#0\x1b\\b", b"ab"),
-        (b"a\x1b_apc\x1b\\b\x1b^pm\x1b\\c\x1bXsos\x1b\\d", b"abcd"),
-        ("a\u009d0;title\u009cb".encode(), b"ab"),
-        ("a\u0090dcs\u009cb".encode(), b"ab"),
-        (b"a\x1b[21tb\x1b[8;1;1tc", b"abc"),
-        ("a\u009b21tb".encode(), b"ab"),
-        ("µ°\u00a0".encode(), "µ°\u00a0".encode()),
-        (b"a\x1b\x1b]0;x\x07]0;y\x07b", b"a\x1b\x18]0;y\x07b"),
-        (b"a\xc2\x1b[21t\x9d0;y\x07b", b"a\xc2\x18\x9d0;y\x07b"),
-        (b"\x1bM\x1b7\x1b(B", b"\x1bM\x1b7\x1b(B"),
-    ],
-)
-def test_filter_drops_what_acts_on_the_host_and_keeps_the_rest(data: bytes, shown: bytes) -> None:
-    assert through(data) == shown
-
-
-PIECES = st.sampled_from(
-    [
-        b"a",
-        b"\x1b",
-        b"]",
-        b"[",
-        b"P",
-        b"0;x",
-        b"\x07",
-        b"\x1b\\",
-        b"\xc2",
-        b"\x9d",
-        b"\x9c",
-        b"1;2",
-        b"t",
-        b"m",
-        b"\n",
-        b"\x18",
-    ]
-)
-
-
-@given(st.lists(PIECES | st.binary(max_size=3), max_size=30).map(b"".join), st.lists(st.integers(0, 200), max_size=6))
-def test_filter_does_not_depend_on_where_the_stream_is_cut(data: bytes, cuts: list[int]) -> None:
-    assert through(data, *cuts) == through(data)
-
-
-@given(st.lists(PIECES | st.binary(max_size=3), max_size=40).map(b"".join), st.lists(st.integers(0, 200), max_size=4))
-def test_filtered_stream_starts_no_control_string(data: bytes, cuts: list[int]) -> None:
-    shown = through(data, *cuts)
-    for start in (b"\x1b]", b"\x1bP", b"\x1b_", b"\x1b^", b"\x1bX", b"\xc2\x9d", b"\xc2\x90"):
-        assert start not in shown
-
-
-def test_an_endless_control_string_does_not_swallow_everything() -> None:
-    shown = through(b"\x1b]0;" + b"x" * (STRING_MAX_BYTES + 10) + b"later")
-    assert shown.endswith(b"later")
-    assert len(shown) < 100

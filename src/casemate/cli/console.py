@@ -7,6 +7,7 @@ terminal, standard input is passed on as it comes. Nothing depends on the window
 from __future__ import annotations
 
 import enum
+import errno
 import gc
 import os
 import select
@@ -16,7 +17,7 @@ import sys
 import termios
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from casemate.cli.terminal import TerminalFilter
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 LEAVE = b"\x1d"
 INPUT_BUFFER_MAX_BYTES = 65536
 STDIN, STDOUT = 0, 1
+_TAME = b"\x1b(B\x0f\x1b[m\x1b[?25h\x1b[?1l\x1b>\x1b[?9;1000;1002;1003;1004;1005;1006;1015;2004l"
+"""Undoes what a guest may leave behind and a shell cannot live with: line-drawing characters, colours, a hidden cursor,
+keys of the application mode, and mouse and paste reports, which would type into the shell."""
 
 
 class Outcome(enum.Enum):
@@ -45,6 +49,7 @@ class Interrupts:
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
+        self.had_terminal = os.isatty(STDIN)  # asked now: a terminal that has been lost says that it is none
         self._before: dict[int, Any] = {}
         self.read_end, self._write_end = -1, -1
         self._old_wakeup = -1
@@ -80,14 +85,23 @@ def _raw_terminal() -> Iterator[bool]:
         yield False
         return
     saved = termios.tcgetattr(STDIN)
-    continued = signal.signal(signal.SIGCONT, lambda *_: tty.setraw(STDIN))
+    continued = signal.signal(signal.SIGCONT, _raw_again)
     try:
         tty.setraw(STDIN, termios.TCSADRAIN)  # not FLUSH: what was typed ahead is for the guest
         yield True
     finally:
         signal.signal(signal.SIGCONT, continued)
-        # FLUSH: answers that the guest made the terminal type must not reach the shell.
-        termios.tcsetattr(STDIN, termios.TCSAFLUSH, saved)
+        with suppress(termios.error, OSError):  # the window is closed: nothing to restore
+            if os.isatty(STDOUT):
+                os.write(STDOUT, _TAME)
+            # FLUSH: answers that the guest made the terminal type must not reach the shell.
+            termios.tcsetattr(STDIN, termios.TCSAFLUSH, saved)
+
+
+def _raw_again(*_: object) -> None:
+    """After Ctrl-Z and fg. A hang-up sends SIGCONT too, and then there is no terminal any more."""
+    with suppress(termios.error, OSError):
+        tty.setraw(STDIN)
 
 
 def session(attachment: Attachment, interrupts: Interrupts, on_signal: Callable[[int], bool]) -> Outcome:
@@ -109,11 +123,22 @@ class _Loop:
         self.connection = connection
         self.connection.setblocking(False)
         self.is_terminal = is_terminal
-        self.filter = TerminalFilter() if os.isatty(STDOUT) else None
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        self.filter = TerminalFilter(utf8=utf8) if os.isatty(STDOUT) else None
         self.to_guest = bytearray()
         self.has_input = True
 
     def run(self, backlog: bytes, interrupts: Interrupts, on_signal: Callable[[int], bool]) -> Outcome:
+        try:
+            return self._run(backlog, interrupts, on_signal)
+        except OSError as fault:
+            if fault.errno != errno.EIO:  # a terminal whose window was closed
+                raise
+            if self.is_terminal:
+                return Outcome.LEFT
+            raise BrokenPipeError(fault.errno, fault.strerror) from fault
+
+    def _run(self, backlog: bytes, interrupts: Interrupts, on_signal: Callable[[int], bool]) -> Outcome:
         self._show(backlog)
         while True:
             poller = select.poll()

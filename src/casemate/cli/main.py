@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_standard_descriptors()
     gc.disable()  # imports make no garbage; commands that stay turn it on again
     code = _run(None)
-    sys.stderr.flush()
+    from contextlib import suppress
+
+    with suppress(OSError):  # nobody listens
+        sys.stderr.flush()
     # Taking the interpreter down costs as much as half of our imports, and nothing here needs it: no threads, no
     # atexit handlers, output is flushed.
     os._exit(code)
@@ -98,9 +101,12 @@ def _failed(error: Exception) -> int:
         print_error(HostError(_place(error), got=got, next_step=_remedy(error)))
         return ExitCode.HOST
     import traceback
+    from contextlib import suppress
 
-    traceback.print_exception(error)
-    sys.stderr.write("casemate: error: this is a bug of Casemate; please report it with the lines above\n")
+    with suppress(OSError):  # nobody listens
+        traceback.print_exception(error)
+        sys.stderr.write("casemate: error: this is a bug of Casemate; please report it with the lines above\n")
+        sys.stderr.flush()
     return ExitCode.FAILED
 
 

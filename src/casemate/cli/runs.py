@@ -140,7 +140,7 @@ def _foreground(vm_id: str, interrupts: Interrupts, *, json: bool, console: bool
     from casemate.cli.console import Outcome
 
     name = app.inspect(vm_id)["name"]
-    stopper = _Stopper(vm_id)
+    stopper = _Stopper(vm_id, interrupts.had_terminal)
     watch = app.watch_end(vm_id)
     try:
         if console and _show_console(vm_id, interrupts, stopper) is Outcome.LEFT:
@@ -188,13 +188,14 @@ def _wait(watch: EndWatch, interrupts: Interrupts, stopper: _Stopper) -> Exit:
 class _Stopper:
     """Signals of a foreground VM: the first stops it, the second kills it; a lost terminal only leaves it."""
 
-    def __init__(self, vm_id: str) -> None:
+    def __init__(self, vm_id: str, had_terminal: bool) -> None:
         self._vm_id = vm_id
+        self._had_terminal = had_terminal
         self._asked = False
 
     def __call__(self, number: int) -> bool:
         """Act on one signal; True means leave the console."""
-        if number == signal.SIGHUP and os.isatty(0):
+        if number == signal.SIGHUP and self._had_terminal:
             return True
         try:
             if self._asked:
