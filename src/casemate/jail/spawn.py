@@ -194,7 +194,10 @@ def _receive(talk: socket.socket, spawned: Spawned, end: float) -> bytes:
     remaining = max(0.0, end - time.monotonic())
     if not poller.poll(remaining * 1000):
         raise VmError(
-            "the wall was not built in time", expected="a few milliseconds", next_step="look at the host's load"
+            "the wall was not built in time",
+            got=_what_it_does(spawned.pid),
+            expected="a few milliseconds",
+            next_step="look at the host's load",
         )
     packet = talk.recv(_PACKET_MAX)
     if not packet:
@@ -202,6 +205,21 @@ def _receive(talk: socket.socket, spawned: Spawned, end: float) -> bytes:
         got = f"status {status.si_status}" if status is not None else "no status"
         raise VmError("the child of the launch died while its wall was built", got=got)
     return packet
+
+
+def _what_it_does(pid: int) -> str:
+    """Where a child that does not go on hangs: its state, the kernel function it waits in, its system call."""
+    found = []
+    for name in ("stat", "wchan", "syscall", "stack"):
+        try:
+            with open(f"/proc/{pid}/{name}", "rb") as file:
+                text = file.read(4096).decode("utf-8", "replace")
+        except OSError:
+            continue
+        if name == "stat":
+            text = f"state {text.rpartition(')')[2].split()[0]}"
+        found.append(f"{name}: {' '.join(text.split())[:600]}")
+    return "; ".join(found) or "it is gone"
 
 
 def write_id_maps(pid: int, identity: Identity) -> None:
