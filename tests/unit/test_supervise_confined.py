@@ -183,7 +183,7 @@ def test_memory_that_can_be_executed_is_refused(inside: Inside) -> None:
 
 
 def test_it_imports_little() -> None:
-    """Each module is paid for once per VM (docs/adr/0001): nothing third-party, nothing that pulls in half a library."""
+    """Each module is paid for once per VM (docs/adr/0001): nothing third-party, nothing that pulls in a library."""
     source = str(Path(casemate.__file__).parents[1])
     code = f"import sys; sys.path.insert(0, {source!r}); import casemate.engine.supervise; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
