@@ -1,19 +1,22 @@
 """Where Casemate keeps things, and how the directories are made.
 
     runtime   /run/casemate or $XDG_RUNTIME_DIR/casemate            gone after a reboot
-      vms/<id>/lock          flock, held by the supervisor for its whole life
+      vms/<id>/lock          lock (see files.py), held by the supervisor for its whole life, else by who starts,
+                             removes or cleans up
       vms/<id>/state.json    what runs now; replaced by rename
+      vms/<id>/exit.json     how the run ended, only while the data disk is full
       vms/<id>/control.sock  requests to the supervisor
       vms/<id>/root/         empty; the new root is mounted here in the emulator's own mount namespace
-      ids/<uid>              flock: one VM per reserved uid
+      ids/<uid>              lock: one VM per reserved uid
     data      /var/lib/casemate or $XDG_DATA_HOME/casemate
-      names.lock             flock: taken while a name is claimed or freed
+      names.lock             lock: taken while a name is claimed or freed
       vms/<id>/definition.json   specification, name, created_at
-      vms/<id>/run.json          boot id and start of the run that has no end yet
+      vms/<id>/run.json          the run that has no end yet: boot id, start, supervisor, cgroups
       vms/<id>/exit.json         how the last run ended
       vms/<id>/record.json       launch record, signed
       vms/<id>/console.log[.1]   bounded
-      vms/<id>/emulator.log      bounded
+      vms/<id>/emulator.log[.1]  bounded
+      vms/<id>/supervisor.log    the supervisor's last words, if it ever has any
       vms/<id>/events.jsonl[.1]  bounded
       vms/<id>/vars.fd           UEFI variables
       key                        ed25519, 0600
@@ -32,6 +35,8 @@ import stat
 import msgspec
 
 from casemate.errors import HostError
+
+_SHARED = "/tmp/casemate-run-"  # noqa: S108 - made 0700, owner is checked
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -63,7 +68,7 @@ def default_paths() -> Paths:
         raise HostError("no home directory", got=f"HOME={home!r}", next_step="set HOME to an absolute path")
     uid = os.getuid()
     # Without a login session there is no XDG_RUNTIME_DIR; a private directory under /tmp is what podman takes too.
-    runtime = _absolute("XDG_RUNTIME_DIR", f"/tmp/casemate-run-{uid}")  # noqa: S108 - made 0700, owner is checked
+    runtime = _absolute("XDG_RUNTIME_DIR", f"{_SHARED}{uid}")
     data = _absolute("XDG_DATA_HOME", f"{home}/.local/share")
     cache = _absolute("XDG_CACHE_HOME", f"{home}/.cache")
     return Paths(f"{runtime}/casemate", f"{data}/casemate", f"{cache}/casemate")
@@ -80,6 +85,9 @@ def prepare(paths: Paths) -> None:
     Raises:
         HostError: one cannot be made, or is not ours alone.
     """
+    if paths.runtime.startswith(_SHARED):
+        # Anybody may make names in /tmp: whoever owns the parent could put his own sockets in the place of ours.
+        own_directory(os.path.dirname(paths.runtime))
     for base, parts in (
         (paths.runtime, ("vms", "ids")),
         (paths.data, ("vms",)),
@@ -97,9 +105,6 @@ def own_directory(path: str) -> None:
             found = os.lstat(path)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            if os.path.dirname(path).startswith("/tmp/casemate-run-"):  # noqa: S108
-                own = os.path.dirname(path)
-                os.chmod(own, 0o700, follow_symlinks=True) if os.lstat(own).st_uid == os.geteuid() else None
             with contextlib.suppress(FileExistsError):  # another command was faster
                 os.mkdir(path, 0o700)
             found = os.lstat(path)
