@@ -201,6 +201,29 @@ def test_a_users_directory_that_is_a_link(user: AsUser) -> None:
     user.refused(3, says, *RUN, no_kernel(user.home))
 
 
+@pytest.mark.parametrize("kind", ["everybody's", "a link"])
+@needs_root
+def test_a_shared_place_that_somebody_else_took_first(user: AsUser, kind: str) -> None:
+    """Without XDG_RUNTIME_DIR it is below /tmp, where anybody can make the name, and own our sockets' directory."""
+    usual = user.environment.pop("XDG_RUNTIME_DIR")
+    place = Path(f"/tmp/casemate-run-{user.uid}")
+    if kind == "a link":
+        place.symlink_to(user.home)
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    try:
+        says = [f"{place} is not a private directory of ours", "  expected: drwx------ uid ", f"chmod 700 {place}"]
+        user.refused(3, says, *RUN, no_kernel(user.home))
+        assert user("ps").returncode == 3
+    finally:
+        place.unlink() if kind == "a link" else shutil.rmtree(place)
+    user.ok("ps")
+    assert (place.stat().st_mode & 0o777, place.stat().st_uid) == (0o700, user.uid)
+    shutil.rmtree(place)
+    user.environment["XDG_RUNTIME_DIR"] = usual
+
+
 def test_no_home(user: AsUser) -> None:
     user.environment["HOME"] = "relative"
     says = ["no home directory", "  got: HOME='relative'", "  next: set HOME to an absolute path"]

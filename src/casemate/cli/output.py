@@ -118,7 +118,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     """A table with colour on a terminal, plain otherwise."""
     if not sys.stdout.isatty():
         if title:
-            print(title)
+            print(plain(title))
         print_aligned(header, rows)
         return
     from rich.box import SIMPLE_HEAD
@@ -126,7 +126,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(plain(title), style="italic") if title else None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:

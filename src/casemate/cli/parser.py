@@ -47,7 +47,10 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"there is no {value!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"casemate: error: {message}\n  next: {self.prog} --help\n")
+        from casemate.cli.output import print_error
+        from casemate.errors import InputError
+
+        print_error(InputError(message, next_step=f"{self.prog} --help"))
         sys.exit(2)
 
 

@@ -219,6 +219,10 @@ def _tell_systemd() -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+    # The VM runs by now: that systemd cannot be told must not look like a start that failed.
+    with (
+        contextlib.suppress(OSError, ValueError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify,
+    ):
         notify.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
         notify.sendall(b"READY=1\n")
