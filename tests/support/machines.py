@@ -77,7 +77,7 @@ class Machines:
 
     def boot(self, switch: str = "idle", *, ready: bool = True, **options: Any) -> tuple[Definition, RunningState]:
         """Create, start, and wait until the guest's init is up."""
-        spec_changes = {name: options.pop(name) for name in ("memory_mib", "console") if name in options}
+        spec_changes = {name: options.pop(name) for name in ("memory_mib", "console", "network") if name in options}
         definition = self.define(self.spec(switch, **spec_changes), **options)
         running = self.start(definition)
         if ready:
