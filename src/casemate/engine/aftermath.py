@@ -20,7 +20,6 @@ import time
 from dataclasses import dataclass
 
 from casemate.engine import files
-from casemate.engine.labels import restore_labels
 from casemate.engine.paths import Paths
 from casemate.engine.ringlog import RingLog
 from casemate.engine.vmfiles import Exit, Process, RunMark, RunningState, boot_id, now, salvage_struct
@@ -68,6 +67,8 @@ def settle(paths: Paths, vm_id: str) -> Settled:
     if os.path.lexists(f"{data}/run.json"):
         lost, recorded = _write_end(runtime, data, mark, rebooted=rebooted)
     if gone:
+        from casemate.engine.labels import restore_labels  # here: ``ps`` shall not import what a launch needs
+
         restore_labels(paths, vm_id)
     if gone and recorded:
         files.unlink_if_there(f"{data}/run.json")
