@@ -13,9 +13,9 @@ import pytest
 from tests.support import inject
 from tests.support.machines import READY, Machines, kill, machines, wait_dead, wait_for
 
-from casemate.engine import files, state
+from casemate.engine import aftermath, files, state
 from casemate.errors import InputError
-from casemate.spec.model import Console, ConsoleDevice
+from casemate.spec.model import Console, ConsoleDevice, Network, NetworkMode
 
 pytestmark = pytest.mark.boot
 
@@ -203,6 +203,33 @@ def test_a_stopped_emulator_can_still_be_killed(vms: Machines) -> None:
     kill(running.emulator.pid, signal.SIGSTOP)
     vms.ask(definition, "stop", grace_s=0.3)
     assert vms.wait_end(definition).reason == "stopped"
+    vms.check_gone(definition, running)
+
+
+@pytest.mark.skipif(not shutil.which("passt"), reason="package passt is not installed")
+@pytest.mark.parametrize("victim", ["passt", "broker"])
+def test_a_network_helper_killed(vms: Machines, victim: str) -> None:
+    """The guest goes on without a network, everybody is told, and nothing of the helpers stays."""
+    definition, running = vms.boot(network=Network(mode=NetworkMode.USER))
+    helpers = {process.name: process for process in running.helpers}
+    assert set(helpers) == {"passt", "broker"}
+    kill(helpers[victim].pid)
+    told = wait_for("the news", lambda: vms.ask(definition, "status")["health"])
+    assert any("no network until it is restarted" in text for text in told)
+    vm = vms.look(definition)
+    assert vm.state == "running"
+    wait_for("both helpers to be gone", lambda: not any(aftermath.is_alive(item) for item in running.helpers))
+    assert "helper-died" in [event["event"] for event in vms.events(definition)]
+    vms.ask(definition, "stop", grace_s=60)
+    assert vms.wait_end(definition).reason == "stopped"
+    vms.check_gone(definition, running)
+
+
+@pytest.mark.skipif(not shutil.which("passt"), reason="package passt is not installed")
+def test_supervisor_killed_with_a_network(vms: Machines) -> None:
+    definition, running = vms.boot(ready=False, network=Network(mode=NetworkMode.USER))
+    kill(running.supervisor.pid)
+    assert vms.wait_end(definition).reason == "supervisor died"
     vms.check_gone(definition, running)
 
 
