@@ -205,6 +205,26 @@ def test_an_absurd_size(cli: Refusals, flag: str, says: str) -> None:
     cli.refused(2, [says], *RUN, flag, write_spec(cli, BOOT))
 
 
+def test_more_memory_than_the_host_has(cli: Refusals) -> None:
+    says = [
+        "the VM's memory does not fit into this host's",
+        "  got: 1048576 MiB\n",
+        "  expected: less than ",
+        "  next: a smaller memory_mib or --memory-mib",
+    ]
+    cli.refused(3, says, *RUN, "--memory-mib", "1T", write_spec(cli, BOOT))
+
+
+def test_more_vcpus_than_threads(cli: Refusals) -> None:
+    """QEMU would die of SIGSEGV in the middle of its start."""
+    says = [
+        "limits.pids does not allow 200 vCPUs",
+        "  got: 128 threads",
+        "  next: pids = 208 in [limits], or fewer vCPUs",
+    ]
+    cli.refused(2, says, *RUN, "--vcpus", "200", write_spec(cli, BOOT))
+
+
 @pytest.mark.parametrize(
     ("size_bytes", "got"), [(0, "got: 0 bytes"), ((256 << 20) + 1, f"got: {(256 << 20) + 1} bytes")]
 )

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from casemate.engine import cgroups
+from casemate.engine.capacity import check_capacity
 from casemate.engine.files import write_atomic
 from casemate.engine.labels import detect_mac, emulator_domain
 from casemate.engine.paths import Paths
@@ -33,9 +34,10 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
     """Everything that `build_plan` wants.
 
     Raises:
-        HostError: QEMU or its firmware is missing.
+        HostError: QEMU or its firmware is missing, or the VM does not fit. InputError: more vCPUs than threads.
     """
     root = Root()
+    check_capacity(spec, root)
     mac = detect_mac()
     with emulator_domain(mac):
         facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
