@@ -357,8 +357,19 @@ def test_a_file_that_changes_between_check_and_use(cli: Refusals) -> None:
 
 def test_a_kernel_that_is_none(cli: Refusals) -> None:
     """Only the emulator can tell; by then everything has been built, and all of it goes."""
-    says = ["the emulator ended while waiting for", "exit status 1; ", "Error while loading elf kernel"]
-    cli.refused(5, says, *RUN, write_spec(cli, BOOT))
+    for content, got in (
+        (b"\x7fELF" + bytes(4092), "Error while loading elf kernel"),
+        (b"no kernel\n", "invalid kernel header"),
+        (Path("/bin/sh").read_bytes(), "Error loading uncompressed kernel without PVH ELF Note"),
+    ):
+        (cli.home / "vmlinuz").write_bytes(content)
+        says = [
+            f"the emulator cannot boot the kernel '{cli.home}/vmlinuz'",
+            f"  got: {got}\n",
+            "  expected: a Linux kernel: a bzImage",
+            "  next: file FILE says what it is",
+        ]
+        cli.refused(2, says, *RUN, write_spec(cli, BOOT))
 
 
 def test_a_name_that_is_taken(cli: Refusals) -> None:

@@ -25,7 +25,7 @@ from casemate.engine.opening import Opened
 from casemate.engine.readback import observe_process
 from casemate.engine.startup import Startup
 from casemate.engine.state import remove_cgroups
-from casemate.errors import HostError
+from casemate.errors import HostError, InputError, VmError
 from casemate.facts.fact import Facts, Known, Stage
 from casemate.jail.policy import IdentityMode
 from casemate.jail.spawn import Spawned, kill_and_reap, spawn
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from casemate.engine.network import Network
 
 STARTUP_DEADLINE_S = 30.0
+# hw/i386/x86.c and load_elf, QEMU 7.2 to 10
+_NO_KERNEL = ("invalid kernel header", "loading elf kernel", "without PVH ELF Note", "could not load kernel")
 
 
 @dataclass
@@ -103,7 +105,7 @@ def launch(
         os.close(log_write)
         log_write = -1
         startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, STARTUP_DEADLINE_S)
-        version = startup.greeting()  # 4
+        version = _greeting(startup, plan)  # 4
         clock.lap("greeting")
         digests = copies.result(opened.digests)
         observed = observe(plan, startup, spawned, opened, digests)  # 5
@@ -162,6 +164,22 @@ def _spawn(plan: LaunchPlan, program: bytes, sources: dict[str, int], staging: s
             got=explain_refusal(Root(), 0, refused.errno or 0),
             next_step=error.next_step,
         ) from refused
+
+
+def _greeting(startup: Startup, plan: LaunchPlan) -> str:
+    """QEMU's version; or, when it did not come so far because of the kernel, that said of the kernel."""
+    try:
+        return startup.greeting()
+    except VmError as error:
+        said = error.got.rpartition(": ")[2]
+        if plan.spec.boot.kernel is None or not any(words in error.got for words in _NO_KERNEL):
+            raise
+        raise InputError(
+            f"the emulator cannot boot the kernel {plan.spec.boot.kernel!r}",
+            got=said,
+            expected="a Linux kernel: a bzImage (/boot/vmlinuz-*), or ELF with a PVH note",
+            next_step="file FILE says what it is",
+        ) from error
 
 
 def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened, digests: dict[str, str]) -> Facts:
