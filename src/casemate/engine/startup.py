@@ -22,6 +22,7 @@ from casemate.jail.spawn import Spawned
 from casemate.sys import seccomp
 
 LOG_KEEP_BYTES = 65536
+EVENTS_MAX = 256
 
 
 class Startup:
@@ -53,7 +54,10 @@ class Startup:
 
     def greeting(self) -> str:
         """Wait for QMP's greeting and give QEMU's version."""
-        version = qmp.check_greeting(self._next_message("the QMP greeting"))
+        try:
+            version = qmp.check_greeting(self._next_message("the QMP greeting"))
+        except QmpError as fault:
+            raise VmError("the emulator does not speak QMP", got=str(fault)) from fault
         self.command("qmp_capabilities")
         return version
 
@@ -70,7 +74,7 @@ class Startup:
         while identifier not in self._answers:
             message = self._next_message(f"the answer to {name}")
             if "event" in message:
-                self.pending_events.append(message)
+                self._keep_event(message)
             elif message.get("id") in self._asked.values() or message.get("id") == identifier:
                 self._answers[message["id"]] = message
             else:
@@ -87,9 +91,21 @@ class Startup:
             self._asked[_question(name, arguments)] = self._next_id
             lines += qmp.encode_command(name, arguments or None, self._next_id)
             self._next_id += 1
-        self._control.setblocking(True)
-        self._control.sendall(lines)
-        self._control.setblocking(False)
+        self._control.settimeout(max(0.001, self._end - time.monotonic()))
+        try:
+            self._control.sendall(lines)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has ended: waiting for the answer says how
+        except TimeoutError:
+            raise VmError("the emulator does not read its QMP socket", next_step="look at the host's load") from None
+        finally:
+            self._control.setblocking(False)
+
+    def _keep_event(self, message: dict[str, Any]) -> None:
+        """The guest is paused: a handful of events is all that a start brings."""
+        if len(self.pending_events) >= EVENTS_MAX:
+            raise VmError("the emulator floods QMP while it starts", got=f"more than {EVENTS_MAX} events")
+        self.pending_events.append(message)
 
     def end_notifications(self) -> None:
         """Close the listener: from here on start-up calls fail for good."""
@@ -175,7 +191,8 @@ class Startup:
         status = os.waitid(os.P_PIDFD, self.spawned.pidfd, os.WEXITED | os.WNOWAIT)
         code = status.si_status if status is not None else -1
         if status is not None and status.si_code != os.CLD_EXITED:
-            got = f"killed by {signal.Signals(code).name}"
+            known = code in {number.value for number in signal.Signals}
+            got = f"killed by {signal.Signals(code).name if known else f'signal {code}'}"
         else:
             got = f"exit status {code}"
         tail = self.log_tail()
