@@ -23,6 +23,10 @@ PR_SET_CHILD_SUBREAPER = 36
 SETTLE_S = 10.0
 
 
+RUN = ("run", "-d", "--name", "bad")
+BOOT = '[machine]\naccel = "tcg"\n[boot]\nkernel = "vmlinuz"\n'
+
+
 class Refusals(Cli):
     """``cli.refused(code, says, ...)``: the command fails with these words, and nothing is started or left."""
 
@@ -70,6 +74,13 @@ class Refusals(Cli):
                 if path.is_file() and not kept:
                     found.append(str(path))
         return found
+
+
+def write_spec(cli: Refusals, text: str) -> Path:
+    """A specification in the directory of the test."""
+    path = cli.home / "vm.toml"
+    path.write_text(text)
+    return path
 
 
 @contextlib.contextmanager
