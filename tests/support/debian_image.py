@@ -45,6 +45,8 @@ _ROOT_MIB = 448
 _ESP_MIB = 64
 _ESP_START_MIB = 1
 _ROOT_START_MIB = _ESP_START_MIB + _ESP_MIB
+ROOT_OFFSET_BYTES = _ROOT_START_MIB * MIB
+"""Where the root file system begins on the disk."""
 _KEEP_BUILDS = 2
 _BUILD_TIMEOUT_S = 900
 _BOOT_LOADER = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
