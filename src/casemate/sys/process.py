@@ -49,7 +49,8 @@ _pylibc = ctypes.PyDLL(None, use_errno=True)
 
 
 def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
-    """Fork into new namespaces. The caller must be single-threaded.
+    """Fork into new namespaces. The caller must be single-threaded: the C library's fork would prepare its allocator for
+    the child, a bare clone3 cannot, and a lock that another thread holds at this moment would never be released there.
 
     Args:
         flags: CLONE_NEW* flags; CLONE_PIDFD is added.
@@ -60,7 +61,10 @@ def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
 
     Raises:
         OSError: EPERM or ENOSPC when namespaces are not to be had.
+        RuntimeError: the caller has other threads.
     """
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("clone3 in a process with several threads: fork first")
     pidfd = ctypes.c_int(-1)
     into_cgroup = 0x2_0000_0000 if cgroup_fd is not None else 0
     # struct clone_args (64-bit fields): flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid
