@@ -51,6 +51,7 @@ _INITRAMFS = {
     "/etc/initramfs-tools/conf.d/casemate": "MODULES=list\nBUSYBOX=n\nCOMPRESS=gzip\nFSTYPE=ext4\n",
     "/etc/initramfs-tools/modules": "ext4\nvirtio_blk\nvirtio_mmio\nvirtio_pci\n",
 }
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 _LABEL = "setfiles -F -e /proc /etc/selinux/default/contexts/files/file_contexts /"
 
 
@@ -141,14 +142,17 @@ def _build(place: Path) -> None:
         f'cp "$1"/boot/initrd.img-* {shlex.quote(str(place))}/initrd',
         'find "$1"/var/lib/apt/lists "$1"/var/cache/apt -type f -delete',
     )
-    command = ["mmdebstrap", "--variant=minbase", "--mode=root", f"--include={_PACKAGES}"]
+    # As root mmdebstrap mounts /proc, /sys, /dev/pts and /dev/shm into the new root. A mount namespace of its own takes
+    # them along when it is killed: otherwise the host keeps them, and removing the directory empties the host's /dev/shm.
+    command = list(_OWN_MOUNTS)
+    command += ["mmdebstrap", "--variant=minbase", "--mode=root", f"--include={_PACKAGES}"]
     command += ["--aptopt=APT::Install-Recommends false", "--aptopt=Acquire::Retries 3"]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "info", "locale")]
     command += [f"--setup-hook={_write(_INITRAMFS)}", f"--customize-hook={'; '.join(finish)}", SUITE, str(root), "-"]
     _run(command, stdin=_archives(), timeout_s=_TIMEOUT_S)
     # mmdebstrap's own clean-up is over: nothing changes after the labels.
     label = f'mount -t proc proc "$1"/proc && chroot "$1" {_LABEL}'
-    _run(["unshare", "--mount", "--propagation", "private", "sh", "-ec", label, "sh", str(root)])
+    _run([*_OWN_MOUNTS, "sh", "-ec", label, "sh", str(root)])
     options = ["-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1"]
     _run(["mke2fs", "-q", *options, "-d", str(root), str(place / "root.img"), f"{_ROOT_MIB}M"])
     shutil.rmtree(root)
