@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import gc
 import json
 import mmap
 import os
@@ -134,6 +135,7 @@ def _hostile(attack: Attack, ports: dict[str, int], write_end: int, word: socket
     try:
         import resource
 
+        gc.disable()  # it would close what earlier tests dropped, and the listener would get another number
         resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE, NOFILE))
         prctl(PR_SET_PDEATHSIG, 9)
         prctl(PR_SET_NO_NEW_PRIVS, 1)

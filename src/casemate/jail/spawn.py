@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import json
 import os
 import select
@@ -287,6 +288,7 @@ def _child(
 ) -> Never:
     """Everything between clone and exec. Leaves only by exec or _exit."""
     step_name = "start"
+    gc.disable()  # a collection would close descriptors that the parent dropped, and shift the listener's number
     try:
         # The talk must survive the renumbering of descriptors.
         channel = fcntl.fcntl(talk.fileno(), fcntl.F_DUPFD_CLOEXEC, 700)
