@@ -49,8 +49,10 @@ _pylibc = ctypes.PyDLL(None, use_errno=True)
 
 
 def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
-    """Fork into new namespaces. The caller must be single-threaded: the C library's fork would prepare its allocator for
-    the child, a bare clone3 cannot, and a lock that another thread holds at this moment would never be released there.
+    """Fork into new namespaces. The caller must be single-threaded.
+
+    The C library's fork makes its allocator ready for the child; a bare clone3 cannot, and a lock that another thread
+    holds at this moment would never be released there.
 
     Args:
         flags: CLONE_NEW* flags; CLONE_PIDFD is added.
