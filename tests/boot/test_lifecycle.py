@@ -14,6 +14,7 @@ from tests.support import inject
 from tests.support.machines import READY, Machines, kill, machines, wait_dead, wait_for
 
 from casemate.engine import aftermath, files, state
+from casemate.engine.sigsys import killed_call
 from casemate.errors import InputError
 from casemate.spec.model import Console, ConsoleDevice, Network, NetworkMode
 
@@ -191,6 +192,13 @@ def test_a_call_outside_the_allowlist_is_explained(vms: Machines) -> None:
     inject.call(running.emulator.pid, "personality")
     end = vms.wait_end(definition)
     assert (end.reason, end.code) == ("emulator killed", 5)
+    assert "SIGSYS: its seccomp allowlist forbids" in end.detail
+    wait_for("the kernel's log, or its silence", lambda: (v := vms.look(definition).exit) and not v.sigsys_pid)
+    if not killed_call(running.emulator.pid):
+        pytest.skip("the kernel left this record out of its log: it limits their rate")
+    found = vms.look(definition).exit
+    assert found is not None
+    end = found
     assert end.detail.startswith('call personality (135) in thread "qemu-system-x86"; profile qemu-tcg+rng+console')
     assert "SIGSYS" in end.detail
     vms.check_gone(definition, running)
@@ -286,7 +294,7 @@ def test_a_guest_that_floods_its_console(vms: Machines) -> None:
         connection.sendall(b'{"do": "attach"}\n')
     received, largest, resident = 0, 0, []
     awake.settimeout(60)
-    while received < 3 << 20:
+    while received < 1 << 20:
         data = awake.recv(1 << 16)
         assert data, "the client that reads was dropped"
         received += len(data)

@@ -199,6 +199,7 @@ def test_supervisors_killed_during_the_launch(vms: Machines) -> None:
         assert mark.supervisor is not None
         kill(mark.supervisor.pid)
         thread.join()
+        assert wait_dead(mark.supervisor.pid, 20)
         if result[0] is not None:
             told += 1
             assert "the supervisor died during the launch" in str(result[0])

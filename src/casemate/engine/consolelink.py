@@ -32,6 +32,7 @@ class ConsoleLink:
         resume_at: reading pauses until then, on the monotonic clock; None: it does not.
         ended: the emulator closed its end.
         hurried: never pause: what is left is wanted now.
+        held: do not read now: somebody who listens is behind.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ConsoleLink:
         self.resume_at: float | None = None
         self.ended = False
         self.hurried = False
+        self.held = False
         self._link = link
         self._link.setblocking(False)
         self.descriptor = link.fileno()
@@ -54,7 +56,8 @@ class ConsoleLink:
     @property
     def events(self) -> int:
         """What to poll for now."""
-        return (0 if self.resume_at is not None else select.POLLIN) | (select.POLLOUT if self._input else 0)
+        reads = self.hurried or (self.resume_at is None and not self.held)
+        return (select.POLLIN if reads else 0) | (select.POLLOUT if self._input else 0)
 
     @property
     def is_full(self) -> bool:

@@ -10,8 +10,10 @@ connection has one request under way at a time; the next line waits. Verbs:
     wait                   nothing                      } ``{"exited": {"reason", "code", "detail"}}``
     pause, unpause, stats  passed on to the emulator; ``result`` is its answer
 
-Everything is bounded: connections, request length, bytes waiting for a slow reader (who is dropped: the console never
-waits for anybody), bytes waiting for the guest, and the time until a connection's first request. Standard library only.
+Everything is bounded: connections, request length, bytes waiting for a slow reader, bytes waiting for the guest, the
+time until a connection's first request. An attached client that falls behind slows the console down, as a serial line
+does, but only while it takes `SLOWEST_BYTES` in each `STALL_S`; then it is dropped: nobody waits for one that sleeps.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ if TYPE_CHECKING:
 CLIENTS_MAX = 16
 REQUEST_MAX_BYTES = 4096
 OUTPUT_MAX_BYTES = 256 * 1024
+CONGESTED_BYTES = 128 * 1024
+SLOWEST_BYTES = 64 * 1024
+STALL_S = 1.0
+LAST_FLUSH_S = 1.0
 FIRST_REQUEST_S = 10.0
 GRACE_MAX_S = 24 * 3600.0
 
@@ -67,6 +73,13 @@ class Client:
         self.waits_for_exit = False
         self.open = True
         self.idle_until: float | None = time.monotonic() + FIRST_REQUEST_S
+        self.stalled_until: float | None = None
+        self.taken_bytes = 0
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the console should wait for it."""
+        return self.open and self.attached and len(self.output) > CONGESTED_BYTES
 
 
 class ControlServer:
@@ -126,13 +139,23 @@ class ControlServer:
 
     def next_deadline(self) -> float | None:
         """When `expire` should be called next, on the monotonic clock."""
-        return min((c.idle_until for c in self.clients.values() if c.idle_until is not None), default=None)
+        moments = [moment for c in self.clients.values() for moment in (c.idle_until, c.stalled_until)]
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def expire(self, now: float) -> None:
-        """Drop connections that never asked anything."""
+        """Drop connections that never asked anything, and those that hold the console up and take too little."""
         for client in list(self.clients.values()):
             if client.idle_until is not None and now >= client.idle_until:
                 self.drop(client)
+            elif client.stalled_until is not None and now >= client.stalled_until:
+                if client.taken_bytes < SLOWEST_BYTES:
+                    self.drop(client)
+                else:
+                    client.stalled_until, client.taken_bytes = now + STALL_S, 0
+
+    def is_congested(self) -> bool:
+        """Whether an attached client is so far behind that the console should not be read now."""
+        return any(client.is_congested for client in self.clients.values())
 
     def broadcast(self, data: bytes) -> None:
         """Console output for everyone who is attached."""
@@ -150,7 +173,20 @@ class ControlServer:
         for client in list(self.clients.values()):
             if client.waits_for_exit:
                 self._send(client, json.dumps({"exited": exited}).encode() + b"\n")
+        self._flush_all(LAST_FLUSH_S)
+        for client in list(self.clients.values()):
             self.drop(client)
+
+    def _flush_all(self, deadline_s: float) -> None:
+        """The guest's last words are still on their way to some."""
+        end = time.monotonic() + deadline_s
+        while (late := [client for client in self.clients.values() if client.output]) and time.monotonic() < end:
+            poller = select.poll()
+            for client in late:
+                poller.register(client.descriptor, select.POLLOUT)
+            poller.poll(max(0.0, end - time.monotonic()) * 1000)
+            for client in late:
+                self._flush(client)
 
     def drop(self, client: Client) -> None:
         """Close a connection."""
@@ -287,6 +323,7 @@ class ControlServer:
             while client.output:
                 sent = client.socket.send(client.output)
                 del client.output[:sent]
+                client.taken_bytes += sent
         except BlockingIOError:
             pass
         except OSError:
@@ -298,6 +335,10 @@ class ControlServer:
         """Which events a client is polled for: no input while its request is under way or the guest does not read."""
         if not client.open:
             return
+        if not client.is_congested:
+            client.stalled_until = None
+        elif client.stalled_until is None:
+            client.stalled_until, client.taken_bytes = time.monotonic() + STALL_S, 0
         events = select.POLLOUT if client.output else 0
         held = self.machine.console_is_full() if client.attached else len(client.request) > REQUEST_MAX_BYTES
         if not held:

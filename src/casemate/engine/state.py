@@ -61,6 +61,7 @@ __all__ = [
 
 CLAIM_DEADLINE_S = 10.0
 LOOK_DEADLINE_S = 8.0
+KERNEL_LOG_LAG_S = 5.0
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -257,14 +258,25 @@ def _explain_sigsys(paths: Paths, definition: Definition, ended: Exit) -> Exit:
     from casemate.engine.sigsys import killed_call  # here: it brings the tables of system calls
 
     call = killed_call(ended.sigsys_pid)
+    path = f"{paths.vm_data(definition.id)}/exit.json"
+    if not call and _age_s(path) < KERNEL_LOG_LAG_S:
+        return ended  # the kernel writes it a moment after the death: the next look asks again
     profile = salvage_struct(f"{paths.vm_data(definition.id)}/wall.json", _Profile)
     words = "; ".join(filter(None, [call, f"profile {profile.profile}" if profile else "", ended.detail]))
     ended = msgspec.structs.replace(ended, detail=words if call else ended.detail, sigsys_pid=0)
     try:
-        files.write_json(f"{paths.vm_data(definition.id)}/exit.json", ended)
+        files.write_json(path, ended)
     except OSError:
         return ended
     return ended
+
+
+def _age_s(path: str) -> float:
+    """Seconds since the last change; for ever when the file is not there."""
+    try:
+        return time.time() - os.lstat(path).st_mtime
+    except OSError:
+        return float("inf")
 
 
 class _Profile(msgspec.Struct, frozen=True):

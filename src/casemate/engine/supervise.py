@@ -118,6 +118,9 @@ class Supervisor:
                 if handler is not None:
                     handler(descriptor, events)
             self._check_timers()
+            if self.console.held != self.server.is_congested():
+                self.console.held = not self.console.held
+                self._watch_console()
 
     def watch(self, descriptor: int, events: int, handler: Callable[[int, int], None]) -> None:
         """Call ``handler`` when ``descriptor`` is ready."""
