@@ -143,7 +143,7 @@ def _build(place: Path) -> None:
         'find "$1"/var/lib/apt/lists "$1"/var/cache/apt -type f -delete',
     )
     # As root mmdebstrap mounts /proc, /sys, /dev/pts and /dev/shm into the new root. A mount namespace of its own takes
-    # them along when it is killed: otherwise the host keeps them, and removing the directory empties its /dev/shm.
+    # them along when it is killed; left on the host, whoever removes the directory would empty the host's /dev/shm.
     command = list(_OWN_MOUNTS)
     command += ["mmdebstrap", "--variant=minbase", "--mode=root", f"--include={_PACKAGES}"]
     command += ["--aptopt=APT::Install-Recommends false", "--aptopt=Acquire::Retries 3"]
