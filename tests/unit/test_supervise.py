@@ -66,7 +66,7 @@ def test_stop_kills_what_does_not_obey(make: Make, mode: str) -> None:
 
 def test_the_button_is_pressed_again_until_the_guest_listens(make: Make) -> None:
     vm = make("stubborn")
-    vm.ask("stop", grace_s=5)
+    vm.ask("stop", grace_s=2.5)
     vm.wait_exit()
     assert [event["event"] for event in vm.events()].count("powerdown") >= 2
 
