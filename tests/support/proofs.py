@@ -46,7 +46,7 @@ class Bench:
             machine=Machine(accel=AccelChoice.TCG, memory_mib=32),
             boot=Boot(kernel=self.kernel, initrd=self.kernel),
             disks=(Disk(path=self.image, format=DiskFormat.RAW, mode=mode),),
-            limits=Limits(overhead_mib=64, pids=32),
+            limits=Limits(overhead_mib=64, pids=80),
         )
 
     def prove(self, spec: Spec | None = None, **options: Any) -> ProofReport:
