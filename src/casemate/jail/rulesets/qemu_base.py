@@ -121,6 +121,10 @@ STARTUP: tuple[Rule, ...] = (
         phase=_START,
     ),
     Rule("eventfd2", "event notifiers of the main loop, of thread pools and of virtio queues"),
+    *(
+        Rule(call, "reads the clock where the vDSO cannot (clock source hpet, acpi_pm, xen)", origin=Origin.SOURCE)
+        for call in ("clock_gettime", "gettimeofday", "time")
+    ),
     Rule(
         "restart_syscall",
         "the kernel resumes a wait that the read-back's ptrace stop interrupted",
