@@ -260,7 +260,7 @@ def test_an_emulator_that_does_not_read_costs_no_memory(make: Make) -> None:
 @pytest.mark.parametrize("mode", ["event-flood", "stop-flood"])
 def test_floods_of_events_are_counted_not_written(make: Make, mode: str) -> None:
     vm = make(mode)
-    # The first line about what was left out comes with the first event that is written after a pause of the budget.
+    # With the next event that the budget allows, or a second later when the guest has fallen silent.
     until(lambda: any(event["event"] == "events-suppressed" for event in vm.events()))
     assert vm.ask("kill") == {"ok": True}
     vm.wait_exit()

@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+SUMMARY_AFTER_S = 1.0
+
 
 class RingLog:
     """Appends bytes to ``path``; at half the limit the file becomes ``path.1`` and a new one begins.
@@ -94,10 +96,14 @@ class Budget:
 
 
 class EventLog:
-    """events.jsonl: one JSON object per line, bounded in size and, for what a guest can cause, in number per second."""
+    """events.jsonl: one JSON object per line, bounded in size and, for what a guest can cause, in number per second.
+
+    What was left out is counted; the count is written with the next line, or at `summary_at` when none follows.
+    """
 
     def __init__(self, path: str, max_bytes: int, burst: int = 64, per_s: float = 5.0) -> None:
         self.suppressed = 0
+        self.summary_at: float | None = None
         self._log = RingLog(path, max_bytes)
         self._budget = Budget(burst, per_s)
 
@@ -111,11 +117,18 @@ class EventLog:
         """
         if not always and not self._budget.take():
             self.suppressed += 1
+            if self.summary_at is None:
+                self.summary_at = time.monotonic() + SUMMARY_AFTER_S
             return
+        self.write_summary(now)
+        self._append(now, name, fields)
+
+    def write_summary(self, now: str) -> None:
+        """Write how many events were left out since the last line, if any were."""
         if self.suppressed:
             self._append(now, "events-suppressed", {"count": self.suppressed})
-            self.suppressed = 0
-        self._append(now, name, fields)
+        self.suppressed = 0
+        self.summary_at = None
 
     def _append(self, now: str, name: str, fields: dict[str, Any]) -> None:
         line = {"time": now, "event": name, **{key: value for key, value in fields.items() if value}}

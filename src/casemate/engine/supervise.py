@@ -139,7 +139,7 @@ class Supervisor:
 
     def _wait_ms(self) -> float:
         times = [self.deadline, self.kill_at, self.button_at, self.save_at, self.console.resume_at]
-        times += [self.look_at, self.link.next_deadline(), self.server.next_deadline()]
+        times += [self.look_at, self.events.summary_at, self.link.next_deadline(), self.server.next_deadline()]
         soonest = min(moment for moment in times if moment is not None)
         return min(POLL_MAX_S, max(0.0, soonest - time.monotonic())) * 1000
 
@@ -160,6 +160,8 @@ class Supervisor:
             self._watch_console()
         if self.save_at is not None and now >= self.save_at:
             self.save_state()
+        if self.events.summary_at is not None and now >= self.events.summary_at:
+            self.events.write_summary(vmexit.now())
         self.link.expire(now)
         self.server.expire(now)
         if now >= self.look_at:
