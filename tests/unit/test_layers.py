@@ -19,8 +19,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "casemate"
 # Top row first; the names are packages or modules directly below src/casemate.
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "daemon", "oci"}),
-    frozenset({"app"}),
-    frozenset({"report", "cell", "release"}),
+    frozenset({"app", "assess"}),
+    frozenset({"report", "audit", "cell", "release"}),
     frozenset({"engine", "scenarios"}),
     frozenset({"plan", "controls", "provision", "measure", "harden", "surface"}),
     frozenset({"spec", "facts", "jail", "image", "evidence"}),
@@ -32,14 +32,30 @@ MAX_LINES = 450
 
 # Heavy or optional libraries: imported inside the function that needs them, so that a launch and --help stay quick.
 LAZY = frozenset(
-    {"rich", "cryptography", "pyseccomp", "shtab", "argparse", "sqlite3", "asyncio", "http", "urllib", "email", "ssl"}
+    {
+        "rich",
+        "cryptography",
+        "pyseccomp",
+        "shtab",
+        "argparse",
+        "sqlite3",
+        "asyncio",
+        "http",
+        "urllib",
+        "email",
+        "ssl",
+        "lxml",
+        "elftools",
+        "jinja2",
+        "xml",
+    }
 )
 # Where such a library may be imported at the top, and why.
 LAZY_ALLOWED: dict[str, frozenset[str]] = {
     "cli/": frozenset({"argparse"}),  # the command line is made of it
 }
 # Standard library, plus what the project declares; anything else is not there after an installation.
-DECLARED = frozenset({"msgspec", "rich", "cryptography", "pyseccomp", "shtab"})
+DECLARED = frozenset({"msgspec", "rich", "cryptography", "pyseccomp", "shtab", "lxml", "elftools", "jinja2"})
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

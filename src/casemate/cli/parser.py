@@ -6,6 +6,7 @@ A command names the function that runs it as ``module:function`` below ``casemat
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
 TYPE_CHECKING = False
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 SPEC_HELP = "a specification (TOML), a disk image (qcow2 or raw, told by content), or builtin"
 VM_HELP = "name, id, or unique beginning of the id"
 LAYERS = ("namespaces", "root", "identity", "capabilities", "cgroup", "rlimits", "landlock", "seccomp")
+
+ASSESS = ()
+"""Modules with the arguments of the commands that assess; each has ``add(commands)``."""
 
 EPILOG = """\
 first steps:
@@ -70,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     _end_commands(commands)
     _look_commands(commands)
     _trust_commands(commands)
+    for module in ASSESS:
+        importlib.import_module(f"casemate.cli.{module}").add(commands)
     return parser
 
 
@@ -86,7 +92,7 @@ class _Version(argparse.Action):
         sys.exit(0)
 
 
-def _add(commands: Commands, name: str, handler: str, text: str, epilog: str | None = None) -> Parser:
+def add_command(commands: Commands, name: str, handler: str, text: str, epilog: str | None = None) -> Parser:
     """One command; ``text`` is its line in the list and, as a sentence, the head of its own help."""
     parser = commands.add_parser(
         name,
@@ -100,7 +106,7 @@ def _add(commands: Commands, name: str, handler: str, text: str, epilog: str | N
     return parser
 
 
-def _json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (docs/json.md)")
 
 
@@ -153,15 +159,17 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _host_commands(commands: Commands) -> None:
-    doctor = _add(commands, "doctor", "host:doctor", "show what this host can do, and how to mend what it cannot")
-    _json(doctor)
-    plan = _add(
+    doctor = add_command(
+        commands, "doctor", "host:doctor", "show what this host can do, and how to mend what it cannot"
+    )
+    add_json(doctor)
+    plan = add_command(
         commands, "plan", "plans:plan", "show everything about a launch, and start nothing", epilog=_PLAN_EPILOG
     )
     plan.add_argument("target", nargs="?", metavar="SPEC|IMAGE|builtin", help=SPEC_HELP)
     _overrides(plan)
     _policy(plan)
-    _json(plan)
+    add_json(plan)
 
 
 _PLAN_EPILOG = """\
@@ -188,7 +196,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--timeout-s", type=_positive, metavar="S", help="kill it after S seconds of running (exit code 6)"
     )
     _policy(parser)
-    _json(parser)
+    add_json(parser)
     _overrides(parser)
 
 
@@ -213,40 +221,42 @@ def _grace(parser: argparse.ArgumentParser) -> None:
 
 
 def _start_commands(commands: Commands) -> None:
-    run = _add(commands, "run", "runs:run", "define a VM and start it", epilog=_RUN_EPILOG)
+    run = add_command(commands, "run", "runs:run", "define a VM and start it", epilog=_RUN_EPILOG)
     run.add_argument("-d", "--detach", action="store_true", help="print the id and return once the guest runs")
     _run_options(run)
-    create = _add(commands, "create", "runs:create", "define a VM without starting it; prints its id")
+    create = add_command(commands, "create", "runs:create", "define a VM without starting it; prints its id")
     _run_options(create)
-    start = _add(commands, "start", "runs:start", "start a defined VM")
+    start = add_command(commands, "start", "runs:start", "start a defined VM")
     _vm(start)
     how = start.add_mutually_exclusive_group()
     how.add_argument("-a", "--attach", action="store_true", help="attach the console, as run does")
     how.add_argument("--foreground", action="store_true", help="wait for its end; for systemd (Type=notify)")
     _policy(start)
-    restart = _add(commands, "restart", "runs:restart", "stop VMs and start them again")
+    restart = add_command(commands, "restart", "runs:restart", "stop VMs and start them again")
     _vm(restart, several=True)
     _grace(restart)
 
 
 def _end_commands(commands: Commands) -> None:
-    stop = _add(commands, "stop", "life:stop", "press the power button of VMs, and kill them after a grace period")
+    stop = add_command(
+        commands, "stop", "life:stop", "press the power button of VMs, and kill them after a grace period"
+    )
     _vm(stop, several=True)
     _grace(stop)
-    kill = _add(commands, "kill", "life:kill", "kill the emulators of VMs at once")
+    kill = add_command(commands, "kill", "life:kill", "kill the emulators of VMs at once")
     _vm(kill, several=True)
-    remove = _add(commands, "rm", "life:remove", "delete VMs with their logs; disk images stay")
+    remove = add_command(commands, "rm", "life:remove", "delete VMs with their logs; disk images stay")
     _vm(remove, several=True)
     remove.add_argument("-f", "--force", action="store_true", help="kill running ones first")
     for name, text in (("pause", "stop the virtual CPUs of VMs"), ("unpause", "let paused VMs go on")):
-        _vm(_add(commands, name, f"life:{name}", text), several=True)
-    wait = _add(commands, "wait", "life:wait", "wait until VMs have ended; prints their exit codes")
+        _vm(add_command(commands, name, f"life:{name}", text), several=True)
+    wait = add_command(commands, "wait", "life:wait", "wait until VMs have ended; prints their exit codes")
     _vm(wait, several=True)
     wait.add_argument("--timeout-s", type=_positive, metavar="S", help="give up after S seconds (exit code 6)")
 
 
 def _look_commands(commands: Commands) -> None:
-    ps = _add(commands, "ps", "listing:ps", "list VMs that run")
+    ps = add_command(commands, "ps", "listing:ps", "list VMs that run")
     ps.add_argument("-a", "--all", action="store_true", help="also those that do not run")
     ps.add_argument("-q", "--quiet", action="store_true", help="ids only")
     ps.add_argument(
@@ -256,46 +266,46 @@ def _look_commands(commands: Commands) -> None:
         metavar="KEY=VALUE",
         help="name, id, state, accel; values of one key are alternatives, keys must all hold",
     )
-    _json(ps)
-    inspect = _add(commands, "inspect", "listing:inspect", "show everything about a VM: state, wall, exit, spec")
+    add_json(ps)
+    inspect = add_command(commands, "inspect", "listing:inspect", "show everything about a VM: state, wall, exit, spec")
     _vm(inspect)
-    _json(inspect)
-    logs = _add(commands, "logs", "listing:logs", "print the console's log of a VM")
+    add_json(inspect)
+    logs = add_command(commands, "logs", "listing:logs", "print the console's log of a VM")
     _vm(logs)
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the VM ends")
     logs.add_argument("--tail", type=_count, metavar="N", help="only the last N lines")
     logs.add_argument("--emulator", action="store_true", help="the emulator's own messages instead")
-    console = _add(commands, "console", "runs:console", "attach to the console of a running VM; Ctrl-] leaves")
+    console = add_command(commands, "console", "runs:console", "attach to the console of a running VM; Ctrl-] leaves")
     _vm(console)
-    events = _add(commands, "events", "listing:events", "print what happened to VMs, oldest first")
+    events = add_command(commands, "events", "listing:events", "print what happened to VMs, oldest first")
     events.add_argument("vm", nargs="?", metavar="VM", help=f"{VM_HELP}; all VMs without it")
     events.add_argument("-f", "--follow", action="store_true", help="go on until interrupted, or until that VM ends")
-    _json(events)
-    stats = _add(commands, "stats", "listing:stats", "show what running VMs use, once")
+    add_json(events)
+    stats = add_command(commands, "stats", "listing:stats", "show what running VMs use, once")
     _vm(stats, several=True)
-    _json(stats)
+    add_json(stats)
 
 
 def _trust_commands(commands: Commands) -> None:
-    prove = _add(
+    prove = add_command(
         commands, "prove", "proofs:prove", "attack the wall from inside with a hostile probe, and list what it reached"
     )
     prove.add_argument("target", metavar="VM|SPEC|builtin", help="a defined VM, running or not; or what run takes")
     prove.add_argument("--without", choices=LAYERS, metavar="LAYER", help=f"leave one layer out: {', '.join(LAYERS)}")
     prove.add_argument("--quick", action="store_true", help="only what takes a moment")
     _policy(prove)
-    _json(prove)
-    key = _add(commands, "key", "misc:key", "show the public key that signs launch records")
+    add_json(prove)
+    key = add_command(commands, "key", "misc:key", "show the public key that signs launch records")
     key.add_argument("action", choices=("show",), metavar="show", help="print it as an OpenSSH line")
-    verify = _add(commands, "verify-record", "proofs:verify_record", "verify signed launch records")
+    verify = add_command(commands, "verify-record", "proofs:verify_record", "verify signed launch records")
     verify.add_argument("files", nargs="*", metavar="FILE", help="records; without any, this host's whole chain")
     verify.add_argument("--key", metavar="KEY", help="public key, or a file that holds it; default: this host's")
-    _json(verify)
-    unit = _add(commands, "unit", "misc:unit", "print a systemd unit for a defined VM")
+    add_json(verify)
+    unit = add_command(commands, "unit", "misc:unit", "print a systemd unit for a defined VM")
     _vm(unit)
-    spec = _add(commands, "spec", "misc:spec", "print the JSON Schema of specifications")
+    spec = add_command(commands, "spec", "misc:spec", "print the JSON Schema of specifications")
     spec.add_argument("--schema", action="store_true", required=True, help="the schema, for editors")
-    completion = _add(commands, "completion", "misc:completion", "print the completion script of a shell")
+    completion = add_command(commands, "completion", "misc:completion", "print the completion script of a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), metavar="SHELL", help="bash, zsh or tcsh")
-    version = _add(commands, "version", "misc:version", "print the version")
-    _json(version)
+    version = add_command(commands, "version", "misc:version", "print the version")
+    add_json(version)

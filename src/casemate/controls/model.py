@@ -34,10 +34,16 @@ class Gate(enum.StrEnum):
 
 
 class Subject(enum.StrEnum):
-    """What the control is about. Only a VM's own controls can stop its launch; a host policy may raise others."""
+    """What the control is about. Only a VM's own controls can stop its launch; a host policy may raise others.
+
+    ``host`` includes the VMM of the host (libvirt); ``emulator`` is a binary; ``guest`` what runs inside a VM.
+    """
 
     VM = "vm"
     HOST = "host"
+    EMULATOR = "emulator"
+    IMAGE = "image"
+    GUEST = "guest"
 
 
 class Verdict(enum.StrEnum):
