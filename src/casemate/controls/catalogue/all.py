@@ -5,7 +5,11 @@ from __future__ import annotations
 from casemate.controls.catalogue.launch import catalogue as launch_catalogue
 from casemate.controls.model import Control, Subject
 
-AUDIT_MODULES: tuple[str, ...] = ()
+AUDIT_MODULES: tuple[str, ...] = (
+    "hardware_audit",
+    "iommu_audit",
+    "kvm_audit",
+)
 """Modules below this package whose ``CONTROLS`` only audits judge; imported on use, because a launch needs none."""
 
 
