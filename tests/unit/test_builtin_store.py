@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from casemate.errors import HostError
-from casemate.image import builtin
+from casemate.image import builtin, guest_source
 from casemate.image.builtin import BuiltinGuest, assemble_initrd, build_builtin, find_builtin, verify_builtin
 from casemate.image.cpio import read_cpio
 from casemate.image.guest_source import KernelFiles
@@ -55,8 +55,8 @@ class Sources:
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
     """Replace the two functions that reach the distribution."""
     made = Sources(tmp_path / "count")
-    monkeypatch.setattr(builtin, "kernel_files", made.kernel_files)
-    monkeypatch.setattr(builtin, "busybox_bytes", made.busybox_bytes)
+    monkeypatch.setattr(guest_source, "kernel_files", made.kernel_files)
+    monkeypatch.setattr(guest_source, "busybox_bytes", made.busybox_bytes)
     return made
 
 
@@ -221,7 +221,7 @@ def test_a_failed_build_leaves_the_current_one(
         (scratch / "half").write_bytes(b"x")
         raise HostError("no network")
 
-    monkeypatch.setattr(builtin, "kernel_files", fail)
+    monkeypatch.setattr(guest_source, "kernel_files", fail)
     with pytest.raises(HostError, match="no network"):
         _build(tmp_path, refresh=True)
     assert find_builtin([tmp_path]) == guest

@@ -116,6 +116,7 @@ def test_a_copied_file_is_hashed_and_compared(tmp_path: Path) -> None:
     wanted = hashlib.sha256(source.read_bytes()).hexdigest()
     spawned = spawn(copying, program(("sendfile", "fadvise64", "copy_file_range")), sources, staging(tmp_path))
     copies = CopyDigests(spawned, copying)
+    copies.begin()
     assert copies.result({"kernel": wanted}) == {"kernel": wanted}
     with pytest.raises(RefusedError, match=r"img\.hash"):
         copies.result({"kernel": "0" * 64})

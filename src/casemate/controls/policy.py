@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import datetime
 import enum
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Protocol
@@ -141,6 +140,8 @@ def parse_policy(text: str, source: str) -> HostPolicy:
     Raises:
         SpecError: every fault in the file, each with its path.
     """
+    import tomllib  # most hosts have no policy file
+
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

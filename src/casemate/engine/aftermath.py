@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def settle(paths: Paths, vm_id: str) -> Settled:
 
 def drop_runtime(paths: Paths, vm_id: str) -> None:
     """Remove a VM's runtime directory with the lock in it, which the caller holds: nobody can start in between."""
-    shutil.rmtree(paths.vm_runtime(vm_id), ignore_errors=True)
+    files.remove_tree(paths.vm_runtime(vm_id))
 
 
 def foresee(paths: Paths, vm_id: str) -> Exit:

@@ -24,6 +24,9 @@ class CopyDigests:
         self._found: dict[str, str] = {}
         self._fault: OSError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def begin(self) -> None:
+        """Start hashing. Best when the emulator's loader is through: until then both cores are busy."""
         self._thread.start()
 
     def result(self, expected: dict[str, str]) -> dict[str, str]:
@@ -36,6 +39,8 @@ class CopyDigests:
             RefusedError: a copy is not what was promised (control img.hash).
             VmError: a copy could not be read.
         """
+        if self._thread.ident is None:
+            raise RuntimeError("CopyDigests: result() before begin()")
         self._thread.join()
         if self._fault is not None:
             raise VmError("what was copied into the root cannot be read back", got=str(self._fault)) from self._fault
@@ -52,7 +57,8 @@ class CopyDigests:
 
     def wait(self) -> None:
         """Only wait for the thread: it must not outlive the launch, whatever came of it."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         try:

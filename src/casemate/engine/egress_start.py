@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Never
 
-from casemate.engine import errorwire
+from casemate.engine import errorwire, files
 from casemate.engine.egress import Broker
 from casemate.engine.egress_main import Log
 from casemate.engine.egress_policy import Policy
@@ -89,7 +88,7 @@ def _start_and_serve(job: Job, qemu_end: socket.socket, passt_end: socket.socket
     try:
         spawned = spawn(wall, job.program, sources, staging)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        files.remove_tree(staging)
     passt_end.close()
     for descriptor in sources.values():
         if descriptor != passt_end.fileno():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from typing import Any
 
-from casemate.engine import control, state
+from casemate.engine import control, files, state
 from casemate.engine.paths import Paths
 from casemate.engine.state import Definition
 from casemate.errors import CasemateError, InputError
@@ -64,4 +63,4 @@ def forget(paths: Paths, definition: Definition) -> None:
         return
     # Its lock is not to be had where the runtime directory cannot be written. Without a run nothing else is left.
     if not os.path.lexists(f"{paths.vm_data(definition.id)}/run.json"):
-        shutil.rmtree(paths.vm_data(definition.id), ignore_errors=True)
+        files.remove_tree(paths.vm_data(definition.id))

@@ -139,3 +139,10 @@ def is_locked(path: str) -> bool:
     finally:
         os.close(descriptor)
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory of ours and what is below it; what cannot be removed stays for the next command's sweep."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import glob
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -197,6 +196,8 @@ def _load_profile(text: str) -> None:
     if parser is None:
         raise HostError("apparmor_parser is missing", next_step="apt-get install apparmor")
     command = [parser, "--replace", "--skip-cache", "--quiet"]
+    import subprocess
+
     try:
         done = subprocess.run(
             command, input=text.encode(), capture_output=True, timeout=_PARSER_TIMEOUT_S, check=False, env={}

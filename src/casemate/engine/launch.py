@@ -105,7 +105,7 @@ def launch(
         os.close(log_write)
         log_write = -1
         startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, STARTUP_DEADLINE_S)
-        version = _greeting(startup, plan)  # 4
+        version = _greeting(startup, plan, copies)  # 4
         clock.lap("greeting")
         digests = copies.result(opened.digests)
         observed = observe(plan, startup, spawned, opened, digests)  # 5
@@ -166,10 +166,10 @@ def _spawn(plan: LaunchPlan, program: bytes, sources: dict[str, int], staging: s
         ) from refused
 
 
-def _greeting(startup: Startup, plan: LaunchPlan) -> str:
+def _greeting(startup: Startup, plan: LaunchPlan, copies: CopyDigests) -> str:
     """QEMU's version; or, when it did not come so far because of the kernel, that said of the kernel."""
     try:
-        return startup.greeting()
+        return startup.greeting(copies.begin)
     except VmError as error:
         said = error.got.rpartition(": ")[2]
         if plan.spec.boot.kernel is None or not any(words in error.got for words in _NO_KERNEL):

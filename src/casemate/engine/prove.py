@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import time
 from pathlib import Path
 from typing import Final
@@ -122,7 +121,7 @@ def prove_spec(
     finally:
         opened.close()
         labels.restore_labels(own, proof_id)
-        shutil.rmtree(home, ignore_errors=True)
+        files.remove_tree(home)
         for descriptor in locks:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -327,6 +326,6 @@ def sweep_stale(paths: Paths) -> None:
                     directories = msgspec.json.decode(files.read_bounded(f"{home}/cgroups"), type=tuple[str, ...])
                     remove_cgroups(directories)
                 labels.restore_labels(Paths(home, f"{home}/data", paths.cache), name)
-                shutil.rmtree(home, ignore_errors=True)
+                files.remove_tree(home)
             finally:
                 os.close(lock)

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from casemate.bpf.syscalls import names
@@ -52,12 +53,19 @@ class Startup:
         for descriptor in self._watched:
             self._poller.register(descriptor, select.POLLIN)
 
-    def greeting(self) -> str:
-        """Wait for QMP's greeting and give QEMU's version."""
+    def greeting(self, meanwhile: Callable[[], None] = lambda: None) -> str:
+        """Wait for QMP's greeting, then until the machine is built; give QEMU's version.
+
+        Args:
+            meanwhile: called once after the greeting: QEMU answers nothing more until the machine is built, which
+                takes as long as all before. Most notifications are over; it must not hold up the rest.
+        """
         try:
             version = qmp.check_greeting(self._next_message("the QMP greeting"))
         except QmpError as fault:
             raise VmError("the emulator does not speak QMP", got=str(fault)) from fault
+        self.ask_ahead((("qmp_capabilities", {}),))
+        meanwhile()
         self.command("qmp_capabilities")
         return version
 

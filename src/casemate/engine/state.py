@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 
 import msgspec
@@ -97,7 +96,7 @@ def create(
         try:
             files.write_json(f"{paths.vm_data(vm_id)}/definition.json", definition)
         except BaseException:
-            shutil.rmtree(paths.vm_data(vm_id), ignore_errors=True)
+            files.remove_tree(paths.vm_data(vm_id))
             raise
     finally:
         os.close(lock)
@@ -136,7 +135,7 @@ def _sweep_torn(paths: Paths, vm_ids: list[str]) -> None:
     try:
         for vm_id in vm_ids:
             if not os.path.lexists(f"{paths.vm_data(vm_id)}/definition.json"):
-                shutil.rmtree(paths.vm_data(vm_id), ignore_errors=True)
+                files.remove_tree(paths.vm_data(vm_id))
     finally:
         os.close(lock)
 
@@ -377,5 +376,5 @@ def remove(paths: Paths, definition: Definition) -> None:
 
 def _delete(paths: Paths, vm_id: str) -> None:
     files.unlink_if_there(f"{paths.vm_data(vm_id)}/definition.json")
-    shutil.rmtree(paths.vm_data(vm_id), ignore_errors=True)
-    shutil.rmtree(paths.vm_runtime(vm_id), ignore_errors=True)
+    files.remove_tree(paths.vm_data(vm_id))
+    files.remove_tree(paths.vm_runtime(vm_id))

@@ -22,9 +22,9 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Backend(msgspec.Struct, frozen=True):
-    """The host's side of a device. ``kind``: netdev, blockdev, chardev, object, tpmdev, audiodev, fsdev. ``type``: its
-    driver (``user``, ``tap``, ``file``, ``qcow2``, ``socket``, ``rng-random``). ``path``: the host's file, if it names
-    one."""
+    """The host's side of a device. ``kind``: netdev, blockdev, chardev, object, tpmdev, audiodev, fsdev, display.
+    ``type``: its driver (``user``, ``tap``, ``file``, ``qcow2``, ``socket``, ``rng-random``, ``vnc``). ``path``: the
+    host's file, if it names one. Nested properties are joined by dots (``addr.type``)."""
 
     kind: str
     type: str
@@ -35,7 +35,9 @@ class Backend(msgspec.Struct, frozen=True):
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """One image. ``format``: empty when nobody says it (QEMU would guess). ``device``: QOM type of the front."""
+    """One image. ``format``: empty when nobody says it (QEMU would guess). ``device``: QOM type of the front.
+    ``protocol``: ``file``, ``host_device`` or a network's (``nbd``, ``rbd``, ``https``). ``backing``: the files below
+    it as the description names them; None when it does not say and the image's own header decides."""
 
     path: str
     format: str = ""
@@ -45,6 +47,9 @@ class Disk(msgspec.Struct, frozen=True):
     encrypted: bool = False
     device: str = ""
     origin: str = ""
+    id: str = ""
+    protocol: str = "file"
+    backing: tuple[str, ...] | None = None
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +57,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     ``board``: machine type word (``pc-q35-7.2``), ``board_options`` the rest of ``-machine``. ``cpu_flags``: flag to
     ``on`` or ``off``. ``flags``: options without which QEMU does more than asked (``-nodefaults``) or that open an
-    interface (``-s``). ``options``: every option and its argument, in order. ``monitors``: transports of QMP and HMP (``unix:/path``, ``tcp:0.0.0.0:4444``, ``fd``,
-    ``stdio``). ``unreadable``: parts that the reader did not understand; whoever judges must not treat them as absent.
+    interface (``-s``). ``options``: every option and its argument, in order. ``monitors``: transports of QMP and HMP
+    (``unix:/path``, ``tcp:0.0.0.0:4444``, ``fd``, ``stdio``). ``unreadable``: parts that the reader did not understand;
+    whoever judges must not treat them as absent. ``form``: what was read: ``argv``, ``libvirt``, ``firecracker``,
+    ``cloud-hypervisor``, ``kata``. ``raw_args``: arguments that a document hands to the emulator past its manager
+    (``qemu:commandline``). ``secrets``: parameters that carry a secret in clear text; their names, never the secret.
     """
 
     vmm: str = "qemu"
@@ -86,3 +94,6 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     launch_security: str = ""
     options: tuple[tuple[str, str], ...] = ()
     unreadable: tuple[str, ...] = ()
+    form: str = "argv"
+    raw_args: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()

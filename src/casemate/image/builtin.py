@@ -19,13 +19,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -33,7 +30,6 @@ import msgspec
 from casemate.errors import HostError
 from casemate.image import guest_modules
 from casemate.image.cpio import CpioEntry, character_device, directory, regular, symlink, write_cpio
-from casemate.image.guest_source import KernelFiles, busybox_bytes, kernel_files
 
 CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet loglevel=3 cryptomgr.notests"
 """``reboot=t`` ``panic=-1``: a reset or a panic ends the emulator at once; ``cryptomgr.notests`` saves a quarter of a
@@ -121,6 +117,8 @@ def build_builtin(cache_dir: Path, report: Callable[[str], None], *, refresh: bo
             existing = None if refresh else _load_current(store)
             if existing is not None and verify_builtin(existing):
                 return existing
+            import tempfile
+
             with tempfile.TemporaryDirectory(prefix=".build-", dir=store) as scratch:
                 return _build(store, Path(scratch), report)
     except OSError as error:
@@ -182,7 +180,7 @@ exec /bin/busybox poweroff -f
 
 
 def _init_script() -> bytes:
-    return resources.files("casemate.image").joinpath("guest_init").read_bytes()
+    return Path(__file__).with_name("guest_init").read_bytes()
 
 
 def _recipe() -> str:
@@ -198,7 +196,9 @@ def _recipe() -> str:
 
 
 def _build(store: Path, scratch: Path, report: Callable[[str], None]) -> BuiltinGuest:
-    kernel: KernelFiles = kernel_files(scratch, report)
+    from casemate.image.guest_source import busybox_bytes, kernel_files
+
+    kernel = kernel_files(scratch, report)
     busybox, busybox_source = busybox_bytes(scratch, report)
     report(f"assembling the guest from kernel {kernel.release} and busybox {busybox_source.version}")
     initrd = assemble_initrd(busybox, kernel.modules, _init_script())
@@ -306,7 +306,7 @@ def _locked(store: Path) -> Iterator[None]:
 def _drop_leftovers(store: Path) -> None:
     # Under the lock nobody else builds: scratch directories are those of builders that were killed.
     for path in store.glob(".build-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path)
 
 
 def _drop_old_builds(store: Path, *, keep: Path) -> None:
@@ -314,7 +314,14 @@ def _drop_old_builds(store: Path, *, keep: Path) -> None:
     others = [path for path in store.iterdir() if path.is_dir() and path != keep and not path.name.startswith(".")]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in others[_KEEP_BUILDS - 1 :]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a directory of the store; what cannot be removed stays for the next build."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+import msgspec
 
 from casemate.jail.context import Context
 from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Link, RootEntry, Wall
@@ -27,8 +28,7 @@ def context_of_root(wall: Wall) -> str | None:
     return f"{context.split(':')[0]}:object_r:{SELINUX_TYPE}:s0" if module == "selinux" else None
 
 
-@dataclass(frozen=True)
-class NewRoot:
+class NewRoot(msgspec.Struct, frozen=True):
     """A tmpfs that holds only what is listed, sealed read-only, becomes the root; the old one is let go."""
 
     wall: Wall

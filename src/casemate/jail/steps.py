@@ -14,7 +14,8 @@ import fcntl
 import os
 import resource
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 from casemate.jail.context import Context, Step
 from casemate.jail.policy import IdentityMode, LandlockPath, Layer, Wall
@@ -30,8 +31,7 @@ _RIGHTS = {
 }
 
 
-@dataclass(frozen=True)
-class MapIdentity:
+class MapIdentity(msgspec.Struct, frozen=True):
     """Rootless: wait until the parent has written the maps of the namespace we were born in."""
 
     wall: Wall
@@ -43,8 +43,7 @@ class MapIdentity:
         context.ask_parent("M")
 
 
-@dataclass(frozen=True)
-class NewSession:
+class NewSession(msgspec.Struct, frozen=True):
     """No controlling terminal, no keys of the caller, no environment-dependent masks."""
 
     def describe(self) -> str:
@@ -56,8 +55,7 @@ class NewSession:
         os.umask(0o077)
 
 
-@dataclass(frozen=True)
-class JoinCgroup:
+class JoinCgroup(msgspec.Struct, frozen=True):
     """In force before the emulator's first instruction; then a cgroup namespace hides the path."""
 
     directories: tuple[str, ...]
@@ -76,8 +74,7 @@ class JoinCgroup:
         process.unshare(process.CLONE_NEWCGROUP)
 
 
-@dataclass(frozen=True)
-class SetHostname:
+class SetHostname(msgspec.Struct, frozen=True):
     """The host's name is the host's business."""
 
     name: str
@@ -91,8 +88,7 @@ class SetHostname:
         check(libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
 
 
-@dataclass(frozen=True)
-class NewUserNamespace:
+class NewUserNamespace(msgspec.Struct, frozen=True):
     """Root only: a user namespace that maps one uid and one gid, written by the parent."""
 
     wall: Wall
@@ -113,8 +109,7 @@ class NewUserNamespace:
         context.ask_parent("M")
 
 
-@dataclass(frozen=True)
-class DropGroups:
+class DropGroups(msgspec.Struct, frozen=True):
     """Before the user namespace, in which setgroups may be forbidden."""
 
     def describe(self) -> str:
@@ -124,8 +119,7 @@ class DropGroups:
         os.setgroups([])
 
 
-@dataclass(frozen=True)
-class SetIdentity:
+class SetIdentity(msgspec.Struct, frozen=True):
     """Real, effective, saved ids."""
 
     uid: int
@@ -142,8 +136,7 @@ class SetIdentity:
         process.prctl(process.PR_SET_DUMPABLE, 1)
 
 
-@dataclass(frozen=True)
-class SetRlimits:
+class SetRlimits(msgspec.Struct, frozen=True):
     """Soft and hard limits."""
 
     wall: Wall
@@ -156,8 +149,7 @@ class SetRlimits:
             resource.setrlimit(getattr(resource, f"RLIMIT_{limit.name.upper()}"), (limit.value, limit.value))
 
 
-@dataclass(frozen=True)
-class KeepUntilDropped:
+class KeepUntilDropped(msgspec.Struct, frozen=True):
     """Only without namespaces, where leaving uid 0 would take the very capability that emptying the sets needs."""
 
     def describe(self) -> str:
@@ -167,8 +159,7 @@ class KeepUntilDropped:
         caps.lock_securebits()
 
 
-@dataclass(frozen=True)
-class DropCapabilities:
+class DropCapabilities(msgspec.Struct, frozen=True):
     """All five sets empty, secure bits locked, no_new_privs."""
 
     def describe(self) -> str:
@@ -181,8 +172,7 @@ class DropCapabilities:
         caps.capset()
 
 
-@dataclass(frozen=True)
-class DieWithParent:
+class DieWithParent(msgspec.Struct, frozen=True):
     """After the uid change, which clears it; the answer proves that the parent still lives."""
 
     def describe(self) -> str:
@@ -193,8 +183,7 @@ class DieWithParent:
         context.ask_parent("P")
 
 
-@dataclass(frozen=True)
-class NoNewPrivileges:
+class NoNewPrivileges(msgspec.Struct, frozen=True):
     """exec can never add anything again."""
 
     def describe(self) -> str:
@@ -204,8 +193,7 @@ class NoNewPrivileges:
         process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
 
 
-@dataclass(frozen=True)
-class CoreCookie:
+class CoreCookie(msgspec.Struct, frozen=True):
     """A core scheduling cookie of our own: no other VM runs on the sibling thread at the same time."""
 
     def describe(self) -> str:
@@ -219,8 +207,7 @@ LABEL_ROLE = "label-attribute"
 _LABEL_FILES = {"selinux": "/proc/thread-self/attr/current", "apparmor": "/proc/thread-self/attr/apparmor/current"}
 
 
-@dataclass(frozen=True)
-class OpenLabelFile:
+class OpenLabelFile(msgspec.Struct, frozen=True):
     """Our own label's file, while there is a /proc: the kernel takes a label only from the process that opened it."""
 
     label: str
@@ -233,8 +220,7 @@ class OpenLabelFile:
         context.sources[LABEL_ROLE] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
-@dataclass(frozen=True)
-class TakeLabel:
+class TakeLabel(msgspec.Struct, frozen=True):
     """The LSM's label for this process and all that follows, exec included.
 
     Before exec and not at it: SELinux and AppArmor clear the parent-death signal when exec changes the label
@@ -258,8 +244,7 @@ class TakeLabel:
         os.close(descriptor)
 
 
-@dataclass(frozen=True)
-class RestrictSelf:
+class RestrictSelf(msgspec.Struct, frozen=True):
     """Landlock at the plan's ABI."""
 
     abi: int

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,8 @@ def load_toml(text: str | bytes, source: str) -> dict[str, Any]:
     deep = _too_deep_line(document)
     if deep:
         raise refuse(f"line {deep}", "toml.nesting", f"a key with more than {MAX_KEY_DOTS} dots")
+    import tomllib
+
     try:
         return tomllib.loads(document)
     except RecursionError:

@@ -51,10 +51,18 @@ class Walk:
 
     def spec(self, document: dict[str, Any]) -> Spec:
         """The whole document. Lists may hold None where an item was broken: use it only when there are no faults."""
-        node = inspect.type_info(Spec)
-        assert isinstance(node, inspect.StructType)
-        value = self._table(node, document, "")
-        return value if isinstance(value, Spec) else Spec()
+        # Only the tables that are there: looking at every type of the specification takes longer than the walk.
+        fields = {field.encode_name: field for field in msgspec.structs.fields(Spec)}
+        arguments: dict[str, Any] = {}
+        for key, value in document.items():
+            field = fields.get(key)
+            if field is None:
+                self._unknown_key(str(key), tuple(fields), "")
+                continue
+            result = self._value(inspect.type_info(field.type), value, key)
+            if result is not BROKEN:
+                arguments[field.name] = result
+        return Spec(**arguments)
 
     def _value(self, node: inspect.Type, value: object, path: str) -> Any:
         """``value`` checked against ``node``; ``BROKEN`` after noting a fault."""
