@@ -133,6 +133,46 @@ def test_rm_leaves_nothing(cli: Cli, spec: Path) -> None:
     assert snapshot(cli.runtime / "vms", cli.data / "vms") == before == []
 
 
+def test_a_damaged_vm_is_listed_said_and_removed(cli: Cli, spec: Path) -> None:
+    vm_id = cli.ok("create", "--name", "torn", spec).strip()
+    (cli.data / "vms" / vm_id / "definition.json").write_text("{")
+    assert "damaged (definition.json: " in cli.ok("ps", "-a")
+    refused = cli("start", vm_id[:8])
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"casemate rm {vm_id} removes that VM" in refused.stderr
+    cli.ok("rm", vm_id[:8])
+    assert cli.ok("ps", "-aq") == ""
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"findings": [1]}', '{"findings": [{}]}', '{"timings_ms": 5}'])
+def test_a_damaged_read_back_is_an_error_with_its_path(cli: Cli, spec: Path, text: str) -> None:
+    vm_id = cli.ok("create", "--name", "torn", spec).strip()
+    (cli.data / "vms" / vm_id / "wall.json").write_text(text)
+    refused = cli("inspect", "torn")
+    assert refused.returncode == 5
+    assert "wall.json is damaged" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_fifo_in_the_place_of_a_log_hangs_nobody(cli: Cli, spec: Path) -> None:
+    vm_id = cli.ok("create", "--name", "piped", spec).strip()
+    os.mkfifo(cli.data / "vms" / vm_id / "console.log")
+    assert cli.ok("logs", "piped") == ""
+
+
+@pytest.mark.parametrize(("target", "hinted"), [("web", True), ("Web!", False), ("disk.qcow2", False), ("a/b", False)])
+def test_a_name_that_could_be_a_vms_gets_the_hint(cli: Cli, target: str, hinted: bool) -> None:
+    refused = cli("run", target)
+    assert refused.returncode == 2
+    assert (f"casemate start {target}" in refused.stderr) is hinted
+
+
+def test_a_device_is_refused_without_being_opened(cli: Cli) -> None:
+    refused = cli("plan", "/dev/full")
+    assert refused.returncode == 2
+    assert "something that is not a regular file" in refused.stderr
+
+
 # ---- listings -----------------------------------------------------------------------------------------
 
 

@@ -148,6 +148,23 @@ def test_events_beyond_the_budget_are_counted_in_the_next_line(tmp_path: Path, c
     ]
 
 
+def test_what_was_left_out_last_is_said_when_nothing_follows(tmp_path: Path, clock: Clock) -> None:
+    log = EventLog(str(tmp_path / "events"), 65536, burst=1, per_s=1.0)
+    assert log.summary_at is None
+    log.write("t", "reset", always=False)
+    assert log.summary_at is None
+    log.write("t", "reset", always=False)
+    log.write("t", "reset", always=False)
+    assert log.summary_at == clock.now + 1.0
+    log.write_summary("u")
+    assert log.summary_at is None
+    log.write_summary("u")
+    assert text(tmp_path / "events").splitlines() == [
+        b'{"time": "t", "event": "reset"}',
+        b'{"time": "u", "event": "events-suppressed", "count": 2}',
+    ]
+
+
 def test_errno_name_is_the_one_of_a_full_disk() -> None:
     # vmexit.write_json raises it by number, to import nothing.
     assert errno.ENOSPC == 28

@@ -215,8 +215,23 @@ def test_what_is_not_a_vms_directory_is_left_alone(paths: Paths) -> None:
 def test_a_damaged_definition_is_not_deleted(paths: Paths) -> None:
     os.mkdir(paths.vm_data("0" * 16))
     Path(f"{paths.vm_data('0' * 16)}/definition.json").write_text("{")
-    assert state.definitions(paths) == []
+    (found,) = state.definitions(paths)
+    assert found.name == found.id == "0" * 16
+    assert found.damaged.startswith("definition.json: ")
+    assert state.look(paths, found).state == "damaged"
     assert names_in(paths.vm_data("0" * 16)) == {"definition.json"}
+
+
+def test_a_damaged_definition_can_be_removed_and_nothing_else(paths: Paths) -> None:
+    os.mkdir(paths.vm_data("0" * 16))
+    Path(f"{paths.vm_data('0' * 16)}/definition.json").write_text("[]")
+    found = state.resolve(paths, "0000")
+    with pytest.raises(InputError, match="is damaged") as refused:
+        state.claim(paths, found)
+    assert refused.value.next_step == f"casemate rm {'0' * 16} removes that VM"
+    state.remove(paths, found)
+    assert state.definitions(paths) == []
+    assert names_in(f"{paths.data}/vms") == names_in(f"{paths.runtime}/vms") == set()
 
 
 def test_a_definition_that_cannot_be_written_leaves_nothing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

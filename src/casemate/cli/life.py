@@ -11,7 +11,7 @@ from casemate.cli import output
 from casemate.errors import CasemateError, ExitCode, InputError, VmTimeoutError
 
 ALIVE = frozenset({"starting", "running", "paused", "stopping"})
-ANY = frozenset({*ALIVE, "created", "exited"})
+ANY = frozenset({*ALIVE, "created", "exited", "damaged"})
 
 
 def named(arguments: argparse.Namespace, states: frozenset[str]) -> list[str]:

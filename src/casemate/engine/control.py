@@ -10,6 +10,7 @@ import json
 import os
 import select
 import socket
+import struct
 import time
 from typing import Any
 
@@ -24,6 +25,7 @@ from casemate.errors import InputError, VmError
 ANSWER_MAX_BYTES = 1 << 20
 ANSWER_DEADLINE_S = 15.0
 ATTACH_TRIES = 5
+_TIMEVAL = struct.Struct("ll")
 
 
 class Attachment:
@@ -41,10 +43,11 @@ def connect(paths: Paths, definition: Definition) -> socket.socket:
     """A connection to the VM's supervisor.
 
     Raises:
-        InputError: the VM is not running.
+        InputError: the VM is not running. VmError: its supervisor takes no connection.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(ANSWER_DEADLINE_S)
+    # Python's own time-out makes the socket non-blocking, and then a queue that is full for a moment is an error.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(ANSWER_DEADLINE_S), 0))
     try:
         # A Unix socket's path has at most 107 bytes; a long one is reached through its directory's descriptor.
         directory = os.open(paths.vm_runtime(definition.id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -52,6 +55,10 @@ def connect(paths: Paths, definition: Definition) -> socket.socket:
             connection.connect(f"/proc/self/fd/{directory}/control.sock")
         finally:
             os.close(directory)
+        connection.settimeout(ANSWER_DEADLINE_S)
+    except BlockingIOError:
+        connection.close()
+        raise VmError("the supervisor takes no connection", got=f"nothing within {ANSWER_DEADLINE_S:.0f} s") from None
     except OSError:
         connection.close()
         raise not_running(paths, definition) from None
@@ -149,7 +156,7 @@ class EndWatch:
             if left_s <= 0:
                 return None
             if self._connection is None:
-                if state.look(self._paths, self._definition).state in {"exited", "created"}:
+                if state.look(self._paths, self._definition).state in state.AT_REST:
                     return self._result()
                 time.sleep(min(0.05, left_s))
                 self._connect()

@@ -263,7 +263,7 @@ def _helpers(host: HostFacts) -> tuple[Check, ...]:
                 id=name,
                 title=title,
                 status="missing" if part else "ok",
-                found=f"{text} ({version})" if version and not part else text,
+                found=f"{text} ({version})" if version and "unknown version" not in version and not part else text,
                 why=f"needed for {part.why}" if part else "",
                 next_step=part.command if part else "",
             )

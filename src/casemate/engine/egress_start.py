@@ -245,5 +245,5 @@ def _exec(job: Job, spawned: Spawned, routes: RouteTable, errors: int, word: soc
     code = f"import sys; sys.path.insert(0, {source!r}); from casemate.engine.egress_main import main; main({handover})"
     interpreter = os.path.realpath(sys.executable)
     os.execve(  # noqa: S606 - no shell is wanted
-        interpreter, [interpreter, "-I", "-S", "-B", "-c", code, job.plan.vm_id], {"LC_ALL": "C.UTF-8"}
+        interpreter, [interpreter, "-I", "-S", "-c", code, job.plan.vm_id], {"LC_ALL": "C.UTF-8"}
     )

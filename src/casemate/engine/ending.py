@@ -14,7 +14,7 @@ from casemate.errors import CasemateError, InputError
 
 def is_alive(paths: Paths, definition: Definition) -> bool:
     """Whether it starts, runs, or has not quite ended."""
-    return state.look(paths, definition).state not in {"created", "exited"}
+    return state.look(paths, definition).state not in state.AT_REST
 
 
 def end_run(paths: Paths, definition: Definition, verb: str, *, wait: bool, **fields: Any) -> None:
@@ -44,7 +44,7 @@ def remove(paths: Paths, definition: Definition, *, force: bool) -> None:
         InputError: it runs and ``force`` is False.
     """
     vm = state.look(paths, definition)
-    if vm.state not in {"created", "exited"}:
+    if vm.state not in state.AT_REST:
         if not force:
             raise InputError(
                 f"{definition.name} is {vm.state}",

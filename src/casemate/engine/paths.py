@@ -59,7 +59,7 @@ def default_paths() -> Paths:
     """Directories by the XDG rules, or the system's when root.
 
     Raises:
-        HostError: a home directory is needed and there is none.
+        HostError: a home directory is needed and there is none, or the runtime directory is another user's.
     """
     if os.geteuid() == 0:
         return Paths("/run/casemate", "/var/lib/casemate", "/var/cache/casemate")
@@ -69,6 +69,7 @@ def default_paths() -> Paths:
     uid = os.getuid()
     # Without a login session there is no XDG_RUNTIME_DIR; a private directory under /tmp is what podman takes too.
     runtime = _absolute("XDG_RUNTIME_DIR", f"{_SHARED}{uid}")
+    _refuse_foreign("XDG_RUNTIME_DIR", runtime, uid)
     data = _absolute("XDG_DATA_HOME", f"{home}/.local/share")
     cache = _absolute("XDG_CACHE_HOME", f"{home}/.cache")
     return Paths(f"{runtime}/casemate", f"{data}/casemate", f"{cache}/casemate")
@@ -77,6 +78,21 @@ def default_paths() -> Paths:
 def _absolute(variable: str, fallback: str) -> str:
     value = os.environ.get(variable, "")
     return value.rstrip("/") if value.startswith("/") else fallback
+
+
+def _refuse_foreign(variable: str, directory: str, uid: int) -> None:
+    """su and sudo leave the caller's session in the environment, whose directories are not ours."""
+    try:
+        owner = os.stat(directory).st_uid
+    except OSError:
+        return  # it is made, or refused, where it is used
+    if owner != uid:
+        raise HostError(
+            f"{variable} is the directory of another user",
+            got=f"{directory}, which belongs to uid {owner}",
+            expected=f"a directory of uid {uid}",
+            next_step=f"unset {variable}, or log in as that user (machinectl shell, ssh) instead of su",
+        )
 
 
 def prepare(paths: Paths) -> None:

@@ -27,7 +27,7 @@ def vm_row(vm: Vm) -> dict[str, Any]:
         "id": definition.id,
         "name": definition.name,
         "state": vm.state,
-        "reason": ended.reason if ended else "",
+        "reason": definition.damaged or (ended.reason if ended else ""),
         "pid": running.emulator.pid if running and running.emulator else None,
         "uid": (last.uid if last else 0) or None,
         "accel": (last.accel if last else "") or None,
@@ -57,13 +57,13 @@ def inspect_view(paths: Paths, vm: Vm) -> dict[str, Any]:
         "helpers": msgspec.to_builtins(running.helpers) if running else [],
         "cgroups": list(running.cgroups) if running else [],
         "health": list(running.health) if running else [],
-        "wall": [_recorded(finding) for finding in report.get("findings", [])],
-        "profile": report.get("profile"),
-        "accel_why": report.get("accel_why"),
-        "qemu_version": report.get("qemu_version"),
-        "timings": report.get("timings_ms", {}),
-        "startup_notifications": report.get("startup_notifications", {}),
-        "warnings": report.get("warnings", []),
+        "wall": [_recorded(finding) for finding in report.findings],
+        "profile": report.profile,
+        "accel_why": report.accel_why,
+        "qemu_version": report.qemu_version,
+        "timings": report.timings_ms,
+        "startup_notifications": report.startup_notifications,
+        "warnings": report.warnings,
         "exit": msgspec.to_builtins(vm.exit),
         "timeout_s": definition.timeout_s,
         "remove_on_exit": definition.remove_on_exit,
@@ -77,19 +77,42 @@ def inspect_view(paths: Paths, vm: Vm) -> dict[str, Any]:
     }
 
 
-def _wall_report(paths: Paths, definition: Definition) -> dict[str, Any]:
+class _Finding(msgspec.Struct, frozen=True, kw_only=True):
+    control_id: str
+    title: str
+    verdict: str
+    severity: str
+    gate: str
+    stage: str
+    evidence: str
+    expected: str
+    why: str
+    remedy: str
+    underlying: str | None = None
+
+
+class _WallReport(msgspec.Struct, frozen=True):
+    """wall.json as `start.wall_report` writes it."""
+
+    findings: tuple[_Finding, ...] = ()
+    profile: str | None = None
+    accel_why: str | None = None
+    qemu_version: str | None = None
+    timings_ms: dict[str, float] = {}
+    startup_notifications: dict[str, int] = {}
+    warnings: tuple[str, ...] = ()
+
+
+def _wall_report(paths: Paths, definition: Definition) -> _WallReport:
     path = f"{paths.vm_data(definition.id)}/wall.json"
     try:
-        report = msgspec.json.decode(files.read_bounded(path))
+        return msgspec.json.decode(files.read_bounded(path), type=_WallReport)
     except FileNotFoundError:
-        return {}
+        return _WallReport()
     except (OSError, msgspec.MsgspecError) as fault:
         raise CasemateError(f"{path} is damaged", got=str(fault)[:200], next_step="start the VM again") from fault
-    if not isinstance(report, dict):
-        raise CasemateError(f"{path} is damaged", got="no object", next_step="start the VM again")
-    return report
 
 
-def _recorded(finding: dict[str, Any]) -> dict[str, Any]:
-    kept = ("title", "verdict", "severity", "gate", "stage", "evidence", "expected", "why", "remedy", "underlying")
-    return {"control": finding["control_id"], **{key: finding.get(key) for key in kept}}
+def _recorded(finding: _Finding) -> dict[str, Any]:
+    entry = msgspec.to_builtins(finding)
+    return {"control": entry.pop("control_id"), **entry}

@@ -61,6 +61,9 @@ __all__ = [
 CLAIM_DEADLINE_S = 10.0
 LOOK_DEADLINE_S = 8.0
 KERNEL_LOG_LAG_S = 5.0
+AT_REST = frozenset({"created", "exited", "damaged"})
+"""States of a VM that has no process."""
+_NEVER = "1970-01-01T00:00:00.000Z"
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -104,7 +107,10 @@ def create(
 
 
 def definitions(paths: Paths) -> list[Definition]:
-    """Every readable definition, oldest first. What a killed create or rm left behind is swept."""
+    """Every definition, oldest first; one that cannot be read is ``damaged`` and has its id for a name.
+
+    What a killed create or rm left behind is swept.
+    """
     found, torn = [], []
     for vm_id in _ids(f"{paths.data}/vms"):
         try:
@@ -112,8 +118,8 @@ def definitions(paths: Paths) -> list[Definition]:
             found.append(msgspec.json.decode(data, type=Definition))
         except FileNotFoundError:
             torn.append(vm_id)
-        except (OSError, msgspec.MsgspecError):
-            continue  # not ours to delete: inspect names it
+        except (OSError, msgspec.MsgspecError) as fault:
+            found.append(Definition(vm_id, vm_id, Spec(), _NEVER, damaged=f"definition.json: {str(fault)[:200]}"))
     if torn:
         _sweep_torn(paths, torn)
     _sweep_runtime(paths)
@@ -249,6 +255,8 @@ def _ended(paths: Paths, definition: Definition, lost: Exit | None) -> Vm:
         ended = Exit("unknown", 5, now(), detail="exit.json, which says how it ended, is damaged")
     if ended is not None and ended.sigsys_pid:
         ended = _explain_sigsys(paths, definition, ended)
+    if definition.damaged:
+        return Vm(definition, "damaged", None, ended)
     return Vm(definition, "exited" if ended else "created", None, ended)
 
 
@@ -297,6 +305,12 @@ def claim(paths: Paths, definition: Definition, *, to_remove: bool = False) -> i
         InputError: it runs, another command is busy with it, or it has been removed meanwhile.
         HostError: the runtime directory cannot be made, or what a lost run left cannot be cleaned up.
     """
+    if definition.damaged and not to_remove:
+        raise InputError(
+            f"{paths.vm_data(definition.id)} is damaged",
+            got=definition.damaged,
+            next_step=f"casemate rm {definition.id} removes that VM",
+        )
     end = time.monotonic() + CLAIM_DEADLINE_S
     while True:
         lock = _try_claim(paths, definition)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from casemate.spec.text import resolve_path
 
 BUILTIN = "builtin"
 LOOK_BYTES = 65536
+_VM_NAME = re.compile(r"[a-z0-9](?!.*\.(toml|qcow2|img|raw)$)[a-z0-9_.-]{0,62}")
 
 Report = Callable[[str], None]
 
@@ -93,19 +95,23 @@ def _is_image(target: str, base_dir: Path) -> bool:
     what = f"cannot read {target!r}"
     path = base_dir / target
     try:
-        # O_NONBLOCK: a FIFO must not hang the command.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        # Opening a device has side effects (a tape rewinds, a watchdog starts): look at what it is first.
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise InputError(
+                    what, got="something that is not a regular file", expected="a specification (TOML) or a disk image"
+                )
+            descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(handle)
     except (OSError, ValueError) as error:
         got = (getattr(error, "strerror", None) or str(error)).lower()
         next_step = "casemate run builtin needs no file"
-        if "/" not in target and not target.endswith(".toml"):
+        if _VM_NAME.fullmatch(target):
             next_step = f"casemate start {target}, if that is the name of a VM; {next_step}"
         raise InputError(what, got=got, expected="a specification, an image or builtin", next_step=next_step) from None
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputError(
-                what, got="something that is not a regular file", expected="a specification (TOML) or a disk image"
-            )
         head = os.pread(descriptor, LOOK_BYTES, 0)
     except OSError as error:
         raise HostError(what, got=(error.strerror or str(error)).lower()) from None

@@ -25,7 +25,9 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Definition(msgspec.Struct, frozen=True):
-    """What ``create`` wrote down."""
+    """What ``create`` wrote down. ``damaged``: why it cannot be read; then the rest is made up, and only ``ps``,
+    ``inspect`` and ``rm`` take such a VM.
+    """
 
     id: str
     name: str
@@ -34,6 +36,7 @@ class Definition(msgspec.Struct, frozen=True):
     timeout_s: float | None = None
     remove_on_exit: bool = False
     policy_file: str | None = None
+    damaged: str = ""
 
 
 class RunningState(msgspec.Struct, frozen=True):
