@@ -150,15 +150,14 @@ def test_events_beyond_the_budget_are_counted_in_the_next_line(tmp_path: Path, c
 
 def test_what_was_left_out_last_is_said_when_nothing_follows(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(str(tmp_path / "events"), 65536, burst=1, per_s=1.0)
-    assert log.summary_at is None
-    log.write("t", "reset", always=False)
-    assert log.summary_at is None
-    log.write("t", "reset", always=False)
-    log.write("t", "reset", always=False)
-    assert log.summary_at == clock.now + 1.0
-    log.write_summary("u")
-    assert log.summary_at is None
-    log.write_summary("u")
+    moments = [log.summary_at]
+    for _ in range(3):
+        log.write("t", "reset", always=False)
+        moments.append(log.summary_at)
+    for _ in range(2):
+        log.write_summary("u")
+        moments.append(log.summary_at)
+    assert moments == [None, None, clock.now + 1.0, clock.now + 1.0, None, None]
     assert text(tmp_path / "events").splitlines() == [
         b'{"time": "t", "event": "reset"}',
         b'{"time": "u", "event": "events-suppressed", "count": 2}',
