@@ -1,0 +1,1 @@
+"""Audit: find targets, collect their facts, judge them, make one report."""
