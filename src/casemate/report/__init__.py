@@ -1,0 +1,1 @@
+"""Shows what an audit found, in the formats that people and programs read."""
