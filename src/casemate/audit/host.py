@@ -9,7 +9,10 @@ from collections.abc import Callable
 from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.root import Root
 
-COLLECTORS: tuple[str, ...] = ("casemate.facts.cpu:collect_cpu",)
+COLLECTORS: tuple[str, ...] = (
+    "casemate.facts.cpu:collect_cpu",
+    "casemate.facts.kernel_collect:collect_kernel",
+)
 """Functions ``(root) -> Facts``. Of two that know a fact under one name the later one counts."""
 
 

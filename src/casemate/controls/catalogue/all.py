@@ -9,6 +9,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "hardware_audit",
     "iommu_audit",
     "kvm_audit",
+    "kernel_audit",
 )
 """Modules below this package whose ``CONTROLS`` only audits judge; imported on use, because a launch needs none."""
 
