@@ -1,0 +1,423 @@
+"""A described machine as facts, under the names that a launch declares and a live read-back observes.
+
+1. What the description states becomes Known at the stage that the caller gives: DECLARED for a document, OBSERVED for
+   the command line of a running process.
+2. What only the live machine or another file can tell becomes Unknown with the reason.
+3. While any part of the description was unreadable, a list that could hide something in it is Unknown.
+
+What another VMM than QEMU has no notion of is left to `vmm_facts.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
+from casemate.facts.machine import Backend, Device, Machine
+from casemate.facts.machine_boards import irqchip_of
+from casemate.facts.machine_risks import is_display, is_insecure, is_usb
+from casemate.facts.qemu_argv_text import is_off, is_on
+
+_HIDING: Final = frozenset(
+    """dev.types dev.insecure-types dev.usb dev.display dev.insecure-backends vm.passthrough vhost.descriptors
+    net.backend net.published net.publish-wide net.host-loopback img.formats img.backing img.shared-writable
+    img.network img.encrypted emu.debug qmp.transport vmm.console-listen vmm.console-open vm.secrets guest.agent
+    ent.virtio-rng ent.vmgenid net.filters net.isolation mem.shared vmm.raw-args dev.shared-folders
+    dev.rng-unlimited""".split()  # noqa: SIM905  one name a word
+)
+"""Facts that a part which nobody could read may change."""
+
+_PIT: Final = frozenset({"isa-pit", "kvm-pit", "pit"})
+_PIC: Final = frozenset({"isa-i8259", "kvm-i8259", "i8259"})
+_DEBUG: Final = frozenset({"-s", "-gdb", "-d", "-trace", "-incoming", "-plugin", "-qtest", "-semihosting"})
+_PASSED: Final = re.compile(r"vfio-.*|x-pci-proxy-dev|usb-host|pci-assign|kvm-pci-assign|scsi-(generic|block)")
+_SHARED: Final = re.compile(r"virtio-9p.*|vhost-user-.*|ivshmem.*|virtio-fs.*")
+
+
+class _Sayer:
+    """Collects facts of one stage from one source."""
+
+    def __init__(self, source: str, stage: Stage) -> None:
+        self.source = source
+        self.stage = stage
+        self.facts: Facts = {}
+
+    def say(self, name: str, value: Value, place: str) -> None:
+        self.facts[name] = Known(value, f"{self.source}: {place}", self.stage)
+
+    def miss(self, name: str, why: str) -> None:
+        self.facts[name] = Unknown(f"{self.source}: {why}")
+
+
+def machine_facts(machine: Machine, stage: Stage) -> Facts:
+    """The facts of one machine.
+
+    Args:
+        machine: as a reader gave it.
+        stage: DECLARED for a document, OBSERVED when the machine was read from a live process.
+    """
+    sayer = _Sayer(machine.source or machine.form, stage)
+    types = tuple(sorted({device.type for device in machine.devices}))
+    _board(sayer, machine, types)
+    _devices(sayer, machine, types)
+    _memory(sayer, machine)
+    _network(sayer, machine)
+    _images(sayer, machine)
+    _access(sayer, machine)
+    _guest(sayer, machine)
+    if machine.vmm != "qemu":
+        from casemate.facts.vmm_facts import override
+
+        override(sayer.say, sayer.miss, machine)
+    if machine.unreadable:
+        why = f"a part could not be read and may change this: {machine.unreadable[0]}"
+        for name in _HIDING & sayer.facts.keys():
+            sayer.miss(name, why)
+    return sayer.facts
+
+
+def _board(sayer: _Sayer, machine: Machine, types: tuple[str, ...]) -> None:
+    options = machine.board_options
+    sayer.say("vm.vmm", machine.vmm, "which VMM it is for")
+    sayer.say("vm.form", machine.form, "what was read")
+    sayer.say("dev.machine", machine.board, "board")
+    accels = machine.accel.split(":")
+    if len(accels) > 1 and accels[0] == "kvm" and sayer.stage is Stage.OBSERVED:
+        sayer.miss("dev.accel", f"{machine.accel}: only the live machine shows which one was taken")
+    else:
+        sayer.say("dev.accel", accels[0], f"accelerator ({machine.accel})")
+    accelerated = accels[0] == "kvm"
+    sayer.say("kvm.irqchip", irqchip_of(machine.board, options) if accelerated else "none", "kernel-irqchip")
+    if types:
+        sayer.say("kvm.pit", bool(_PIT & set(types)), "board and its pit option")
+        sayer.say("kvm.pic", bool(_PIC & set(types)), "board and its pic option")
+    if machine.form == "libvirt":
+        sayer.say("dev.nodefaults", True, "libvirt always gives -nodefaults -no-user-config")
+        sayer.miss("emu.sandbox", "libvirt's qemu.conf (seccomp_sandbox) decides, not the domain")
+    else:
+        both = {"-nodefaults", "-no-user-config"} <= set(machine.flags)
+        sayer.say("dev.nodefaults", both, "-nodefaults -no-user-config")
+        sayer.say("emu.sandbox", machine.sandbox, "-sandbox")
+    _cpu(sayer, machine)
+
+
+def _cpu(sayer: _Sayer, machine: Machine) -> None:
+    flags = machine.cpu_flags
+    model = machine.cpu_model
+    stated_on = tuple(
+        flag for flag in ("vmx", "svm") if is_on(flags.get(flag)) or flags.get(flag) in ("force", "require")
+    )
+    hidden = all(is_off(flags.get(flag)) for flag in ("vmx", "svm"))
+    # A model that copies the host's CPU shows whatever the host's KVM allows, in both vendors' words.
+    if stated_on:
+        sayer.say("cpu.nested-flags", stated_on, "CPU flags")
+    elif hidden:
+        sayer.say("cpu.nested-flags", (), "CPU flags: vmx and svm off")
+    elif model in ("host", "max", "host-passthrough", "host-model", "maximum"):
+        off = tuple(flag for flag in ("vmx", "svm") if is_off(flags.get(flag)))
+        if off:
+            sayer.say("cpu.nested-flags", (), f"CPU flags: {off[0]} off; the other one is another vendor's")
+        else:
+            sayer.say(
+                "cpu.nested-flags", ("vmx or svm, as the host's KVM allows",), f"CPU model {model}, nothing hidden"
+            )
+    else:
+        # Under KVM, QEMU takes svm out of every named model, and none of them has vmx (kvm_default_props).
+        sayer.say("cpu.nested-flags", (), f"CPU model {model or '(default)'}, vmx and svm not named")
+    enlightened = sorted(name for name, value in flags.items() if _is_foreign(name) and not is_off(value))
+    sayer.say("cpu.hyperv-xen", tuple(enlightened), "CPU flags and features of other hypervisors")
+    sayer.say("cpu.model", model or "(default)", "CPU model")
+    sayer.say("cpu.mitigation-flags", _mitigations(machine), "CPU model and flags")
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith(("hv-", "xen-")) or name in ("hyperv", "xen")
+
+
+def _mitigations(machine: Machine) -> str:
+    """``host``: the guest sees the host's own flags; ``named``: some were added by hand; ``model``: a model with the
+    flags of its time; ``none``: a model from before them."""
+    model = machine.cpu_model
+    if model in ("host", "max", "host-passthrough", "host-model", "maximum"):
+        return "host"
+    wanted = {"spec-ctrl", "ssbd", "md-clear", "ibpb", "stibp", "amd-ssbd", "virt-ssbd", "ibrs", "arch-capabilities"}
+    if any(name in wanted and not is_off(value) for name, value in machine.cpu_flags.items()):
+        return "named"
+    if re.search(
+        r"-IBRS|-IBPB|-v[0-9]+$|Cascadelake|Cooperlake|Icelake|Sapphire|Granite|Sierra|Snowridge|Rome|Milan|Genoa|Turin",
+        model,
+    ):
+        return "model"
+    return "none"
+
+
+def _devices(sayer: _Sayer, machine: Machine, types: tuple[str, ...]) -> None:
+    place = "devices"
+    sayer.say("dev.types", types, place)
+    sayer.say("dev.insecure-types", tuple(kind for kind in types if is_insecure(kind)), place)
+    sayer.say("dev.usb", tuple(kind for kind in types if is_usb(kind)), place)
+    shown = next((kind for kind in types if is_display(kind)), "")
+    sayer.say("dev.display", shown or machine.display or "none", "display and devices")
+    passed = tuple(sorted(_passed(device) for device in machine.devices if _PASSED.fullmatch(device.type)))
+    sayer.say("vm.passthrough", passed, place)
+    folders = [device for device in machine.devices if _SHARED.fullmatch(device.type)]
+    sayer.say("dev.shared-folders", tuple(sorted(f"{d.type} {d.backend}".strip() for d in folders)), place)
+    sayer.say("vhost.descriptors", _vhost(machine), "devices and network back-ends")
+    hotplug = [
+        d
+        for d in machine.devices
+        if d.type in ("pcie-root-port", "ioh3420") and not is_off(d.properties.get("hotplug"))
+    ]
+    sayer.say("dev.hotplug-ports", len(hotplug), "root ports without hotplug=off")
+
+
+def _passed(device: Device) -> str:
+    return f"{device.type} {device.backend or device.properties.get('productid', '')}".strip()
+
+
+def _vhost(machine: Machine) -> tuple[str, ...]:
+    found = set()
+    for backend in machine.backends:
+        if backend.kind == "netdev" and _uses_vhost(backend):
+            found.add("/dev/vhost-net")
+        if backend.kind == "netdev" and backend.type == "vhost-vdpa":
+            found.add(backend.path or "/dev/vhost-vdpa")
+    for device in machine.devices:
+        match = re.match(r"vhost-(scsi|vsock|vdpa)", device.type)
+        if match:
+            found.add(f"/dev/vhost-{match[1]}")
+    return tuple(sorted(found))
+
+
+def _uses_vhost(backend: Backend) -> bool:
+    properties = backend.properties
+    forced = is_on(properties.get("vhost")) or is_on(properties.get("vhostforce"))
+    return forced or any(properties.get(name) for name in ("vhostfd", "vhostfds"))
+
+
+def _memory(sayer: _Sayer, machine: Machine) -> None:
+    options = machine.board_options
+    sayer.say("mem.merge", not is_off(options.get("mem-merge")), "mem-merge")
+    dump = options.get("dump-guest-core")
+    sayer.say("mem.dump", not is_off(dump), "dump-guest-core")
+    files = [
+        backend.path or backend.type
+        for backend in machine.backends
+        if backend.kind == "object" and backend.type in ("memory-backend-file", "memory-backend-shm")
+    ]
+    if machine.limits.get("mem-path"):
+        files.append(machine.limits["mem-path"])
+    sayer.say("mem.files", tuple(sorted(files)), "memory back-ends")
+    shared = [
+        backend.id or backend.type
+        for backend in machine.backends
+        if backend.kind == "object"
+        and backend.type.startswith("memory-backend")
+        and is_on(backend.properties.get("share"))
+    ]
+    sayer.say("mem.shared", tuple(sorted(shared)), "memory back-ends with share=on")
+
+
+_NET_WORST: Final = ("user", "bridge", "tap", "vde", "l2tpv3", "socket", "dgram", "stream", "af-xdp", "netmap")
+
+
+def _network(sayer: _Sayer, machine: Machine) -> None:
+    nets = [backend for backend in machine.backends if backend.kind == "netdev" and backend.type != "hubport"]
+    kinds = {_net_kind(backend) for backend in nets}
+    rank = {kind: number for number, kind in enumerate(_NET_WORST)}
+    worst = min(kinds, key=lambda kind: (rank.get(kind, len(rank)), kind), default="none")
+    sayer.say("net.backend", worst, "network back-ends")
+    published = tuple(sorted(rule for backend in nets for rule in _published(backend)))
+    sayer.say("net.published", published, "hostfwd and portForward")
+    wide = tuple(rule for rule in published if not rule.startswith(("127.", "[::1]", "::1")))
+    sayer.say("net.publish-wide", wide, "hostfwd and portForward")
+    if not nets:
+        sayer.say("net.egress", "none", "no network")
+        sayer.say("net.host-loopback", False, "no network")
+    else:
+        sayer.say("net.egress", "any", "nothing in the description limits it")
+        if worst == "passt":
+            sayer.miss("net.host-loopback", "how passt was started decides (--no-map-gw), not the description")
+        elif "user" in kinds:
+            limited = all(is_on(b.properties.get("restrict")) for b in nets if b.type == "user")
+            sayer.say("net.host-loopback", not limited, "slirp reaches the host's loopback through its gateway address")
+        else:
+            sayer.say("net.host-loopback", False, "a TAP or socket has no way to the loopback")
+    bridged = [b for b in nets if _net_kind(b) in ("tap", "bridge")]
+    sayer.say("net.bridged", len(bridged), "network back-ends")
+    if machine.form == "libvirt":
+        open_cards = tuple(b.id for b in bridged if "filter" not in b.properties)
+        sayer.say("net.unfiltered", open_cards, "interface/filterref")
+        alone = tuple(b.id for b in bridged if not (is_on(b.properties.get("isolated")) or b.properties.get("vlan")))
+        sayer.say("net.not-isolated", alone, "interface/port and interface/vlan")
+    else:
+        why = "the bridge's own filters decide; a command line does not show them"
+        for name in ("net.unfiltered", "net.not-isolated"):
+            if bridged:
+                sayer.miss(name, why)
+            else:
+                sayer.say(name, (), "no bridged network")
+
+
+def _net_kind(backend: Backend) -> str:
+    if backend.properties.get("passt"):
+        return "passt"
+    if backend.type == "stream" and not backend.path and backend.properties.get("addr.type") == "fd":
+        return "passt" if not is_on(backend.properties.get("server")) else "stream"
+    return backend.type
+
+
+def _published(backend: Backend) -> list[str]:
+    found = []
+    for name, value in backend.properties.items():
+        if name == "hostfwd" or name.startswith("hostfwd."):
+            _, _, rest = value.removeprefix("str=").partition(":")
+            address, _, _ = rest.partition("-")
+            host, _, port = address.rpartition(":")
+            found.append(f"{host or '0.0.0.0'}:{port}")  # noqa: S104  a name for what slirp does
+    return found
+
+
+def _images(sayer: _Sayer, machine: Machine) -> None:
+    disks = machine.disks
+    place = "disks"
+    names = [disk.id or disk.path.rpartition("/")[2] or str(number) for number, disk in enumerate(disks)]
+    formats = tuple(f"{name}={disk.format or 'guessed'}" for name, disk in zip(names, disks, strict=True))
+    sayer.say("img.formats", formats, place)
+    chained = tuple(f"{name}: {path}" for name, disk in zip(names, disks, strict=True) for path in disk.backing or ())
+    silent = [name for name, disk in zip(names, disks, strict=True) if disk.backing is None]
+    if silent and not chained:
+        sayer.miss("img.backing", f"the header of the image says it, not the description: {', '.join(silent)[:200]}")
+    else:
+        sayer.say("img.backing", chained, place)
+    shared = tuple(n for n, disk in zip(names, disks, strict=True) if disk.shareable and not disk.read_only)
+    sayer.say("img.shared-writable", shared, place)
+    remote = [
+        (n, d) for n, d in zip(names, disks, strict=True) if d.protocol not in ("file", "host_device", "host_cdrom")
+    ]
+    sayer.say("img.remote", tuple(f"{n}: {d.protocol}" for n, d in remote), place)
+    sayer.say("img.remote-clear", tuple(f"{n}: {d.protocol}" for n, d in remote if not d.encrypted), place)
+    plain = tuple(n for n, d in zip(names, disks, strict=True) if not d.encrypted and not d.read_only)
+    sayer.say("img.unencrypted", plain, place)
+    sayer.say("img.paths", tuple(sorted({disk.path for disk in disks if disk.path})), place)
+    sayer.say("img.writable-paths", tuple(sorted({d.path for d in disks if d.path and not d.read_only})), place)
+    if machine.kernel or machine.initrd or disks:
+        sayer.miss("img.digest-checked", "the description holds no digest of what boots")
+
+
+_WAYS: Final = ("tcp", "telnet", "websocket", "udp", "vc", "unknown", "unix", "pty", "stdio", "pipe", "file", "tty")
+
+
+def _access(sayer: _Sayer, machine: Machine) -> None:
+    sayer.say("qmp.transport", _transport(machine), "monitors")
+    debug = tuple(flag for flag in machine.flags if flag in _DEBUG)
+    sayer.say("emu.debug", debug, "options")
+    screens = [backend for backend in machine.backends if backend.kind == "display"]
+    listen = tuple(sorted(f"{b.type} {b.properties['listen']}" for b in screens if b.properties.get("listen")))
+    sayer.say("vmm.console-listen", listen, "graphics")
+    wide = tuple(text for text in listen if not _is_loopback(text.partition(" ")[2]))
+    sayer.say("vmm.console-wide", wide, "graphics")
+    sayer.say("vmm.console-open", tuple(b.type for b in screens if _is_open(b)), "graphics")
+    sayer.say(
+        "vmm.console-clear",
+        tuple(b.type for b in screens if b.properties.get("listen") and not _has_tls(b)),
+        "graphics",
+    )
+    sayer.say("vm.secrets", machine.secrets, "arguments and attributes")
+    sayer.say("vmm.raw-args", machine.raw_args, "arguments past the manager")
+    sayer.say("vmm.serial-network", _serial_network(machine), "character devices")
+    if machine.form == "libvirt":
+        sayer.miss("console.bounded", "libvirt's qemu.conf (stdio_handler) decides, not the domain")
+    else:
+        unbounded = [
+            b.id for b in machine.backends if b.kind == "chardev" and (b.type == "file" or b.properties.get("logfile"))
+        ]
+        if unbounded:
+            sayer.say("console.bounded", False, f"character device {unbounded[0]} writes a file without a limit")
+        else:
+            sayer.miss("console.bounded", "whoever reads the console decides what is kept")
+
+
+def _transport(machine: Machine) -> str:
+    """The worst way into a monitor, in the words of the launch: inherited-descriptor is the one it wants."""
+    words = {"inherited-descriptor" if way == "fd" else way.partition(":")[0] for way in machine.monitors}
+    for word in _WAYS:
+        if word in words:
+            return word
+    others = sorted(words - {"inherited-descriptor", "none"})
+    if others:
+        return others[0]
+    return "inherited-descriptor" if "inherited-descriptor" in words else "none"
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address in ("::1", "localhost", "[::1]")
+
+
+def _is_open(backend: Backend) -> bool:
+    """Whether the console of the guest asks nobody who he is."""
+    properties = backend.properties
+    if backend.path and not properties.get("listen"):
+        return False
+    if backend.type == "spice":
+        return not any(properties.get(name) for name in ("password", "password-secret", "sasl"))
+    return not any(
+        is_on(properties.get(name)) or properties.get(name) for name in ("password", "password-secret", "sasl")
+    )
+
+
+def _has_tls(backend: Backend) -> bool:
+    properties = backend.properties
+    return any(properties.get(name) for name in ("tls-creds", "tls-port", "tls", "x509-dir", "x509", "x509verify"))
+
+
+def _serial_network(machine: Machine) -> tuple[str, ...]:
+    found = []
+    for backend in machine.backends:
+        if backend.kind == "chardev" and backend.type in ("socket", "udp") and not backend.path:
+            properties = backend.properties
+            if not properties.get("fd") and properties.get("port"):
+                found.append(f"{backend.id or backend.type}: {properties.get('host', '') or '0.0.0.0'}")  # noqa: S104
+    for device in machine.devices:
+        if re.match(r"(tcp|telnet|udp|websocket):", device.backend):
+            found.append(f"{device.type}: {device.backend.split(',')[0]}")
+    return tuple(sorted(found))
+
+
+def _guest(sayer: _Sayer, machine: Machine) -> None:
+    sayer.say("ent.virtio-rng", _entropy(machine), "rng devices")
+    rngs = [device for device in machine.devices if device.type.startswith("virtio-rng")]
+    free = tuple(device.id or device.type for device in rngs if not device.properties.get("max-bytes"))
+    sayer.say("ent.rng-unlimited", free, "rng devices")
+    sayer.say("ent.vmgenid", any(d.type == "vmgenid" for d in machine.devices), "devices")
+    channels = [d.properties.get("name", "") for d in machine.devices if d.type == "virtserialport"]
+    sayer.say("guest.channels", tuple(sorted(filter(None, channels))), "virtio-serial ports")
+    sayer.say("guest.agent", any(name.startswith("org.qemu.guest_agent") for name in channels), "virtio-serial ports")
+    sayer.say("cc.type", machine.launch_security or "none", "launch security")
+    sayer.say("vm.firmware", _firmware(machine), "firmware")
+    sayer.say("vm.tpm", any(d.type.startswith(("tpm-", "spapr-tpm")) for d in machine.devices), "devices")
+
+
+def _entropy(machine: Machine) -> str:
+    if not any(device.type.startswith("virtio-rng") for device in machine.devices):
+        return "none"
+    sources = sorted(
+        "network" if b.type == "rng-egd" else (b.path if b.type == "rng-random" else b.type)
+        for b in machine.backends
+        if b.kind == "object" and b.type.startswith("rng-")
+    )
+    good = ("/dev/urandom", "/dev/random")
+    return next((source for source in sources if source not in good), sources[0] if sources else "/dev/urandom")
+
+
+def _firmware(machine: Machine) -> str:
+    """``bios``, ``uefi``, ``uefi-secure`` (by name of the file or as libvirt asks for it) or ``kernel``."""
+    text = " ".join(machine.firmware).lower()
+    if machine.limits.get("secure-boot") == "yes" or re.search(r"secboot|secure|\.ms\.|snakeoil", text):
+        return "uefi-secure"
+    if machine.limits.get("firmware") == "efi" or re.search(r"ovmf|edk2|aavmf|uefi|code", text):
+        return "uefi"
+    if machine.board == "microvm" and machine.kernel:
+        return "kernel"
+    return "bios"
