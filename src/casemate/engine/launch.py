@@ -54,6 +54,7 @@ class Launched:
     notifications: dict[str, int]
     timings_ms: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    observed: Facts = field(default_factory=dict)
 
 
 def launch(
@@ -145,6 +146,7 @@ def launch(
         startup.notifications,
         clock.laps,
         digests,
+        observed,
     )
 
 

@@ -36,10 +36,10 @@ class QmpLink:
         """Whether the caller should poll for POLLOUT."""
         return bool(self._output)
 
-    def command(self, name: str, answer: Answer) -> None:
+    def command(self, name: str, answer: Answer, arguments: dict[str, Any] | None = None) -> None:
         """Send a command; ``answer`` is called once: with the reply, or with an error after `REPLY_DEADLINE_S`."""
         self._next_id += 1
-        line = qmp.encode_command(name, None, self._next_id)
+        line = qmp.encode_command(name, arguments, self._next_id)
         if len(self._output) + len(line) > OUTPUT_MAX_BYTES:
             answer(_error("the emulator does not read its QMP socket"))
             return

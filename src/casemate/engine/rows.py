@@ -92,7 +92,7 @@ class _Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _WallReport(msgspec.Struct, frozen=True):
-    """wall.json as `start.wall_report` writes it."""
+    """wall.json as `wallreport.wall_report` writes it, as far as it is shown."""
 
     findings: tuple[_Finding, ...] = ()
     profile: str | None = None

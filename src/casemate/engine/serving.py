@@ -9,6 +9,7 @@ connection has one request under way at a time; the next line waits. Verbs:
     kill                   kill now                     } cleaned up; the last line is then
     wait                   nothing                      } ``{"exited": {"reason", "code", "detail"}}``
     pause, unpause, stats  passed on to the emulator; ``result`` is its answer
+    look {question, arguments}  a question out of `LOOKS`, passed on as well: none of them changes anything
 
 Everything is bounded: connections, request length, bytes waiting for a slow reader, bytes waiting for the guest, the
 time until a connection's first request. An attached client that falls behind slows the console down, as a serial line
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
         def stop(self, grace_s: float) -> None: ...
         def kill(self) -> None: ...
-        def ask(self, name: str, answer: Any) -> None: ...
+        def ask(self, name: str, answer: Any, arguments: dict[str, Any] | None = None) -> None: ...
         def dropped_bytes(self) -> int: ...
         def console_input(self, data: bytes) -> None: ...
         def console_is_full(self) -> bool: ...
@@ -58,6 +59,13 @@ STALL_S = 1.0
 LAST_FLUSH_S = 1.0
 FIRST_REQUEST_S = 10.0
 GRACE_MAX_S = 24 * 3600.0
+LOOKS = {
+    "qom-list": ("/machine", "/objects"),
+    "qom-get": ("/machine", "/objects/entropy"),
+    "query-kvm": (),
+    "query-named-block-nodes": (),
+}
+"""QMP questions that clients may ask, and below which paths: the properties of other objects can be secrets."""
 
 
 class Client:
@@ -100,6 +108,7 @@ class ControlServer:
             "pause": self._pause,
             "unpause": self._unpause,
             "stats": self._stats,
+            "look": self._look,
         }
 
     # ---- connections ------------------------------------------------------------------------------------------------
@@ -287,7 +296,19 @@ class ControlServer:
     def _stats(self, client: Client, request: dict[str, Any]) -> None:
         self._relay(client, "query-blockstats")
 
-    def _relay(self, client: Client, name: str) -> None:
+    def _look(self, client: Client, request: dict[str, Any]) -> None:
+        name, arguments = request.get("question"), request.get("arguments", {})
+        paths = LOOKS.get(name) if isinstance(name, str) else None
+        if paths is None or not isinstance(arguments, dict):
+            self._reply(client, error=f"no such question: {str(name)[:40]}")
+            return
+        path = arguments.get("path", "")
+        if paths and not (isinstance(path, str) and any(path == top or path.startswith(f"{top}/") for top in paths)):
+            self._reply(client, error=f"not below {' or '.join(paths)}: {str(path)[:80]}")
+            return
+        self._relay(client, str(name), arguments)
+
+    def _relay(self, client: Client, name: str, arguments: dict[str, Any] | None = None) -> None:
         def answer(message: dict[str, Any]) -> None:
             client.busy = False
             if not client.open:
@@ -301,7 +322,7 @@ class ControlServer:
 
         client.busy = True
         in_call = True
-        self.machine.ask(name, answer)
+        self.machine.ask(name, answer, arguments)
         in_call = False
 
     # ---- output -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Never
 
 import msgspec
 
@@ -37,6 +37,7 @@ from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
 from casemate.engine.paths import Paths, own_directory
 from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, salvage_struct, this_process
+from casemate.engine.wallreport import wall_report
 from casemate.errors import CasemateError, HostError, RefusedError, VmError
 from casemate.facts.fact import Stage
 from casemate.image.builtin import find_builtin
@@ -278,7 +279,7 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
         listener = _listen(f"{runtime}/control.sock")
         running = _running_state(definition, plan, launched, ourselves, started_at)
         files.write_json(f"{runtime}/state.json", running)
-        files.write_json(f"{data}/wall.json", wall_report(plan, launched))
+        files.write_json(f"{data}/wall.json", wall_report(plan, launched, prepared.opened))
     except BaseException:
         _undo(plan, launched)
         _abandon(paths, vm_id)
@@ -341,19 +342,6 @@ def _sign_record(
         with contextlib.suppress(OSError):
             files.write_json(f"{paths.vm_runtime(definition.id)}/state.json", running)
     return running
-
-
-def wall_report(plan: LaunchPlan, launched: Launched) -> dict[str, Any]:
-    """wall.json: what ``inspect`` shows of the read-back."""
-    return {
-        "findings": msgspec.to_builtins(launched.findings),
-        "qemu_version": launched.qemu_version,
-        "timings_ms": launched.timings_ms,
-        "startup_notifications": launched.notifications,
-        "warnings": plan.warnings,
-        "accel_why": plan.accel_why,
-        "profile": plan.profile.name,
-    }
 
 
 def _listen(path: str) -> socket.socket:

@@ -243,9 +243,9 @@ class Supervisor:
         out = select.POLLOUT if self.link.wants_to_write else 0
         self.rewatch(self.link.socket.fileno(), select.POLLIN | out)
 
-    def ask(self, name: str, answer: Callable[[dict[str, Any]], None]) -> None:
+    def ask(self, name: str, answer: Callable[[dict[str, Any]], None], arguments: dict[str, Any] | None = None) -> None:
         """Send a QMP command; ``answer`` gets the reply, or an error."""
-        self.link.command(name, answer)
+        self.link.command(name, answer, arguments)
         self._watch_qmp()
 
     def _on_event(self, message: dict[str, Any]) -> None:
