@@ -54,6 +54,7 @@ COUNT_WORDS: Final = {
     "manual": "for a person",
 }
 NAMES_SHOWN: Final = 4
+REMARK_MAX: Final = 160
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -113,7 +114,7 @@ def _section(group: list[TargetReport], changes: Changes, everything: bool) -> S
         heading=_heading(group, view),
         live=f"{view.live} of {view.applicable} verified live",
         counts=view.counts,
-        origin=" · ".join(part for part in (view.entry.target.origin if len(group) == 1 else "", stage) if part),
+        origin=" · ".join(part for part in (_origin(group), stage) if part),
         notes=view.entry.notes,
         blocks=tuple(
             _block(layer.layer, layer.findings, view.entry, changes, everything)
@@ -129,6 +130,11 @@ def _heading(group: list[TargetReport], view: TargetView) -> str:
     names = [entry.target.name for entry in group]
     shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
     return f"{len(group)} {view.entry.target.kind.value} targets alike: {shown}"
+
+
+def _origin(group: list[TargetReport]) -> str:
+    origin = group[0].target.origin
+    return origin if len(group) == 1 and origin not in ("", "/", group[0].target.name) else ""
 
 
 def _is_loud(finding: Finding) -> bool:
@@ -149,6 +155,8 @@ def _block(layer: str, findings: Sequence[Finding], entry: TargetReport, changes
         remark = "" if finding.verdict is Verdict.PASS else finding.why
         was = f"was {before}" if before and before != "new" else before
         remark = "; ".join(part for part in (was, remark) if part)
+        if not everything and len(remark) > REMARK_MAX:
+            remark = f"{remark[: REMARK_MAX - 1]}…"
         rows.append(Row(word_of(finding), finding.severity.value, finding.control_id, finding.title, remark))
     return Block(layer, tuple(rows), tuple(unknown))
 
