@@ -12,6 +12,7 @@ from casemate.facts.root import Root
 COLLECTORS: tuple[str, ...] = (
     "casemate.facts.cpu:collect_cpu",
     "casemate.facts.kernel_collect:collect_kernel",
+    "casemate.facts.libvirt_config:collect_libvirt",
 )
 """Functions ``(root) -> Facts``. Of two that know a fact under one name the later one counts."""
 

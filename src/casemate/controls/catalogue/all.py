@@ -10,6 +10,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "iommu_audit",
     "kvm_audit",
     "kernel_audit",
+    "vmm_audit",
 )
 """Modules below this package whose ``CONTROLS`` only audits judge; imported on use, because a launch needs none."""
 
