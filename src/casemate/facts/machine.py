@@ -61,7 +61,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     (``unix:/path``, ``tcp:0.0.0.0:4444``, ``fd``, ``stdio``). ``unreadable``: parts that the reader did not understand;
     whoever judges must not treat them as absent. ``form``: what was read: ``argv``, ``libvirt``, ``firecracker``,
     ``cloud-hypervisor``, ``kata``. ``raw_args``: arguments that a document hands to the emulator past its manager
-    (``qemu:commandline``). ``secrets``: parameters that carry a secret in clear text; their names, never the secret.
+    (``qemu:commandline``). ``settings``: what else is said, by name (``secure-boot``, ``mem-path``). ``secrets``: parameters that carry a secret in clear text; their names, never the secret.
     """
 
     vmm: str = "qemu"
@@ -96,4 +96,5 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: tuple[str, ...] = ()
     form: str = "argv"
     raw_args: tuple[str, ...] = ()
+    settings: dict[str, str] = {}
     secrets: tuple[str, ...] = ()

@@ -206,8 +206,8 @@ def _memory(sayer: _Sayer, machine: Machine) -> None:
         for backend in machine.backends
         if backend.kind == "object" and backend.type in ("memory-backend-file", "memory-backend-shm")
     ]
-    if machine.limits.get("mem-path"):
-        files.append(machine.limits["mem-path"])
+    if machine.settings.get("mem-path"):
+        files.append(machine.settings["mem-path"])
     sayer.say("mem.files", tuple(sorted(files)), "memory back-ends")
     shared = [
         backend.id or backend.type
@@ -414,9 +414,9 @@ def _entropy(machine: Machine) -> str:
 def _firmware(machine: Machine) -> str:
     """``bios``, ``uefi``, ``uefi-secure`` (by name of the file or as libvirt asks for it) or ``kernel``."""
     text = " ".join(machine.firmware).lower()
-    if machine.limits.get("secure-boot") == "yes" or re.search(r"secboot|secure|\.ms\.|snakeoil", text):
+    if machine.settings.get("secure-boot") == "yes" or re.search(r"secboot|secure|\.ms\.|snakeoil", text):
         return "uefi-secure"
-    if machine.limits.get("firmware") == "efi" or re.search(r"ovmf|edk2|aavmf|uefi|code", text):
+    if machine.settings.get("firmware") == "efi" or re.search(r"ovmf|edk2|aavmf|uefi|code", text):
         return "uefi"
     if machine.board == "microvm" and machine.kernel:
         return "kernel"

@@ -159,6 +159,7 @@ def _finish(draft: Draft, emulator: str, source: str) -> Machine:
         launch_security=security.removesuffix("-guest"),
         options=tuple(draft.options),
         unreadable=tuple(draft.unreadable),
+        settings={name: draft.words[name] for name in ("mem-path", "chroot") if name in draft.words},
         secrets=tuple(dict.fromkeys(draft.secrets)),
     )
 

@@ -26,11 +26,11 @@ def override(say: Say, miss: Miss, machine: Machine) -> None:
         say("mem.merge", is_merged(machine), f"{name}: mergeable")
         miss("mem.dump", f"{name} has no option for it; the host's core dump settings decide")
         say("console.bounded", False, f"{name} writes its console to standard output without a limit")
-        say("cpu.hyperv-xen", ("kvm_hyperv",) if machine.limits.get("kvm-hyperv") == "on" else (), "cpus")
+        say("cpu.hyperv-xen", ("kvm_hyperv",) if machine.settings.get("kvm-hyperv") == "on" else (), "cpus")
     miss("dev.nodefaults", f"{name}: QEMU's word; another VMM adds nothing that is not configured")
     miss("emu.sandbox", f"{name} has a filter of its own; look at the live process (proc.seccomp-on)")
 
 
 def is_merged(machine: Machine) -> bool:
     """Whether the guest's memory is offered to KSM; neither VMM does that unless told to."""
-    return machine.limits.get("mergeable") == "on"
+    return machine.settings.get("mergeable") == "on"
