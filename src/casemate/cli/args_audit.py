@@ -109,7 +109,7 @@ def _output(audit: argparse.ArgumentParser) -> None:
         "--format",
         choices=FORMATS,
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS)}; with -o the file's name tells (.html, .sarif, .xml, .md, .prom, ...)",
+        help=f"{', '.join(FORMATS)}; without it a file's name tells (.html, .sarif, .xml, .md, .prom, ...)",
     )
     group.add_argument(
         "-o",
@@ -136,4 +136,4 @@ def _keep_what_follows_dashes(parser: Parser) -> None:
             parser.error("there is no command after --")
         return found, extra
 
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]

@@ -43,6 +43,8 @@ def audit(arguments: argparse.Namespace) -> int:
     old = _baseline(arguments.baseline) if arguments.baseline else None
     with _progress() as progress:
         report = clean(assess.audit(arguments.targets, **_request(arguments), progress=progress))
+    if arguments.waivers:
+        _say_unused(arguments.waivers, report)
     changes = NO_CHANGES
     if old is not None:
         from casemate.controls.baseline import compare
@@ -95,7 +97,9 @@ def _formats(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     wanted = "json" if arguments.json else arguments.format
     if not arguments.output:
         return [(wanted or "text", "-")]
-    return [(wanted or format_of(place) or "text", place) for place in arguments.output]
+    if len(arguments.output) == 1:
+        return [(wanted or format_of(arguments.output[0]) or "text", arguments.output[0])]
+    return [(format_of(place) or wanted or "text", place) for place in arguments.output]
 
 
 def _stream(arguments: argparse.Namespace) -> int:
@@ -205,6 +209,17 @@ def write_whole(path: Path, text: str, *, mode: int) -> None:
 
 def _width() -> int | None:
     return os.get_terminal_size(1).columns or 80 if sys.stdout.isatty() else None
+
+
+def _say_unused(name: str, report: Report) -> None:
+    import datetime
+
+    from casemate.audit.text import read_document
+    from casemate.controls.waivers import parse_waivers, unused
+
+    today = datetime.datetime.now(datetime.UTC).date()
+    for text in unused(parse_waivers(read_document(name), name), report, today):
+        output.note(text)
 
 
 def _say_faults(faults: tuple[str, ...], formats: list[tuple[str, str]]) -> None:
