@@ -102,21 +102,15 @@ def to_html(report: Report, changes: Changes = NO_CHANGES) -> str:
         "marks": MARKS,
         "titles": TITLES,
         "severities": [severity.value for severity in SEVERITIES],
-        # Our own files, not anybody's text: the only two places that are not escaped.
-        "style": _own(style),
-        "script": _own(script),
+        # Our own files, not anybody's text: the only two places that the template does not escape.
+        "style": style,
+        "script": script,
         "policy": (
             f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
             "base-uri 'none'; form-action 'none'"
         ),
     }
     return environment.get_template("report.html.j2").render(values)
-
-
-def _own(text: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(text)  # noqa: S704  a file of this package
 
 
 def _part(name: str) -> str:
