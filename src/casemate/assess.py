@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from casemate.audit.judging import Setting
     from casemate.audit.run import Request
     from casemate.controls.audit_model import Report, TargetReport
+    from casemate.harden.model import Hardened
 
-__all__ = ["audit", "audit_stream"]
+__all__ = ["audit", "audit_stream", "harden", "replace_hardened", "write_hardened"]
 
 
 def audit(
@@ -110,3 +111,71 @@ def _prepare(
         root=None if root is None else str(root),
     )
     return request, setting
+
+
+def harden(document: str, *, keep: Sequence[str] = (), libvirt: str = "8.0") -> Hardened:
+    """The hardened form of a libvirt domain, with every change, its reason and its cost.
+
+    Args:
+        document: path of the XML; ``-`` is standard input.
+        keep: ids of controls whose changes are not made.
+        libvirt: oldest version that has to understand the result, ``MAJOR.MINOR``.
+
+    Raises:
+        InputError: not readable, no domain that can be hardened, an unknown id or version.
+    """
+    from casemate.audit.text import read_input
+    from casemate.harden.context import parse_version
+    from casemate.harden.domain import harden_domain
+    from casemate.harden.reading import MAX_DOCUMENT_BYTES
+
+    version = parse_version(libvirt)
+    return harden_domain(read_input(document, MAX_DOCUMENT_BYTES), document, keep=keep, libvirt=version)
+
+
+def write_hardened(path: str, hardened: Hardened) -> None:
+    """Write the hardened document to ``path``, all at once; readable by its owner only when it is new.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from casemate.engine.files import write_atomic
+
+    place = Path(path).resolve()
+    mode = place.stat().st_mode & 0o777 if place.exists() else 0o600
+    write_atomic(str(place), hardened.after.encode(), mode)
+
+
+def replace_hardened(path: str, hardened: Hardened) -> str:
+    """Replace the document that was hardened; the old one stays as ``.orig``, or as ``.bak`` when that exists.
+
+    Returns:
+        the name of the backup; empty when nothing was to be changed.
+
+    Raises:
+        InputError: standard input, or a file that has changed since it was read. OSError: it cannot be written.
+    """
+    import os
+
+    from casemate.audit.text import read_input
+    from casemate.engine.files import write_atomic
+    from casemate.errors import InputError
+
+    if path == "-":
+        raise InputError("--in-place needs a file", next_step="-o FILE")
+    if hardened.before == hardened.after:
+        return ""
+    place = Path(path).resolve()
+    status = place.stat()
+    before = hardened.before.encode()
+    if read_input(str(place)) != before:
+        raise InputError(f"{path} has changed since it was read", next_step="run it again")
+    backup = Path(f"{place}.orig")
+    if backup.is_symlink() or backup.exists():
+        backup = Path(f"{place}.bak")
+    for name, data in ((backup, before), (place, hardened.after.encode())):
+        write_atomic(str(name), data, status.st_mode & 0o777)
+        made = name.stat()
+        if (made.st_uid, made.st_gid) != (status.st_uid, status.st_gid):
+            os.chown(name, status.st_uid, status.st_gid)
+    return str(backup)

@@ -142,3 +142,16 @@ def bytes_of(node: Element | None) -> int:
     factor = _UNITS.get((node.get("unit") or "KiB").lower(), 0)
     digits = node.text
     return int(digits) * factor if re.fullmatch(r"[0-9]{1,15}", digits) else 0
+
+
+def parse_version(text: str) -> Version:
+    """``10.7`` or ``10.7.0`` as numbers.
+
+    Raises:
+        InputError: anything else, or older than `OLDEST_LIBVIRT`.
+    """
+    match = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})(\.[0-9]{1,3})?", text)
+    if match is None or (int(match[1]), int(match[2])) < OLDEST_LIBVIRT:
+        oldest = ".".join(str(number) for number in OLDEST_LIBVIRT)
+        raise InputError("--libvirt", got=repr(text[:20]), expected=f"a version such as 10.7, {oldest} at least")
+    return int(match[1]), int(match[2])
