@@ -13,6 +13,7 @@ COLLECTORS: tuple[str, ...] = (
     "casemate.facts.cpu:collect_cpu",
     "casemate.facts.kernel_collect:collect_kernel",
     "casemate.facts.libvirt_config:collect_libvirt",
+    "casemate.facts.os_collect:collect_os",
 )
 """Functions ``(root) -> Facts``. Of two that know a fact under one name the later one counts."""
 

@@ -11,6 +11,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "kvm_audit",
     "kernel_audit",
     "vmm_audit",
+    "host_audit",
 )
 """Modules below this package whose ``CONTROLS`` only audits judge; imported on use, because a launch needs none."""
 

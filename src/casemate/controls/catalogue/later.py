@@ -34,14 +34,6 @@ LATER: Final[dict[str, tuple[str, ...]]] = {
         "kvm.off-elsewhere",
         "kvm.cve-level",
     ),
-    "Host system": (
-        "os.svirt-bools",
-        "os.no-guest-mount",
-        "os.updates",
-        "os.core-dumps",
-        "os.minimal",
-        "os.audit",
-    ),
     "VMM and access to libvirt": ("vmm.no-raw-args",),
     "Emulator binary": (
         "bin.pie",
@@ -59,7 +51,7 @@ LATER: Final[dict[str, tuple[str, ...]]] = {
     ),
     "Device model": ("dev.no-secret-args", "dev.uefi", "dev.surface"),
     "Helpers": ("proc.helpers",),
-    "Network of bridges": ("net.antispoof", "net.isolated", "net.host-exposure"),
+    "Network of bridges": ("net.antispoof", "net.isolated"),
     "Images": ("img.size", "img.perm-label", "img.encrypted", "img.ram-files"),
     "Secrets in images": ("sec.keys", "sec.passwords"),
     "Guest system": ("guest.updates", "guest.kernel", "guest.root", "guest.agent", "guest.lockdown"),
