@@ -26,6 +26,8 @@ mtools|copies the boot loader into that partition without mounting it
 e2fsprogs|root file system of the boot tests, filled without mounting it
 systemd-boot-efi|boot loader of the boot tests
 iproute2|network namespaces of the tests
+libvirt-daemon-system|starts hardened domains in a boot test, and its schemas judge them
+libvirt-clients|virsh for that test
 '
 
 MIN_DEBIAN=12

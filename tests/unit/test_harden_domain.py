@@ -230,7 +230,7 @@ def test_tcg_can_be_kept() -> None:
         (b'<!DOCTYPE d SYSTEM "file:///etc/passwd"><domain type="kvm"/>', "document type"),
         (b"<domain type='kvm'>&unknown;</domain>", "undefined entity"),
         (b"<domain type='kvm'>\xff</domain>", "not UTF-8"),
-        ("<?xml version='1.0' encoding='latin1'?><domain/>".encode(), "encoding"),
+        (b"<?xml version='1.0' encoding='latin1'?><domain/>", "encoding"),
         (b"<a>" * 100 + b"</a>" * 100, "nested deeper"),
         (b"<a>" + b"<b/>" * 60_000 + b"</a>", "more than 50000"),
         (b" " * (MAX_DOCUMENT_BYTES + 1), "bytes"),

@@ -348,7 +348,8 @@ def limits(domain: Domain) -> None:
             "memtune/hard_limit",
             f"hard_limit {kib // 1024} MiB: the guest's RAM and 1 GiB",
             "an emulator that leaks or is made to leak takes its own VM down, not the host",
-            "a guest with very many disks or queues may need more",
+            "a guest with very many disks or queues may need more; libvirt raises QEMU's lockable memory to the same "
+            "value, for which it needs CAP_SYS_RESOURCE (absent in containers)",
         )
     vcpus = root.value("vcpu")
     tuned = root.first("cputune")

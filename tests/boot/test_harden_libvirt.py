@@ -1,0 +1,182 @@
+"""A real libvirt takes what harden writes: three domains side by side, and the hardened one boots to its console."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bench.libvirt_peer import DEV_WITHOUT_KVM, REAPER
+
+from casemate.engine.paths import default_paths
+from casemate.harden.domain import harden_domain
+from casemate.image.builtin import READY_MARKER, build_builtin
+
+pytestmark = pytest.mark.boot
+
+DEADLINE_S = 120
+CONFIGURATION = 'listen_tcp = 0\nlisten_tls = 0\nauth_unix_rw = "none"\nlog_outputs = "3:stderr"\n'
+
+DOMAIN = """<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>256</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='{machine}'>hvm</type>
+    <kernel>{directory}/vmlinuz</kernel>
+    <initrd>{directory}/initrd</initrd>
+    <cmdline>{cmdline}</cmdline>
+  </os>
+  <features><acpi/><apic/></features>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source file='{directory}/{name}.img'/>
+      <target dev='sda' bus='sata'/>
+    </disk>
+    <serial type='file'><source path='{directory}/{name}.console'/></serial>
+    <input type='tablet' bus='usb'/>
+    <graphics type='vnc' port='-1'><listen type='socket'/></graphics>
+    <video><model type='vga'/></video>
+    {more}
+  </devices>
+</domain>
+"""
+CARELESS = """<disk type='file' device='floppy'>
+      <driver name='qemu' type='raw'/><source file='{directory}/floppy.img'/><target dev='fda'/>
+    </disk>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='{directory}/stick.img'/><target dev='sdb' bus='usb'/>
+    </disk>"""
+
+
+class Libvirt:
+    """A daemon of our own with a connection; everything below ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.names: list[str] = []
+
+    def virsh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["virsh", "-q", "-c", "qemu:///system", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    def create(self, name: str, document: str) -> None:
+        """Start a transient domain."""
+        path = self.directory / f"{name}.xml"
+        path.write_text(document)
+        self.names.append(name)
+        done = self.virsh("create", str(path))
+        assert done.returncode == 0, done.stderr
+
+    def types(self, name: str) -> str:
+        """The device tree of the running emulator."""
+        done = self.virsh("qemu-monitor-command", "--hmp", name, "info qtree")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def libvirt() -> Iterator[Libvirt]:
+    daemon = shutil.which("libvirtd", path="/usr/sbin:/usr/bin")
+    if os.geteuid() != 0:
+        pytest.skip("a system libvirtd needs root")
+    if daemon is None or shutil.which("virsh") is None:
+        pytest.skip("libvirt-daemon-system and libvirt-clients are not installed")
+    if Path("/run/libvirt/libvirt-sock").exists() and _answers():
+        pytest.skip("a libvirt daemon of the host is already running")
+    guest = build_builtin(Path(default_paths().cache), print)
+    directory = Path(tempfile.mkdtemp(prefix="casemate-harden-"))
+    directory.chmod(0o755)
+    (directory / "dev").mkdir()
+    for name, source in (("vmlinuz", guest.kernel), ("initrd", guest.initrd)):
+        shutil.copy(source, directory / name)
+        (directory / name).chmod(0o644)
+    (directory / "cmdline").write_text(guest.cmdline)
+    for name, size in (("install", 8 << 20), ("careless", 8 << 20), ("floppy", 1440 << 10), ("stick", 1 << 20)):
+        (directory / f"{name}.img").write_bytes(bytes(size))
+    (directory / "libvirtd.conf").write_text(CONFIGURATION)
+    logger = shutil.which("virtlogd", path="/usr/sbin:/usr/bin")
+    started = [subprocess.Popen([logger], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)] if logger else []
+    reaper = [sys.executable, "-c", REAPER, DEV_WITHOUT_KVM, "sh", str(directory / "dev"), daemon]
+    started.append(
+        subprocess.Popen(
+            [*reaper, "--config", str(directory / "libvirtd.conf")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    )
+    found = Libvirt(directory)
+    try:
+        end = time.monotonic() + DEADLINE_S
+        while found.virsh("list").returncode != 0:
+            assert time.monotonic() < end, "libvirtd did not come up"
+            assert started[-1].poll() is None, "libvirtd ended"
+            time.sleep(0.1)
+        yield found
+    finally:
+        for name in found.names:
+            found.virsh("destroy", name)
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _answers() -> bool:
+    done = subprocess.run(["virsh", "-q", "-c", "qemu:///system", "list"], capture_output=True, check=False, timeout=60)
+    return done.returncode == 0
+
+
+def document(libvirt: Libvirt, name: str, machine: str, more: str = "") -> str:
+    """One of the three domains before hardening."""
+    cmdline = (libvirt.directory / "cmdline").read_text()
+    return DOMAIN.format(name=name, machine=machine, directory=libvirt.directory, cmdline=cmdline, more=more)
+
+
+def test_three_domains_and_the_hardened_one_boots(libvirt: Libvirt) -> None:
+    plain = document(libvirt, "install", "q35")
+    libvirt.create("careless", document(libvirt, "careless", "pc", CARELESS.format(directory=libvirt.directory)))
+    libvirt.create("install", plain)
+    tree = libvirt.types("install")
+    assert all(word in tree for word in ("pcie-root-port", "usb-tablet", "VGA", "ide-hd", "virtio-balloon"))
+    careless = libvirt.types("careless")
+    assert all(word in careless for word in ("floppy", "usb-storage", "PIIX"))
+    for name in ("install", "careless"):
+        assert libvirt.virsh("destroy", name).returncode == 0
+
+    # No KVM in this /dev, and limits are not to be had everywhere.
+    keep = ["dev.kvm"] if libvirt_has_limits() else ["dev.kvm", "proc.cgroup"]
+    hardened = harden_domain(plain.encode(), "install.xml", keep=keep)
+    libvirt.create("install", hardened.after)
+    tree = libvirt.types("install")
+    gone = ("pcie-root-port", "usb", "VGA", "ide-hd", "balloon", "vmmouse", "vmport", "hpet", "floppy", "xhci")
+    assert [word for word in gone if f"dev: {word}" in tree] == []
+    assert "dev: virtio-blk-pci" in tree
+    assert "dev: virtio-rng-pci" in tree
+    console = libvirt.directory / "install.console"
+    end = time.monotonic() + DEADLINE_S
+    while READY_MARKER not in console.read_text(errors="replace"):
+        assert time.monotonic() < end, console.read_text(errors="replace")[-2000:]
+        time.sleep(0.2)
+
+
+def libvirt_has_limits() -> bool:
+    """Whether libvirt can limit a domain here: control groups that may be written, and the lockable memory that libvirt
+    raises to a domain's hard limit (CAP_SYS_RESOURCE, which containers lack)."""
+    raised = subprocess.run(["prlimit", "--memlock=4294967296", "true"], capture_output=True, check=False)
+    if raised.returncode != 0:
+        return False
+    unified = Path("/sys/fs/cgroup/cgroup.controllers")
+    if unified.exists():
+        return {"memory", "cpu"} <= set(unified.read_text().split()) and os.access("/sys/fs/cgroup", os.W_OK)
+    return all(os.access(f"/sys/fs/cgroup/{name}", os.W_OK) for name in ("memory", "cpu"))
