@@ -44,16 +44,18 @@ def report_on(
     stage: Stage,
     compared: Sequence[Finding] = (),
     notes: Sequence[str] = (),
+    controls: Sequence[Control] = (),
 ) -> TargetReport:
     """Judge one target.
 
     Args:
         compared: findings of drift, made by whoever had both sides.
+        controls: these, in place of all about ``subjects``.
 
     Raises:
         RuntimeError: no control is about these subjects.
     """
     waivers, stale = applied_to(target, setting.waivers, setting.today)
-    findings = judge(controls_for(*subjects), facts, stage=stage, waivers=waivers)
+    findings = judge(controls or controls_for(*subjects), facts, stage=stage, waivers=waivers)
     weighed = under(setting.profile, (*findings, *compared))
     return TargetReport(target=target, stage=stage, findings=weighed, notes=(*notes, *stale))

@@ -14,14 +14,17 @@ from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.process_find import FoundProcess, FoundProcesses, find_processes
 from casemate.facts.root import Root
 from casemate.facts.vmm_process import HostView, VmmProcess, host_view, read_vmm, vmm_facts
+from casemate.facts.vmm_process_limits import within_rounding
 from casemate.facts.vmm_process_reach import Expected
+from casemate.facts.vmm_process_seccomp import NEED_RIGHTS
 
 PROCESS_DEADLINE_S = 3.0
 _FILES_MAX = 256
 
 
 class OwnVm(msgspec.Struct, frozen=True):
-    """What is written down about a running VM of ours. ``recorded``: facts that only its launch could observe."""
+    """What is written down about a running VM of ours. ``recorded``: facts that its launch observed, or that its
+    emulator told. ``filters``: those about its filters, which an ordinary user cannot read a second time."""
 
     id: str
     name: str
@@ -30,6 +33,7 @@ class OwnVm(msgspec.Struct, frozen=True):
     helpers: tuple[tuple[int, int], ...] = ()
     declared: Facts = {}
     recorded: Facts = {}
+    filters: Facts = {}
     plan: Expected | None = None
     notes: tuple[str, ...] = ()
 
@@ -172,9 +176,22 @@ def live_facts(vm: LiveVm, host: LiveHost, root: Root, described: Facts, files: 
     )
     facts |= relation_facts(pid, host.crowd)
     if vm.own is not None:
-        facts |= vm.own.recorded
+        facts = facts | vm.own.recorded
+        _settle_cgroup(facts, vm.own.declared)
+        if vm.read.filters.why == NEED_RIGHTS:
+            # A filter cannot be taken off again; its launch proved this one by the calls that it reported.
+            facts |= vm.own.filters
     facts |= _helper_facts(vm, host, root)
     return facts
+
+
+def _settle_cgroup(facts: Facts, declared: Facts) -> None:
+    """Limits that the kernel rounded are the planned ones; then they are shown as planned."""
+    live, plan = facts.get("proc.cgroup"), declared.get("proc.cgroup")
+    if isinstance(live, Known) and isinstance(plan, Known):
+        planned, found = plan.value, live.value
+        if isinstance(planned, tuple) and isinstance(found, tuple) and within_rounding(planned, found):
+            facts["proc.cgroup"] = Known(planned, live.source)
 
 
 def _helper_facts(vm: LiveVm, host: LiveHost, root: Root) -> Facts:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from functools import cached_property, partial
 
 import msgspec
 
+from casemate.audit.documents import report_document
 from casemate.audit.host import collect_host_facts
 from casemate.audit.judging import Setting, report_on
 from casemate.audit.live import LiveHost, LiveVm, live_facts, look_at_host
-from casemate.audit.own import own_vms
+from casemate.audit.own import filled, own_vms
+from casemate.audit.targets import Named, named_targets
 from casemate.controls.audit_model import Report, Target, TargetKind, TargetReport
-from casemate.controls.model import Subject
+from casemate.controls.catalogue.launch import launch_controls
+from casemate.controls.drift import drift
+from casemate.controls.model import Finding, Subject
 from casemate.errors import CasemateError, InputError
 from casemate.facts.fact import Facts, Known, Stage
+from casemate.facts.machine_facts import machine_facts
+from casemate.facts.qemu_argv import read_argv
 from casemate.facts.root import Root
 
-HOST_NAMES: Final = ("host.", "run.rootless")
+HOST_NAMES = ("host.", "run.rootless")
+_NOT_PROMISED = ("host.", "run.rootless", "vm.id", "dev.types")
+"""Declared facts that are no promise about the VM: found out about the host, or the board's own devices."""
 Progress = Callable[[int, int, str], None]
 """(done, how many there are as far as known, what comes next)."""
 
@@ -43,6 +51,93 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.targets or self.pids or self.libvirt or self.command_line)
 
 
+class _Audit:
+    """What is looked at once and used by several targets."""
+
+    def __init__(self, root: Root, setting: Setting) -> None:
+        self.root = root
+        self.setting = setting
+
+    @cached_property
+    def host(self) -> tuple[Facts, tuple[str, ...]]:
+        """Facts of the host, and notes."""
+        return collect_host_facts(self.root)
+
+    @cached_property
+    def live(self) -> LiveHost:
+        """Every VM that runs."""
+        return look_at_host(self.root, own_vms() if self.root.is_live else ())
+
+    def report_host(self) -> TargetReport:
+        facts, notes = self.host
+        target = Target(TargetKind.HOST, host_name(self.root), str(self.root.base))
+        stage = Stage.OBSERVED
+        return report_on(target, facts, (Subject.HOST,), self.setting, stage=stage, notes=notes)
+
+    def report_vm(self, vm: LiveVm) -> TargetReport:
+        if vm.own is not None:
+            vm = msgspec.structs.replace(vm, own=filled(vm.own))
+        described, files, notes = described_by(vm)
+        shared = {name: fact for name, fact in self.host[0].items() if name.startswith(HOST_NAMES)}
+        facts = shared | live_facts(vm, self.live, self.root, described, files)
+        kind = TargetKind.VM if vm.own is not None else TargetKind.PROCESS
+        target = Target(kind, vm.name, f"/proc/{vm.found.pid} ({vm.origin})")
+        if vm.own is not None:
+            notes = (*notes, *vm.own.notes)
+        compared = _compare(vm, facts)
+        return report_on(
+            target, facts, (Subject.VM,), self.setting, stage=Stage.OBSERVED, compared=compared, notes=notes
+        )
+
+    def report_pid(self, pid: int) -> Iterator[TargetReport]:
+        found = [vm for vm in self.live.vms if vm.found.pid == pid]
+        if not found:
+            said = next((note for note in self.live.notes if f" {pid} " in note), "")
+            raise InputError(
+                f"process {pid} is no emulator that could be read",
+                got=said,
+                expected="the pid of a QEMU, Firecracker, cloud-hypervisor or other VMM",
+                next_step="casemate audit lists every VM that runs",
+            )
+        yield self.report_vm(found[0])
+
+    def report_whole(self, progress: Progress) -> Iterator[TargetReport]:
+        progress(0, 1, f"host {host_name(self.root)}")
+        report = self.report_host()
+        notes = (*report.notes, *self.live.notes)
+        yield msgspec.structs.replace(report, notes=notes)
+        for index, vm in enumerate(self.live.vms):
+            progress(index + 1, len(self.live.vms) + 1, vm.name)
+            yield self.report_vm(vm)
+
+
+def described_by(vm: LiveVm) -> tuple[Facts, tuple[str, ...], tuple[str, ...]]:
+    """(facts out of the VM's own command line, files that it names, notes)."""
+    if vm.found.kind != "qemu":
+        return {}, (), (f"the command line of {vm.found.kind} says nothing of its devices: see its configuration file",)
+    source = f"/proc/{vm.found.pid}/cmdline"
+    try:
+        machine = read_argv(vm.read.process.command, source)
+    except InputError as error:
+        return {}, (), (f"its command line is not understood: {error.what}",)
+    files = [disk.path for disk in machine.disks] + [backend.path for backend in machine.backends]
+    files += [machine.kernel, machine.initrd, *machine.firmware]
+    notes = tuple(f"not understood: {part}" for part in machine.unreadable[:4])
+    return machine_facts(machine, Stage.OBSERVED), tuple(path for path in files if path), notes
+
+
+def _compare(vm: LiveVm, facts: Facts) -> tuple[Finding, ...]:
+    """Drift between what the launch promised and what is there; nothing when nobody promised anything."""
+    if vm.own is None:
+        return ()
+    promised: Facts = {
+        name: fact
+        for name, fact in vm.own.declared.items()
+        if isinstance(fact, Known) and not name.startswith(_NOT_PROMISED)
+    }
+    return drift(promised, facts, controls=launch_controls()) if promised else ()
+
+
 def audit_stream(
     request: Request,
     setting: Setting,
@@ -59,15 +154,11 @@ def audit_stream(
     Raises:
         InputError: what was named does not exist or is nothing that can be audited, and it was the only one.
     """
-    root = Root(request.root) if request.root else Root()
+    audit = _Audit(Root(request.root) if request.root else Root(), setting)
     if request.is_whole_host:
-        yield from _whole_host(root, setting, progress)
+        yield from audit.report_whole(progress)
         return
-    steps: list[tuple[str, Callable[[], Iterator[TargetReport]]]] = []
-    if request.pids:
-        steps.append(("processes", lambda: _processes(root, request.pids, setting)))
-    for name in request.targets:
-        steps.append((name, lambda name=name: _named(name, root, setting)))  # type: ignore[misc]
+    steps = list(_steps(request, audit, jobs))
     for index, (what, step) in enumerate(steps):
         progress(index, len(steps), what)
         try:
@@ -75,53 +166,34 @@ def audit_stream(
         except CasemateError as error:
             if len(steps) == 1:
                 raise
-            fault(str(error))
+            fault(str(error).replace("\n", "; "))
+    progress(len(steps), len(steps), "")
 
 
-def _whole_host(root: Root, setting: Setting, progress: Progress) -> Iterator[TargetReport]:
-    name = host_name(root)
-    progress(0, 1, f"host {name}")
-    facts, notes = collect_host_facts(root)
-    target = Target(TargetKind.HOST, name, str(root.base))
-    yield report_on(target, facts, (Subject.HOST,), setting, stage=Stage.OBSERVED, notes=notes)
-    live = look_at_host(root, own_vms())
-    shared = {key: fact for key, fact in facts.items() if key.startswith(HOST_NAMES)}
-    for index, vm in enumerate(live.vms):
-        progress(index + 1, len(live.vms) + 1, vm.name)
-        yield _live_report(vm, live, root, shared, setting)
+def _steps(request: Request, audit: _Audit, jobs: int) -> Iterator[tuple[str, Callable[[], Iterator[TargetReport]]]]:
+    for pid in request.pids:
+        yield f"process {pid}", partial(audit.report_pid, pid)
+    if request.command_line:
+        yield "command line", partial(_command_line, request.command_line, audit.setting)
+    if request.libvirt is not None:
+        from casemate.audit.libvirt import report_libvirt
+
+        yield f"libvirt {request.libvirt}", partial(report_libvirt, request.libvirt, audit.root, audit.setting)
+    for target in named_targets(request.targets):
+        yield target.name, partial(_named, target, audit)
 
 
-def _live_report(vm: LiveVm, live: LiveHost, root: Root, shared: Facts, setting: Setting) -> TargetReport:
-    facts = shared | live_facts(vm, live, root, {}, ())
-    kind = TargetKind.VM if vm.own is not None else TargetKind.PROCESS
-    target = Target(kind, vm.name, f"/proc/{vm.found.pid} ({vm.origin})")
-    return report_on(target, facts, (Subject.VM,), setting, stage=Stage.OBSERVED)
+def _command_line(command: Sequence[str], setting: Setting) -> Iterator[TargetReport]:
+    data = "\0".join(command).encode("utf-8", "surrogateescape") + b"\0"
+    yield report_document(TargetKind.COMMAND_LINE, data, "command line", setting)
 
 
-def _processes(root: Root, pids: Sequence[int], setting: Setting) -> Iterator[TargetReport]:
-    live = look_at_host(root, own_vms())
-    facts, _notes = collect_host_facts(root)
-    shared = {key: fact for key, fact in facts.items() if key.startswith(HOST_NAMES)}
-    by_pid = {vm.found.pid: vm for vm in live.vms}
-    for pid in pids:
-        if pid not in by_pid:
-            raise InputError(
-                f"process {pid} is no emulator that could be read",
-                expected="the pid of a QEMU, Firecracker, cloud-hypervisor or other VMM",
-                next_step="casemate audit lists every VM that runs",
-            )
-        yield _live_report(by_pid[pid], live, root, shared, setting)
-
-
-def _named(name: str, root: Root, setting: Setting) -> Iterator[TargetReport]:
-    live = look_at_host(root, own_vms())
-    found = [vm for vm in live.vms if vm.own is not None and name in (vm.own.name, vm.own.id)]
-    if not found:
-        raise InputError(f"no such target: {name}", expected="a VM, a file, or a capture", next_step="casemate ps")
-    facts, _notes = collect_host_facts(root)
-    shared = {key: fact for key, fact in facts.items() if key.startswith(HOST_NAMES)}
-    for vm in found:
-        yield _live_report(vm, live, root, shared, setting)
+def _named(target: Named, audit: _Audit) -> Iterator[TargetReport]:
+    vms = [vm for vm in audit.live.vms if vm.own is not None and target.is_vm(vm.own.id, vm.own.name)]
+    if vms:
+        yield from (audit.report_vm(vm) for vm in vms)
+        return
+    yield from target.reports(audit.setting)
 
 
 def audit_targets(

@@ -24,7 +24,7 @@ from casemate.facts.process import ProcessFacts, RootListing, own_namespaces, re
 from casemate.facts.procfs import parse_maps
 from casemate.facts.root import Root
 from casemate.facts.vmm_process_identity import identity_facts, label_fact, namespace_facts
-from casemate.facts.vmm_process_limits import cgroup_facts, limit_facts
+from casemate.facts.vmm_process_limits import cgroup_facts, limit_facts, planned_rlimits
 from casemate.facts.vmm_process_reach import Expected, descriptor_facts, mount_facts, root_facts
 from casemate.facts.vmm_process_seccomp import LiveFilters, read_filters, seccomp_facts
 
@@ -46,7 +46,7 @@ class HostView(msgspec.Struct, frozen=True):
 
 class VmmProcess(msgspec.Struct, frozen=True):
     """One process, read whole. ``listing`` is None when its root is the host's, or could not be read (``root_why``).
-    ``mapped``: files that it has mapped. ``owner``: uid of its files in /proc. ``session``: its session's id."""
+    ``mapped``: files that it has mapped. ``owner``: uid of its files in /proc. ``own_session``: whether it is alone in it."""
 
     process: ProcessFacts
     filters: LiveFilters
@@ -55,7 +55,7 @@ class VmmProcess(msgspec.Struct, frozen=True):
     root_why: str
     mapped: frozenset[str]
     owner: int | None
-    session: int | None
+    own_session: bool | None
 
 
 def host_view(root: Root) -> HostView:
@@ -116,7 +116,7 @@ def read_vmm(pid: int, start_time: int, root: Root, host: HostView) -> VmmProces
             root_why=why,
             mapped=_mapped(pid, root),
             owner=_owner(pid, root),
-            session=_session(pid, root),
+            own_session=_session(pid, root),
         )
         if pidfd is not None and select.select([pidfd], [], [], 0)[0]:
             raise ProcessLookupError(errno.ESRCH, "the process ended while it was read", str(pid))
@@ -173,9 +173,12 @@ def _owner(pid: int, root: Root) -> int | None:
         return None
 
 
-def _session(pid: int, root: Root) -> int | None:
+def _session(pid: int, root: Root) -> bool | None:
+    """Whether nobody else is in its session: it leads it, or who led it is gone and left no terminal behind."""
     try:
-        return int(root.read_text(f"/proc/{pid}/stat", 4096).rpartition(")")[2].split()[3])
+        words = root.read_text(f"/proc/{pid}/stat", 4096).rpartition(")")[2].split()
+        session, terminal = int(words[3]), int(words[4])
+        return session == pid or (terminal == 0 and not root.exists(f"/proc/{session}"))
     except (OSError, ValueError, IndexError):
         return None
 
@@ -198,18 +201,21 @@ def vmm_facts(
     """
     process = found.process
     base = f"/proc/{process.pid}"
+    words = [word for argument in process.command for word in argument.replace("=", ",").split(",")]
     facts = identity_facts(base, process, host.kvm_group)
     facts |= namespace_facts(base, process, host.namespaces, host.whose)
     facts |= label_fact(base, process)
     facts |= limit_facts(base, process)
     facts |= cgroup_facts(base, process, host.mounts, root)
     facts |= root_facts(
-        base, found.listing, found.root_why, is_host_tree=found.is_host_tree, mapped=found.mapped, plan=plan
+        base, found.listing, found.root_why, is_host_tree=found.is_host_tree, mapped={*found.mapped, *words}, plan=plan
     )
     facts |= mount_facts(base, process, plan)
     facts |= descriptor_facts(base, process, plan=plan, named=named or {}, foreign=foreign or {})
     facts |= seccomp_facts(base, found.filters, host.machine)
     facts |= _rest(base, found)
+    if plan is not None:
+        facts |= planned_rlimits(base, process, plan.rlimits)
     return facts
 
 
@@ -226,8 +232,8 @@ def _rest(base: str, found: VmmProcess) -> Facts:
         facts["proc.dumpable"] = Unknown("root's processes look the same either way")
     else:
         facts["proc.dumpable"] = Known(found.owner == uid, f"{base}/status: owner")
-    if found.session is None:
+    if found.own_session is None:
         facts["proc.session"] = Unknown("its session cannot be read")
     else:
-        facts["proc.session"] = Known(found.session == process.pid, f"{base}/stat: session")
+        facts["proc.session"] = Known(found.own_session, f"{base}/stat: session, terminal")
     return facts

@@ -22,6 +22,7 @@ _LIMIT_FILES: Final = {
 }
 _V1_NAMES: Final = {"blkio": "io"}
 _DEPTH_MAX: Final = 64
+_PAGE_BYTES: Final = 4096
 
 
 def limit_facts(base: str, process: ProcessFacts) -> Facts:
@@ -99,12 +100,32 @@ def cgroup_facts(base: str, process: ProcessFacts, mounts: tuple[Mount, ...], ro
         file = _LIMIT_FILES.get(kind, ("", ""))[place.version - 1]
         if file:
             places.add(place.directory)
-            limits.append(f"{file}={_effective(place, file, read)}")
+            limits.append(_limit(place, kind, file, read))
     source = f"{base}/cgroup; {', '.join(sorted(places)) or 'no group but the top'}"
     return {
         "proc.cgroup": Known(tuple(sorted(limits)), source),
         "proc.cgroup-controllers": Known(tuple(sorted(present)), source),
     }
+
+
+def _limit(place: CgroupPlace, kind: str, file: str, read: Callable[[str], str]) -> str:
+    """One limit in the words of version 2: ``memory.max=N``, ``cpu.max=QUOTA PERIOD``."""
+    value = _effective(place, file, read)
+    if place.version == 1 and kind == "cpu" and value not in ("max", ""):
+        value = f"{value} {_effective(place, 'cpu.cfs_period_us', read)}"
+    return f"{_LIMIT_FILES[kind][1]}={value}"
+
+
+def within_rounding(planned: tuple[str, ...], found: tuple[str, ...]) -> bool:
+    """Whether the limits found are the planned ones; version 1 rounds memory down to whole pages."""
+    have = dict(item.partition("=")[::2] for item in found)
+    for item in planned:
+        name, _, want = item.partition("=")
+        value = have.pop(name, "")
+        close = value.isdigit() and want.isdigit() and 0 <= int(want) - int(value) < _PAGE_BYTES
+        if value != want and not close:
+            return False
+    return not have
 
 
 def _effective(place: CgroupPlace, file: str, read: Callable[[str], str]) -> str:

@@ -30,11 +30,14 @@ _SHOWN_MAX: Final = 64
 
 class Expected(msgspec.Struct, frozen=True):
     """What the launch of a VM of ours handed over. ``root``: planned files of its root. ``files``: (device, inode) of
-    the descriptors given to it. ``devices``: device nodes that may be written to although their mount is not."""
+    the descriptors given to it. ``devices``: device nodes of its root; with ``devices_writable`` their mounts stay
+    writable. ``rlimits``: names of the limits that were set."""
 
     root: tuple[str, ...]
     files: tuple[tuple[int, int], ...]
     devices: tuple[str, ...] = ()
+    devices_writable: bool = False
+    rlimits: tuple[str, ...] = ()
 
 
 def root_facts(
@@ -98,7 +101,7 @@ def mount_facts(base: str, process: ProcessFacts, plan: Expected | None) -> Fact
     """``proc.mounts-writable``: mount points that are not read-only."""
     if not process.mounts:  # a plain chroot shows none at all: that is no pass
         return {"proc.mounts-writable": Unknown(process.unknown.get("mounts", "no mount is visible"))}
-    spared = plan.devices if plan is not None else ()
+    spared = plan.devices if plan is not None and plan.devices_writable else ()
     writable = {m.point for m in process.mounts if "ro" not in m.options and m.point not in spared}
     return {"proc.mounts-writable": Known(tuple(sorted(writable)), f"{base}/mountinfo")}
 

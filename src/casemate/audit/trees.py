@@ -1,0 +1,72 @@
+"""A directory that stands for a host: a captured root, or only a tree of libvirt's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from casemate.audit.documents import report_document
+from casemate.audit.host import collect_host_facts
+from casemate.audit.judging import Setting, report_on
+from casemate.controls.audit_model import Target, TargetKind, TargetReport
+from casemate.controls.model import Subject
+from casemate.errors import InputError
+from casemate.facts.fact import Known, Stage
+from casemate.facts.root import Root
+
+DOMAIN_FOLDERS = ("/etc/libvirt/qemu", "/run/libvirt/qemu", "/qemu", "/")
+_XML_BYTES = 4 << 20
+_DOMAINS_MAX = 10_000
+
+
+def report_tree(path: Path, setting: Setting, host: str = "") -> Iterator[TargetReport]:
+    """Audit what a directory holds.
+
+    Raises:
+        InputError: it holds neither a host's files nor domains.
+    """
+    yield from report_root(Root(path), str(path), setting, host)
+
+
+def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> Iterator[TargetReport]:
+    """The host of a tree, if there is one in it, and the libvirt domains that it defines."""
+    is_host = any(_there(root, folder) for folder in ("/proc", "/sys", "/etc/os-release", "/etc/libvirt"))
+    if is_host:
+        facts, notes = collect_host_facts(root)
+        named = facts.get("host.name")
+        name = host or (str(named.value) if isinstance(named, Known) else origin.rpartition("/")[2])
+        target = Target(TargetKind.HOST, name, origin, host)
+        yield report_on(target, facts, (Subject.HOST,), setting, stage=Stage.OBSERVED, notes=notes)
+    found = False
+    for file in domain_files(root):
+        found = True
+        try:
+            yield report_document(TargetKind.DOMAIN, root.read_bytes(file, _XML_BYTES), f"{origin}{file}", setting)
+        except OSError as error:
+            raise InputError(f"cannot read {origin}{file}", got=(error.strerror or str(error)).lower()) from None
+    if not is_host and not found:
+        raise InputError(
+            f"{origin} holds nothing to audit",
+            expected="a host's files (proc, sys, etc below it) or libvirt domains (*.xml)",
+        )
+
+
+def domain_files(root: Root) -> tuple[str, ...]:
+    """Domain definitions of libvirt in a tree, by their usual places."""
+    found: list[str] = []
+    for folder in DOMAIN_FOLDERS:
+        try:
+            names = root.list_dir(folder, _DOMAINS_MAX)
+        except OSError:
+            continue
+        found += [f"{folder.rstrip('/')}/{name}" for name in names if name.endswith(".xml")]
+        if found:
+            break
+    return tuple(found)
+
+
+def _there(root: Root, path: str) -> bool:
+    try:
+        return root.exists(path)
+    except OSError:
+        return False
