@@ -130,11 +130,14 @@ MORE_FAILURES: tuple[tuple[str, Mutation | dict[str, Content]], ...] = (
 
 _NO_PACKAGES: dict[str, Content] = {"/var/lib/dpkg/status": "Package: bash\nStatus: install ok installed\nVersion: 5\n"}
 NOT_APPLICABLE: dict[str, Mutation | dict[str, Content]] = {
-    **{control.id: _NO_PACKAGES for control in CONTROLS if control.id.startswith("os.updates")},
+    **{
+        control.id: _NO_PACKAGES for control in CONTROLS if control.id.startswith("os.updates") and control.applies_when
+    },
     "os.svirt-bools": {"/sys/fs/selinux": None},
 }
 
 UNKNOWN: dict[str, Mutation | dict[str, Content]] = {
+    "os.updates-kernel": _NO_PACKAGES,
     "os.updates": release(31),
     "os.updates-libvirt": {PACKAGES: None},
     "os.package-lists": {f"{LISTS}_InRelease": None},

@@ -45,6 +45,7 @@ BUILT: dict[str, str] = {
     "IO_URING": "y",
     "USERFAULTFD": "y",
     "USER_NS": "y",
+    "MAGIC_SYSRQ": "y",
     **{s.fact.removeprefix("kconfig."): "y" for s in SETTINGS if s.fact.startswith("kconfig.") and s.expect.holds("y")},
 }
 
@@ -69,6 +70,7 @@ def efi(name: str, value: int) -> dict[str, Content]:
 SYSCTL_VALUES = {
     **{s.fact.removeprefix("sysctl."): "" for s in SETTINGS if s.fact.startswith("sysctl.")},
     "fs.suid_dumpable": "0",
+    "kernel.sysrq": "0",
     "vm.unprivileged_userfaultfd": "0",
     "vm.mmap_min_addr": "65536",
     "kernel.modules_disabled": "1",
@@ -140,6 +142,7 @@ MUTATIONS: dict[str, Mutation | dict[str, Content]] = {
     "hk.cfi": {CONFIG: config(X86_KERNEL_IBT="n")},
     "hk.fortify": {CONFIG: config(FORTIFY_SOURCE="n")},
     "hk.aslr": sysctl("kernel.randomize_va_space", "1"),
+    "hk.mmap-min": sysctl("vm.mmap_min_addr", "4096"),
     "hk.leak": sysctl("kernel.kptr_restrict", "1"),
     "hk.dmesg": sysctl("kernel.dmesg_restrict", "0"),
     "hk.debugfs": {"/proc/cmdline": Words(minus="debugfs=no-mount")},
@@ -171,6 +174,7 @@ MORE_FAILURES: tuple[tuple[str, Mutation | dict[str, Content]], ...] = tuple(
 
 NOT_APPLICABLE: dict[str, Mutation] = {
     "hk.khc-report": Mutation(facts={"kernel.khc-imported": Known(False, "not given")}),
+    "hk.secure-boot-setup": Mutation({"/sys/firmware/efi": None}),
 }
 
 UNKNOWN: dict[str, Mutation | dict[str, Content]] = {

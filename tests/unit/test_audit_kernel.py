@@ -190,10 +190,10 @@ class TestKhc:
 
 def test_hostile_files_are_unknown(tmp_path: Path) -> None:
     put(tmp_path, "/proc/sys/kernel/osrelease", "6.1\n")
-    put(tmp_path, "/proc/sys/kernel/sysrq", b"\xff" * 5000)
+    put(tmp_path, "/proc/sys/kernel/panic_on_oops", b"\xff" * 5000)
     (tmp_path / "proc/cmdline").symlink_to("cmdline")
     os.mkfifo(tmp_path / "proc/config.gz")
     facts = collect_kernel(Root(tmp_path))
-    assert isinstance(facts["sysctl.kernel.sysrq"], Unknown)
+    assert isinstance(facts["sysctl.kernel.panic_on_oops"], Unknown)
     assert isinstance(facts["kernel.weakening"], Unknown)
     assert "not a regular file" in str(facts["kconfig.BUG"])

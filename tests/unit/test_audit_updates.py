@@ -21,7 +21,20 @@ from casemate.facts.updates import collect_updates, stanzas
 from casemate.facts.updates_lz4 import MAGIC, unpack_lz4
 from casemate.facts.updates_version import compare_versions
 
-ORDER = ("0~~", "0~", "0", "1.0~rc1", "1.0", "1.0-1~bpo", "1.0-1", "1.0-1+b1", "1.0a", "1.0+deb12u1", "1.0.1", "1.9")
+ORDER: tuple[str, ...] = (
+    "0~~",
+    "0~",
+    "0",
+    "1.0~rc1",
+    "1.0",
+    "1.0-1~bpo",
+    "1.0-1",
+    "1.0-1+b1",
+    "1.0a",
+    "1.0+deb12u1",
+    "1.0.1",
+    "1.9",
+)
 ORDER += ("1.10", "2", "7.2+dfsg-7+deb12u9", "7.2+dfsg-7+deb12u15", "1:0.5", "2:0~")
 VERSIONS = st.from_regex(r"([0-9]:)?[0-9][0-9a-c.+~]{0,6}(-[0-9a-c.+~]{1,4})?", fullmatch=True)
 

@@ -115,7 +115,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         ANSSI,
     ),
     _set(
-        "hk.aslr",
+        "hk.mmap-min",
         "sysctl.vm.mmap_min_addr",
         Matches(r"32768|6553[6-9]|655[4-9]\d|65[6-9]\d\d|6[6-9]\d{3}|[7-9]\d{4}|[1-9]\d{5,8}", "65536 or more"),
         "a null pointer in the kernel leads nowhere",
@@ -141,7 +141,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "R9",
         ANSSI,
     ),
-    _set("hk.sysrq", "sysctl.kernel.sysrq", _one("0"), "no command to the kernel from a console", "R9", ANSSI),
+    _set("hk.sysrq", "kernel.sysrq", _one("0", "absent"), "no command to the kernel from a console", "R9", ANSSI),
     _set("hk.tty", "sysctl.dev.tty.ldisc_autoload", _one("0"), "users load no rarely used line disciplines"),
     _set("hk.tty", "sysctl.dev.tty.legacy_tiocsti", _one("0"), "nobody types into another's terminal"),
     _set(

@@ -33,6 +33,7 @@ def collect_kernel(root: Root) -> Facts:
     facts["kernel.module-loading"] = _module_loading(root, config)
     facts["kernel.kexec"] = _kexec(root, config)
     facts["kernel.bpf"] = _bpf(root, config)
+    facts["kernel.sysrq"] = _sysrq(root, config)
     facts["kernel.io-uring"] = _io_uring(root, config)
     facts["kernel.userfaultfd"] = _userfaultfd(root, config, facts["sysctl.vm.unprivileged_userfaultfd"])
     facts["kernel.ptrace"] = _ptrace(root, config)
@@ -134,6 +135,12 @@ def _bpf(root: Root, config: Kconfig | Unknown) -> Fact:
         return Known("absent", absent)
     words = {"0": "allowed", "1": "disabled-locked", "2": "disabled"}
     return _translate(read_sysctl(root, "kernel.unprivileged_bpf_disabled"), words)
+
+
+def _sysrq(root: Root, config: Kconfig | Unknown) -> Fact:
+    """What the magic keys may do, as the kernel's number; ``absent`` when it was built without them."""
+    absent = _without(config, "MAGIC_SYSRQ")
+    return Known("absent", absent) if absent else read_sysctl(root, "kernel.sysrq")
 
 
 def _io_uring(root: Root, config: Kconfig | Unknown) -> Fact:

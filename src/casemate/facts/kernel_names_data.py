@@ -89,7 +89,6 @@ SYSCTLS: Final[tuple[str, ...]] = (
     "kernel.panic_on_oops",
     "kernel.perf_event_paranoid",
     "kernel.randomize_va_space",
-    "kernel.sysrq",
     "net.core.bpf_jit_harden",
     "net.ipv4.conf.all.accept_redirects",
     "net.ipv4.conf.all.accept_source_route",

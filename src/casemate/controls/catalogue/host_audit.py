@@ -77,7 +77,10 @@ def _update(control_id: str, family: str, what: str, severity: Severity, cuts: t
         scenarios=(HOST, OTHERS),
         limits=f"Compares with the lists of security suites that are on this host (age: os.package-lists); {what} that "
         "no package brought is not seen.",
-        applies=(Condition(f"updates.has-{family}", Equals(True), f"no package of {what} is installed"),),
+        # A kernel that no package brought is no reason to be calm: that is unknown.
+        applies=()
+        if family == "kernel"
+        else (Condition(f"updates.has-{family}", Equals(True), f"no package of {what} is installed"),),
     )
 
 
@@ -290,8 +293,8 @@ CONTROLS: Final = (
         "Do administration interfaces of the host listen where guests may reach them?",
         _M,
         (S7,),
-        "bind ssh, cockpit and the like to the address of the administration network (ListenAddress), and drop the rest "
-        "in the firewall",
+        "bind ssh, cockpit and the like to the address of the administration network (ListenAddress), and drop "
+        "the rest in the firewall",
         (Source("ANSSI-BP-028 v2.0", "R80"), Source("OpenStack security guide", "Hypervisor")),
         cost=Cost(features="an address for administration has to exist"),
         limits="Known ports on any address but loopback: on one that only administrators reach, waive it.",
@@ -303,8 +306,8 @@ CONTROLS: Final = (
         severity=_H,
         gate=Gate.REPORT,
         subject=Subject.HOST,
-        manual="Look at `nft list ruleset`: from each bridge (fact host.bridges) nothing but DHCP and DNS may reach the "
-        "host itself. Rules are programs of the kernel; this tool does not run them.",
+        manual="Look at `nft list ruleset`: from each bridge (fact host.bridges) nothing but DHCP and DNS may reach "
+        "the host itself. Rules are programs of the kernel; this tool does not run them.",
         applies_when=(Condition("host.bridges", Present(), "this host has no bridge"),),
         cuts=(S7,),
         scenarios=(HOST,),

@@ -6,7 +6,7 @@ from typing import Final
 
 from casemate.controls.catalogue.common import BLUE_PILL, HOST, OTHERS, S3, S4, S5, S10, VM, kernel
 from casemate.controls.catalogue.kernel_groups import GROUPS
-from casemate.controls.expectations import AtLeast, Empty, Equals, OneOf
+from casemate.controls.expectations import AtLeast, Empty, Equals, NotEquals, OneOf
 from casemate.controls.kernel_settings import ANSSI, KSPP
 from casemate.controls.model import (
     AttackStep,
@@ -39,6 +39,7 @@ def _single(
     scenarios: tuple[Scenario, ...] = (HOST,),
     cost: Cost = Cost(),  # noqa: B008  frozen
     limits: str = _RUNNING,
+    applies: tuple[Condition, ...] = (),
 ) -> Control:
     """A control about one fact that has to be one of ``good``."""
     return Control(
@@ -55,6 +56,7 @@ def _single(
         remedies=Remedies(host=remedy),
         sources=sources,
         limits=limits,
+        applies_when=applies,
     )
 
 
@@ -201,6 +203,11 @@ _SINGLES: Final = (
         "enrol a platform key in the firmware, which ends setup mode",
         (Source("UEFI specification 2.10", "32.3 Firmware/OS key exchange: SetupMode"),),
         scenarios=(BLUE_PILL,),
+        applies=(
+            Condition(
+                "kernel.secure-boot", NotEquals("no-uefi"), "this host was not started by UEFI (hk.secure-boot says so)"
+            ),
+        ),
     ),
     _single(
         "hk.measured-boot",
