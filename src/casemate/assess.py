@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.audit.judging import Setting
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from casemate.controls.audit_model import Report, TargetReport
     from casemate.harden.model import Hardened
 
-__all__ = ["audit", "audit_stream", "harden", "replace_hardened", "write_hardened"]
+__all__ = ["audit", "audit_stream", "detect", "harden", "replace_hardened", "write_hardened"]
 
 
 def audit(
@@ -179,3 +179,18 @@ def replace_hardened(path: str, hardened: Hardened) -> str:
         if (made.st_uid, made.st_gid) != (status.st_uid, status.st_gid):
             os.chown(name, status.st_uid, status.st_gid)
     return str(backup)
+
+
+def detect(root: str | None = None, *, expect: str | None = None) -> dict[str, Any]:
+    """Whether this system, or a captured file tree, is virtualised: the document of ``casemate detect --json``.
+
+    Args:
+        root: directory of a captured tree; None looks at this system and its processor.
+        expect: ``none``, or the name that the owner expects; ``expected.holds`` then says whether it is so.
+
+    Raises:
+        InputError: no such directory.
+    """
+    from casemate.facts.detect_view import detect_document
+
+    return detect_document(root, expect)
