@@ -58,7 +58,9 @@ def about(control: Control, width: int | None = None, profile: Profile | None = 
         yield from _field("wants", f"{check.fact}{aside}: {check.expect.describe()}", width)
     yield from _field("read", "from the live object" if control.needs_stage == "observed" else "as declared", width)
     for condition in control.applies_when:
-        yield from _field("applies", f"when {condition.fact} is {condition.expect.describe()}", width)
+        yield from _field(
+            "applies", f"when {condition.fact} is {condition.expect.describe().removeprefix('= ')}", width
+        )
     if control.manual:
         yield from _field("look at", control.manual, width)
     for path in paths_of(control):

@@ -139,7 +139,9 @@ def label_of(entry: TargetReport) -> str:
     target = entry.target
     # A host is its own host: "host rack7 on rack7" says nothing more.
     place = f" on {target.host}" if target.host and target.host != target.name else ""
-    return f"{target.kind.value} {target.name}{place}"
+    kind = target.kind.value
+    # A command line has no name: "command-line command line" says it twice.
+    return f"{target.name if target.name.replace(' ', '-') == kind else f'{kind} {target.name}'}{place}"
 
 
 def views(report: Report) -> Iterator[TargetView]:
