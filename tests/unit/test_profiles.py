@@ -15,6 +15,7 @@ from casemate.controls import profiles
 from casemate.controls.audit_model import Target, TargetKind
 from casemate.controls.baseline import ChangeKind, compare
 from casemate.controls.catalogue.all import all_controls
+from casemate.controls.catalogue.later import LATER
 from casemate.controls.layers import Layer
 from casemate.controls.model import Severity, Verdict
 from casemate.controls.profiles_model import Adjustment
@@ -48,6 +49,13 @@ def test_profiles_are_consistent_data(name: str) -> None:
         assert not any(fnmatchcase(never, entry.control) for never in profiles.NEVER_OFF)
     assert profile.about
     assert profile.threat
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_name_controls_that_exist_or_are_planned(name: str) -> None:
+    ids = {control.id for control in all_controls()} | {planned for group in LATER.values() for planned in group}
+    lost = [e.control for e in profiles.named(name).adjustments if not any(fnmatchcase(i, e.control) for i in ids)]
+    assert lost == []
 
 
 def test_the_default_changes_nothing() -> None:

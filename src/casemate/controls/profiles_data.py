@@ -23,7 +23,7 @@ LAPTOP: Final = Profile(
     adjustments=(
         Adjustment("cpu.smt", _LOW, _ONE_PERSON),
         Adjustment("hk.core-sched", _LOW, _ONE_PERSON),
-        Adjustment("proc.core-sched", _LOW, _ONE_PERSON),
+        Adjustment("vmm.sched-core", _LOW, _ONE_PERSON),
         Adjustment("cpu.core-sched", _LOW, _ONE_PERSON),
         Adjustment("cpu.ksm", _LOW, "merged pages leak between VMs, and all of them belong to one person"),
         Adjustment("cpu.swap", _HIGH, _STOLEN),
@@ -50,7 +50,7 @@ SINGLE_TENANT: Final = Profile(
     adjustments=(
         Adjustment("cpu.smt", _MEDIUM, _ONE_OWNER),
         Adjustment("hk.core-sched", _LOW, _ONE_OWNER),
-        Adjustment("proc.core-sched", _LOW, _ONE_OWNER),
+        Adjustment("vmm.sched-core", _LOW, _ONE_OWNER),
         Adjustment("cpu.core-sched", _LOW, _ONE_OWNER),
         Adjustment("cpu.ksm", _MEDIUM, "merged pages leak between VMs; one that was taken over can still use that"),
         Adjustment("proc.uid-unique", _HIGH, "the neighbours' data are the same owner's"),
