@@ -12,6 +12,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "kernel_audit",
     "vmm_audit",
     "host_audit",
+    "emulator_audit",
 )
 """Modules below this package whose ``CONTROLS`` only audits judge; imported on use, because a launch needs none."""
 
