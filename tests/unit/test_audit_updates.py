@@ -140,6 +140,14 @@ def test_damaged_or_strange_packing_is_unknown(tmp_path: Path, suffix: str) -> N
     assert "Packages" in facts["updates.helpers"].why
 
 
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_a_list_that_ends_too_early_is_unknown(tmp_path: Path, suffix: str, pack: object) -> None:
+    packages = pack(b"Package: passt\nVersion: 9\n" * 50)[:-9]  # type: ignore[operator]
+    fact = collect_updates(host(tmp_path, packages=packages, suffix=suffix))["updates.helpers"]
+    assert isinstance(fact, Unknown)
+    assert "too early" in fact.why
+
+
 def test_packages_that_were_removed_do_not_count(tmp_path: Path) -> None:
     root = host(tmp_path)
     put(tmp_path, "/var/lib/dpkg/status", status().replace("install ok installed", "deinstall ok config-files"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from calendar import timegm
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -171,8 +172,7 @@ def _offered(root: Root, releases: tuple[_Release, ...] | Unknown, now_s: float)
             if not mine:
                 return Unknown(f"{LISTS}: {release.prefix}… has a Release file and no list of packages")
             for name in mine:
-                for package, fields in stanzas(_read_list(root, f"{LISTS}/{name}")).items():
-                    version = fields["Version"]
+                for package, version in _read_list(root, f"{LISTS}/{name}").items():
                     if package not in offered or compare_versions(version, offered[package]) > 0:
                         offered[package] = version
     except OSError as error:
@@ -182,39 +182,44 @@ def _offered(root: Root, releases: tuple[_Release, ...] | Unknown, now_s: float)
     return offered
 
 
-def _read_list(root: Root, path: str) -> str:
-    """A list, unpacked.
+def _read_list(root: Root, path: str) -> dict[str, str]:
+    """The packages of interest in a list: name to version.
 
     Raises:
         OSError, ValueError: it cannot be read, is damaged, too large, or packed in a way nobody here understands.
     """
-    data = root.read_bytes(path, _MAX_LIST_BYTES)
-    suffix = path.rpartition("_Packages")[2]
     try:
-        if suffix == ".lz4":
-            data = unpack_lz4(data, _MAX_LIST_BYTES)
-        elif suffix in (".gz", ".xz"):
-            data = _unpack(data, suffix)
-        elif suffix:
-            raise ValueError(f"packed as {suffix}, which is not understood")
+        return _versions(root.read_bytes(path, _MAX_LIST_BYTES), path.rpartition("_Packages")[2])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return data.decode("utf-8", "backslashreplace")
+
+
+# Hosts of one fleet have the very same lists, so that many captures have the very same bytes.
+@lru_cache(maxsize=4)
+def _versions(data: bytes, suffix: str) -> dict[str, str]:
+    if suffix == ".lz4":
+        data = unpack_lz4(data, _MAX_LIST_BYTES)
+    elif suffix in (".gz", ".xz"):
+        data = _unpack(data, suffix)
+    elif suffix:
+        raise ValueError(f"packed as {suffix}, which is not understood")
+    found = stanzas(data.decode("utf-8", "backslashreplace"))
+    return {name: fields["Version"] for name, fields in found.items()}
 
 
 def _unpack(data: bytes, suffix: str) -> bytes:
     import lzma
     import zlib
 
+    packed = zlib.decompressobj(wbits=31) if suffix == ".gz" else lzma.LZMADecompressor(memlimit=256 << 20)
     try:
-        if suffix == ".gz":
-            unpacked = zlib.decompressobj(wbits=31).decompress(data, _MAX_LIST_BYTES + 1)
-        else:
-            unpacked = lzma.LZMADecompressor(memlimit=256 << 20).decompress(data, _MAX_LIST_BYTES + 1)
+        unpacked = packed.decompress(data, _MAX_LIST_BYTES + 1)
     except (zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"damaged ({error})") from None
     if len(unpacked) > _MAX_LIST_BYTES:
         raise ValueError(f"larger than {_MAX_LIST_BYTES} bytes when unpacked")
+    if not packed.eof:
+        raise ValueError("ends too early")
     return unpacked
 
 
