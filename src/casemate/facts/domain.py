@@ -81,6 +81,17 @@ def _implied(draft: DomainDraft, domain: Element) -> None:
     stated = any(device.type == "pcie-root-port" for device in draft.devices)
     if draft.family == "q35" and not stated and any(_needs_port(device.type) for device in draft.devices):
         draft.device("pcie-root-port", {}, "libvirt adds PCI Express ports")
+    if (
+        draft.family == "q35"
+        and not draft.has("pcie-pci-bridge")
+        and any(d.type in _CONVENTIONAL for d in draft.devices)
+    ):
+        draft.device("pcie-pci-bridge", {}, "libvirt adds a bridge for conventional PCI devices")
+
+
+_CONVENTIONAL = frozenset(
+    {"rtl8139", "e1000", "pcnet", "ne2k_pci", "i82551", "i6300esb", "lsi53c895a", "AC97", "ES1370", "am53c974", "dc390"}
+)
 
 
 def _needs_port(kind: str) -> bool:

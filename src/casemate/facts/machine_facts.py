@@ -20,11 +20,12 @@ from casemate.facts.machine_risks import is_display, is_insecure, is_usb
 from casemate.facts.qemu_argv_text import is_off, is_on
 
 _HIDING: Final = frozenset(
-    """dev.types dev.insecure-types dev.usb dev.display dev.insecure-backends vm.passthrough vhost.descriptors
+    """dev.types dev.insecure-types dev.usb dev.display vm.passthrough vhost.descriptors
     net.backend net.published net.publish-wide net.host-loopback img.formats img.backing img.shared-writable
-    img.network img.encrypted emu.debug qmp.transport vmm.console-listen vmm.console-open vm.secrets guest.agent
-    ent.virtio-rng ent.vmgenid net.filters net.isolation mem.shared vmm.raw-args dev.shared-folders
-    dev.rng-unlimited""".split()  # noqa: SIM905  one name a word
+    emu.debug qmp.transport vmm.console-listen vmm.console-open vm.secrets guest.agent
+    ent.virtio-rng ent.vmgenid net.unfiltered net.not-isolated mem.shared mem.files vmm.raw-args dev.shared-folders
+    ent.rng-unlimited dev.surface dev.hotplug-ports vmm.console-wide vmm.console-clear vmm.serial-network img.remote
+    img.remote-clear img.unencrypted net.bridged guest.channels vm.tpm dev.backends""".split()  # noqa: SIM905  one name a word
 )
 """Facts that a part which nobody could read may change."""
 
@@ -169,6 +170,11 @@ def _devices(sayer: _Sayer, machine: Machine, types: tuple[str, ...]) -> None:
         for d in machine.devices
         if d.type in ("pcie-root-port", "ioh3420") and not is_off(d.properties.get("hotplug"))
     ]
+    from casemate.facts.cve_table import device_weight
+
+    sayer.say("dev.surface", sum(device_weight(kind) for kind in types), "weights of the device types in the CVE table")
+    multi = sorted(f"{d.type} {d.id}".strip() for d in machine.devices if is_on(d.properties.get("multifunction")))
+    sayer.say("dev.multifunction", tuple(multi), place)
     sayer.say("dev.hotplug-ports", len(hotplug), "root ports without hotplug=off")
 
 
@@ -395,6 +401,8 @@ def _guest(sayer: _Sayer, machine: Machine) -> None:
     sayer.say("guest.channels", tuple(sorted(filter(None, channels))), "virtio-serial ports")
     sayer.say("guest.agent", any(name.startswith("org.qemu.guest_agent") for name in channels), "virtio-serial ports")
     sayer.say("cc.type", machine.launch_security or "none", "launch security")
+    if machine.launch_security:
+        sayer.miss("cc.debug", "the launch policy is not decoded yet")
     sayer.say("vm.firmware", _firmware(machine), "firmware")
     sayer.say("vm.tpm", any(d.type.startswith(("tpm-", "spapr-tpm")) for d in machine.devices), "devices")
 

@@ -22,7 +22,7 @@ def override(say: Say, miss: Miss, machine: Machine) -> None:
         say("kvm.pit", name == "firecracker", f"{name} always")
         say("kvm.pic", name == "firecracker", f"{name} always")
         say("dev.display", "none", f"{name} has no display")
-        say("dev.machine", name, f"{name} has one machine type")
+        miss("dev.machine", f"{name} has one machine type, which is neither of QEMU's")
         say("mem.merge", is_merged(machine), f"{name}: mergeable")
         miss("mem.dump", f"{name} has no option for it; the host's core dump settings decide")
         say("console.bounded", False, f"{name} writes its console to standard output without a limit")

@@ -12,6 +12,12 @@ AUDIT_MODULES: tuple[str, ...] = (
     "kernel_audit",
     "vmm_audit",
     "host_audit",
+    "devices_audit",
+    "network_audit",
+    "image_audit",
+    "guest_audit",
+    "confidential_audit",
+    "entropy_audit",
     "emulator_audit",
 )
 """Modules below this package whose ``CONTROLS`` only audits judge; imported on use, because a launch needs none."""
