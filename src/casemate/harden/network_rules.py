@@ -141,6 +141,10 @@ def _spoofing(domain: Domain, node: Element, kind: str) -> None:
         notes.change(
             control, node.place(), "trustGuestRxFilters removed", "the guest could change its filters and its MAC"
         )
+    if (switch or kind not in _BRIDGED) and "net.isolated" not in notes.keep:
+        notes.leave(
+            "net.isolated", node.place(), "libvirt cannot isolate this port", Reason.LIMIT, "isolate it on the switch"
+        )
     if switch or kind not in _FILTERED:
         what = f"libvirt has no packet filter for {'virtual port ' + switch if switch else 'type ' + kind}"
         if control not in notes.keep:
