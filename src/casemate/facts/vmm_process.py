@@ -46,7 +46,8 @@ class HostView(msgspec.Struct, frozen=True):
 
 class VmmProcess(msgspec.Struct, frozen=True):
     """One process, read whole. ``listing`` is None when its root is the host's, or could not be read (``root_why``).
-    ``mapped``: files that it has mapped. ``owner``: uid of its files in /proc. ``own_session``: whether it is alone in it."""
+    ``mapped``: files that it has mapped. ``owner``: uid of its files in /proc. ``own_session``: whether it is alone in
+    its session."""
 
     process: ProcessFacts
     filters: LiveFilters
