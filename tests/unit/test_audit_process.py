@@ -81,8 +81,7 @@ def test_an_empty_mount_table_is_no_pass() -> None:
     ],
 )
 def test_strange_descriptors_are_named(item: Descriptor, why: str) -> None:
-    (found,) = value(changed(descriptors=(item,)), "proc.fds-unexpected")  # type: ignore[misc]
-    assert found == f"{item.number}: {item.target} ({why})"
+    assert value(changed(descriptors=(item,)), "proc.fds-unexpected") == (f"{item.number}: {item.target} ({why})",)
 
 
 def test_a_plan_decides_alone() -> None:
