@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from casemate.audit.judging import Setting
     from casemate.audit.run import Request
     from casemate.controls.audit_model import Report, TargetReport
+    from casemate.controls.recipe import Recipe
     from casemate.harden.model import Hardened
 
-__all__ = ["audit", "audit_stream", "detect", "harden", "replace_hardened", "write_hardened"]
+__all__ = ["audit", "audit_stream", "detect", "emulator_recipe", "harden", "replace_hardened", "write_hardened"]
 
 
 def audit(
@@ -194,3 +195,14 @@ def detect(root: str | None = None, *, expect: str | None = None) -> dict[str, A
     from casemate.facts.detect_view import detect_document
 
     return detect_document(root, expect)
+
+
+def emulator_recipe(*, tcg: bool = False) -> Recipe:
+    """The build recipe of a QEMU with only our devices, and what it changes, as measured.
+
+    Args:
+        tcg: keep TCG, for hosts without KVM.
+    """
+    from casemate.controls.recipe import build_recipe
+
+    return build_recipe(tcg=tcg)

@@ -62,9 +62,8 @@ def add(commands: Commands) -> None:
         "targets",
         nargs="*",
         metavar="TARGET",
-        help="a VM of ours, a libvirt domain XML or configuration directory, an emulator binary, an image, a"
-        " configuration of another VMM, a capture; without any: this host and all that runs on it. After --: a QEMU"
-        " command line",
+        help="a VM of ours, a libvirt domain XML or configuration directory, an image; without any: this host and all"
+        " that runs on it. After --: a QEMU command line",
     )
     where = audit.add_argument_group("where to look")
     where.add_argument(

@@ -6,14 +6,14 @@ import argparse
 
 import msgspec
 
+from casemate import assess
 from casemate.cli import output
-from casemate.controls.recipe import build_recipe
 from casemate.errors import ExitCode
 
 
 def emulator(arguments: argparse.Namespace) -> int:
     """The script on stdout; what it changes on stderr, so that it can be sent to a file."""
-    recipe = build_recipe(tcg=arguments.tcg)
+    recipe = assess.emulator_recipe(tcg=arguments.tcg)
     if arguments.json:
         output.print_json(msgspec.to_builtins(recipe))
         return ExitCode.DONE

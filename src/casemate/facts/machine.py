@@ -61,7 +61,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     (``unix:/path``, ``tcp:0.0.0.0:4444``, ``fd``, ``stdio``). ``unreadable``: parts that the reader did not understand;
     whoever judges must not treat them as absent. ``form``: what was read: ``argv``, ``libvirt``, ``firecracker``,
     ``cloud-hypervisor``, ``kata``. ``raw_args``: arguments that a document hands to the emulator past its manager
-    (``qemu:commandline``). ``settings``: what else is said, by name (``secure-boot``, ``mem-path``). ``secrets``: parameters that carry a secret in clear text; their names, never the secret.
+    (``qemu:commandline``). ``settings``: what else is said, by name (``secure-boot``, ``mem-path``). ``secrets``:
+    parameters that carry a secret in clear text; their names, never the secret.
     """
 
     vmm: str = "qemu"
