@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 examples:
   casemate harden vm.xml --diff                   what would change, and why
-  virsh dumpxml --inactive web | casemate harden - -o web.xml
+  virsh dumpxml web | casemate harden - -o web.xml
   casemate harden vm.xml --in-place --keep dev.no-display --keep net.isolated
 
 The hardened domain goes to standard output, what was changed and what is left to standard error. Exit code 1 when

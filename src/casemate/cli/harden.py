@@ -18,7 +18,6 @@ SCHEMA = "casemate.harden/1"
 def harden(arguments: argparse.Namespace) -> int:
     """Harden one document and say what happened."""
     from casemate import assess
-    from casemate.harden.model import Reason
 
     name = arguments.document
     done = assess.harden(name, keep=arguments.keep, libvirt=arguments.libvirt)
@@ -37,7 +36,7 @@ def harden(arguments: argparse.Namespace) -> int:
     else:
         print(done.after, end="")
         _summary(done)
-    return ExitCode.FINDINGS if any(left.reason is Reason.DECIDE for left in done.left) else ExitCode.DONE
+    return ExitCode.FINDINGS if any(left.reason == "decide" for left in done.left) else ExitCode.DONE
 
 
 def _json(name: str, done: Hardened) -> dict[str, object]:
