@@ -11,6 +11,8 @@ their name and merges them. A module defines:
     FACTS           (optional) Facts that no tree can give (answers of the running kernel); they go over collected ones
     NOT_APPLICABLE  (optional) like MUTATIONS: the control becomes not-applicable
     UNKNOWN         (optional) like MUTATIONS: the control becomes unknown
+    CONTEXT         (optional) dict[control id, Files]: another good host, for a control that does not apply to the
+                    common one; its mutation is a change of that host
     MORE_FAILURES   (optional) tuple[tuple[control id, Mutation | Files], ...]: further ways for it to fail
 
 Content of a path, the parents of which are made as needed:
@@ -42,7 +44,7 @@ from pathlib import Path
 import msgspec
 import tests.support
 
-from casemate.controls.model import Control
+from casemate.controls.model import Control, Verdict
 from casemate.facts.fact import Facts
 from casemate.facts.root import Root
 
@@ -99,11 +101,13 @@ Files = Mapping[str, Content]
 
 
 class Mutation(msgspec.Struct, frozen=True):
-    """A change: of files, of FACTS, and which controls fail with it beside the one it stands under."""
+    """A change: of files, of FACTS, which controls fail with it beside the one it stands under, and which get another
+    verdict (a control that applies, or can be known, only with or without the change)."""
 
     files: Mapping[str, Content] = {}
     facts: Facts = {}
     also: tuple[str, ...] = ()
+    other: Mapping[str, Verdict] = {}
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -116,6 +120,7 @@ class Layer(msgspec.Struct, frozen=True):
     facts: Facts
     mutations: dict[str, Mutation]
     more_failures: tuple[tuple[str, Mutation], ...]
+    context: dict[str, Mutation]
     not_applicable: dict[str, Mutation]
     unknown: dict[str, Mutation]
 
@@ -224,6 +229,7 @@ def _layer(name: str) -> Layer:
         facts=getattr(module, "FACTS", {}),
         mutations=_mutations(module.MUTATIONS),
         more_failures=tuple((i, _mutation(m)) for i, m in getattr(module, "MORE_FAILURES", ())),
+        context=_mutations(getattr(module, "CONTEXT", {})),
         not_applicable=_mutations(getattr(module, "NOT_APPLICABLE", {})),
         unknown=_mutations(getattr(module, "UNKNOWN", {})),
     )

@@ -88,7 +88,7 @@ for _setting in SETTINGS:
 
 PASSING: dict[str, Content] = {
     CONFIG: config(),
-    "/proc/cpuinfo": Lines("flags\t\t: fpu vme de pse msr vmx ibt\n"),
+    "/proc/cpuinfo": Lines("flags\t\t: fpu vme de pse msr nx vmx smep smap ibt\n"),
     "/proc/cmdline": Words(
         "slab_nomerge page_alloc.shuffle=1 init_on_free=1 vsyscall=none ia32_emulation=0 debugfs=no-mount"
         " lockdown=integrity"

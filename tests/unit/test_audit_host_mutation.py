@@ -24,6 +24,8 @@ FAILURES = [
     (control_id, change) for layer in LAYERS for control_id, change in (*layer.mutations.items(), *layer.more_failures)
 ]
 
+CONTEXT = {control_id: change for layer in LAYERS for control_id, change in layer.context.items()}
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,16 +63,31 @@ def test_every_control_has_a_mutation() -> None:
 
 @pytest.mark.parametrize("control_id", [control.id for control in CONTROLS])
 def test_the_good_host_passes(good: dict[str, Verdict], control_id: str) -> None:
-    assert good[control_id] is Verdict.PASS
+    if control_id in CONTEXT:
+        assert good[control_id] is Verdict.NOT_APPLICABLE
+    else:
+        assert good[control_id] is Verdict.PASS
+
+
+@pytest.mark.parametrize("control_id", CONTEXT)
+def test_a_control_that_does_not_apply_there_passes_on_its_own_good_host(base: Path, control_id: str) -> None:
+    assert verdicts(base, CONTEXT[control_id])[control_id] is Verdict.PASS
 
 
 @pytest.mark.parametrize(("control_id", "change"), FAILURES, ids=lambda v: v if isinstance(v, str) else "")
 def test_one_change_flips_exactly_that_control(
     base: Path, good: dict[str, Verdict], control_id: str, change: Mutation
 ) -> None:
+    before = good
+    if control_id in CONTEXT:
+        context = CONTEXT[control_id]
+        before = verdicts(base, context)
+        change = Mutation(
+            {**context.files, **change.files}, {**context.facts, **change.facts}, change.also, change.other
+        )
     found = verdicts(base, change)
-    changed = {name: verdict for name, verdict in found.items() if verdict is not good[name]}
-    assert changed == dict.fromkeys((control_id, *change.also), Verdict.FAIL)
+    changed = {name: verdict for name, verdict in found.items() if verdict is not before[name]}
+    assert changed == {**dict.fromkeys((control_id, *change.also), Verdict.FAIL), **change.other}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from casemate.facts.root import Root
 
 COLLECTORS: tuple[str, ...] = (
     "casemate.facts.cpu:collect_cpu",
+    "casemate.facts.iommu:collect_iommu",
+    "casemate.facts.kvm_module:collect_kvm_module",
     "casemate.facts.kernel_collect:collect_kernel",
     "casemate.facts.libvirt_config:collect_libvirt",
     "casemate.facts.os_collect:collect_os",

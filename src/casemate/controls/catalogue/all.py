@@ -7,8 +7,10 @@ from casemate.controls.model import Control, Subject
 
 AUDIT_MODULES: tuple[str, ...] = (
     "hardware_audit",
+    "vulnerabilities_audit",
     "iommu_audit",
     "kvm_audit",
+    "kvm_host_audit",
     "kernel_audit",
     "vmm_audit",
     "host_audit",

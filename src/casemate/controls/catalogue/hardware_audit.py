@@ -1,12 +1,145 @@
-"""Layer hardware: what an audit asks about the host's CPUs, beyond what a launch asks."""
+"""Layer hardware: the host's CPUs and memory; the vulnerability classes are in `vulnerabilities_audit`."""
 
 from __future__ import annotations
 
-from casemate.controls.catalogue.common import OTHERS, S6, kernel, lecture
-from casemate.controls.expectations import OneOf
-from casemate.controls.model import Check, Control, Cost, Gate, Remedies, Severity, Source, Subject
+from casemate.controls.catalogue.common import HOST, OTHERS, S4, S6, S9, VM, cve, kernel, lecture
+from casemate.controls.expectations import AtMost, EachMatches, Empty, Equals, OneOf
+from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Source, Subject
+
+_FIRECRACKER = "Firecracker, production host setup"
+X86 = Condition("cpu.architecture", Equals("x86"), "only x86 CPUs have this")
 
 CONTROLS = (
+    Control(
+        id="cpu.no-off-switch",
+        title="No mitigation is switched off on the kernel's command line",
+        question="Is the command line free of mitigations=off, nospectre_v2, mds=off and their like?",
+        severity=Severity.CRITICAL,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.off-switches", Empty()),),
+        cuts=(S6,),
+        scenarios=(OTHERS, HOST),
+        cost=Cost(performance="what the mitigations cost; they are the kernel's default"),
+        remedies=Remedies(host="remove the words from GRUB_CMDLINE_LINUX, update-grub, reboot"),
+        sources=(
+            kernel("admin-guide/kernel-parameters: mitigations="),
+            Source("kernel-hardening-checker", "checks.py:637-719"),
+        ),
+        limits="A word for a vulnerability that this CPU does not have fails too: the next CPU may have it.",
+    ),
+    Control(
+        id="cpu.guest-vectors",
+        title="The mitigations against guests are on",
+        question="Does mitigations= leave the attack vectors from guest to host and from guest to guest covered?",
+        severity=Severity.CRITICAL,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.guest-vectors-off", Empty()),),
+        cuts=(S6,),
+        scenarios=(OTHERS, HOST),
+        cost=Cost(performance="flushes and barriers at entries into guests and when the CPU changes VMs"),
+        remedies=Remedies(host="remove no_guest_host and no_guest_guest from mitigations= and reboot"),
+        sources=(kernel("admin-guide/hw-vuln/attack_vector_controls (from 6.17 on)"),),
+        limits="Older kernels do not know these words and take no notice of them.",
+    ),
+    Control(
+        id="cpu.smt",
+        title="No two VMs share a CPU core at the same moment",
+        question="Is simultaneous multithreading off, or not there?",
+        severity=Severity.HIGH,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.smt", OneOf(("off", "forceoff", "notsupported", "inactive"))),),
+        cuts=(S6,),
+        scenarios=(OTHERS,),
+        cost=Cost(performance="the throughput of the second thread of each core, often a fifth to a third"),
+        remedies=Remedies(
+            host="nosmt on the command line, or echo off > /sys/devices/system/cpu/smt/control",
+            libvirt="with SMT on: <cputune><vcpupin> to cores of its own for each VM, or sched_core in qemu.conf",
+            spec="with SMT on, Casemate gives each VM a core scheduling cookie (cpu.core-sched)",
+        ),
+        sources=(
+            Source(_FIRECRACKER, "Disable Simultaneous Multithreading"),
+            kernel("admin-guide/hw-vuln/core-scheduling"),
+            lecture("Matériel: canaux cachés"),
+        ),
+        limits=(
+            "Fails with SMT on even where core scheduling (hk.core-sched, cpu.core-sched) keeps VMs apart: that stops"
+            " neither L1TF from guest to host nor MDS between user and kernel. In a guest the threads below are not"
+            " visible."
+        ),
+    ),
+    Control(
+        id="cpu.tsx",
+        title="Transactional memory is off",
+        question="Is TSX absent or disabled?",
+        severity=Severity.LOW,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.tsx", Equals(False)),),
+        applies_when=(X86,),
+        cuts=(S6,),
+        scenarios=(OTHERS,),
+        cost=Cost(features="programs that use hardware transactions"),
+        remedies=Remedies(
+            host="tsx=off on the kernel's command line",
+            libvirt="<feature policy='disable' name='rtm'/>, the same for hle",
+        ),
+        sources=(
+            cve("CVE-2019-11135"),
+            kernel("admin-guide/hw-vuln/tsx_async_abort: tsx="),
+            Source("kernel-hardening-checker", "checks.py:797"),
+        ),
+        limits="The abort itself is cpu.taa; this takes the instructions away that most such attacks are built with.",
+    ),
+    Control(
+        id="cpu.smt-rsb",
+        title="Return predictions do not cross to a sibling thread that idles",
+        question="On AMD CPUs with this fault, is SMT off or KVM's mitigation on?",
+        severity=Severity.MEDIUM,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("kvm.smt-rsb", Equals("Y")),),
+        applies_when=(Condition("cpu.smt-rsb-exposed", Equals(True), "the CPU is not affected, or SMT is off"),),
+        cuts=(S6,),
+        scenarios=(OTHERS,),
+        cost=Cost(performance="some: guests may no longer idle a thread without an exit"),
+        remedies=Remedies(host="options kvm mitigate_smt_rsb=1 in /etc/modprobe.d, or nosmt"),
+        sources=(cve("CVE-2022-27672"), kernel("admin-guide/hw-vuln/cross-thread-rsb")),
+    ),
+    Control(
+        id="cpu.sysret",
+        title="The system call return of Intel CPUs cannot be abused",
+        question="Is SYSRET with an address that is not canonical caught before it faults in kernel mode?",
+        severity=Severity.HIGH,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.sysret-open", Empty()),),
+        cuts=(S4,),
+        scenarios=(HOST,),
+        remedies=Remedies(host="a kernel from 3.16 on; Xen from 4.1.3 on"),
+        sources=(cve("CVE-2012-0217", "CVE-2006-0744", "CVE-2014-4699"), lecture("Matériel: SYSRET")),
+        limits=(
+            "CVE-2012-0217 itself is Xen's, FreeBSD's and Windows'; Linux had the same fault as CVE-2006-0744 and in"
+            " ptrace as CVE-2014-4699. A host on Xen fails kvm.no-xen. CPUs of AMD are not affected."
+        ),
+    ),
+    Control(
+        id="cpu.supervisor-guards",
+        title="The CPU keeps the kernel from running and reading user memory by mistake",
+        question="Are NX, SMEP and SMAP there and in use?",
+        severity=Severity.MEDIUM,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.missing-guards", Empty()),),
+        applies_when=(X86,),
+        cuts=(S4,),
+        scenarios=(HOST,),
+        remedies=Remedies(host="no nosmep, nosmap or noexec on the command line; a CPU from about 2015 on"),
+        sources=(kernel("arch/x86: X86_FEATURE_SMEP, X86_FEATURE_SMAP"), Source("ANSSI-BP-028 v2.0", "R1")),
+        limits="Guests have their own: cpu.guest-flags.",
+    ),
     Control(
         id="cpu.ksm-host",
         title="The host merges no equal pages of different VMs",
@@ -14,15 +147,81 @@ CONTROLS = (
         severity=Severity.HIGH,
         gate=Gate.REPORT,
         subject=Subject.HOST,
-        checks=(Check("cpu.ksm-run", OneOf(("0", "2", "absent"))),),
+        checks=(Check("cpu.ksm-run", OneOf(("0", "2"))),),
         cuts=(S6,),
         scenarios=(OTHERS,),
         cost=Cost(performance="no memory saved between equal guests"),
         remedies=Remedies(host="echo 2 > /sys/kernel/mm/ksm/run; systemctl disable --now ksm ksmtuned"),
         sources=(
-            Source("Firecracker, production host setup", "Disable Kernel Samepage Merging"),
+            Source(_FIRECRACKER, "Disable Kernel Samepage Merging"),
             kernel("admin-guide/mm/ksm"),
             lecture("Matériel: canaux cachés"),
         ),
+        limits="Stopped with 0, pages that were merged before stay so: cpu.ksm-pages.",
+    ),
+    Control(
+        id="cpu.ksm-pages",
+        title="No page is merged any more",
+        question="Were pages that KSM had merged separated again?",
+        severity=Severity.MEDIUM,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.ksm-shared", AtMost(0)),),
+        cuts=(S6,),
+        scenarios=(OTHERS,),
+        cost=Cost(performance="memory for the pages that were saved so far"),
+        remedies=Remedies(host="echo 2 > /sys/kernel/mm/ksm/run"),
+        sources=(kernel("admin-guide/mm/ksm: run, pages_shared"),),
+    ),
+    Control(
+        id="cpu.swap",
+        title="Memory of VMs reaches no disk in the clear",
+        question="Is there no swap, or only swap on dm-crypt or in compressed memory?",
+        severity=Severity.MEDIUM,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.swap-plain", Empty()),),
+        cuts=(S9,),
+        scenarios=(VM,),
+        cost=Cost(performance="some CPU time while swapping"),
+        remedies=Remedies(
+            host="swapoff -a, or a line with swap,cipher=aes-xts-plain64 and /dev/urandom in /etc/crypttab",
+            libvirt="<memoryBacking><locked/></memoryBacking>",
+        ),
+        sources=(Source(_FIRECRACKER, "Disable swapping to disk or enable secure swap"),),
+        limits="Encryption by the disk itself does not show and does not count.",
+    ),
+    Control(
+        id="cpu.energy-counters",
+        title="Only root reads the CPU's energy counters",
+        question="Are the RAPL counters closed to ordinary users?",
+        severity=Severity.LOW,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.energy-readable", Empty()),),
+        cuts=(S6, S9),
+        scenarios=(OTHERS, VM),
+        cost=Cost(features="energy meters run by ordinary users"),
+        remedies=Remedies(host="chmod 0400 /sys/class/powercap/*/energy_uj (the default from 5.10 on)"),
+        sources=(cve("CVE-2020-8694", "CVE-2020-8695"),),
+        limits="Guests have no RAPL counters from KVM unless the VMM asks for them.",
+    ),
+    Control(
+        id="cpu.ecc",
+        title="Memory errors are corrected",
+        question="Does the memory controller run every module with ECC?",
+        severity=Severity.MEDIUM,
+        gate=Gate.REPORT,
+        subject=Subject.HOST,
+        checks=(Check("cpu.ecc", EachMatches(r"SECDED|S\d+ECD\d+ED", "every module corrects single errors")),),
+        cuts=(S6, S4),
+        scenarios=(OTHERS, HOST),
+        cost=Cost(features="boards and memory modules with ECC"),
+        remedies=Remedies(host="memory with ECC, turned on in the firmware; modprobe the EDAC driver of the chipset"),
+        sources=(
+            Source(_FIRECRACKER, "Use memory with Rowhammer mitigation support"),
+            kernel("driver-api/edac: dimm_edac_mode"),
+        ),
+        limits="ECC makes Rowhammer harder and shows it; it does not stop it. Without an EDAC driver nothing is known.",
     ),
 )
