@@ -69,7 +69,8 @@ def default_paths() -> Paths:
     uid = os.getuid()
     # Without a login session there is no XDG_RUNTIME_DIR; a private directory under /tmp is what podman takes too.
     runtime = _absolute("XDG_RUNTIME_DIR", f"{_SHARED}{uid}")
-    _refuse_foreign("XDG_RUNTIME_DIR", runtime, uid)
+    if not runtime.startswith(_SHARED):  # that one is checked, and made, where it is used
+        _refuse_foreign("XDG_RUNTIME_DIR", runtime, uid)
     data = _absolute("XDG_DATA_HOME", f"{home}/.local/share")
     cache = _absolute("XDG_CACHE_HOME", f"{home}/.cache")
     return Paths(f"{runtime}/casemate", f"{data}/casemate", f"{cache}/casemate")
