@@ -219,7 +219,7 @@ CONTROLS = (
             host="options kvm enable_pmu=0 in /etc/modprobe.d", libvirt="<features><pmu state='off'/></features>"
         ),
         sources=(kernel("admin-guide/kernel-parameters: kvm.enable_pmu="), lecture("Matériel: canaux cachés")),
-        limits="Fails by default: with it on, each VM's CPU has to say pmu=off; Casemate's do.",
+        limits="Fails by default. With it on, each VM's CPU would have to say pmu=off.",
     ),
     Control(
         id="kvm.pt-mode",
