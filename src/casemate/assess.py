@@ -29,23 +29,21 @@ def audit(
     root: Path | str | None = None,
     profile: str | None = None,
     waivers: Path | str | None = None,
-    jobs: int = 1,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> Report:
     """Judge what exists against the catalogue; with nothing named: this host, its emulators and every VM that runs.
 
     Args:
         targets: names or ids of VMs of ours, and paths: libvirt domain XML, a directory of libvirt configuration,
-            an emulator binary, a disk image, a configuration of Firecracker, cloud-hypervisor or Kata, a file with a
-            QEMU command line, a capture. What a path is, its content tells. ``-`` reads a document from standard
-            input.
+            a disk image, a file with a QEMU command line. What a path is, its content tells; emulator binaries,
+            configurations of other VMMs and captures are recognised and refused: nothing judges them yet. ``-`` reads
+            a document from standard input.
         pid: running emulators by process id.
         libvirt: connection URI; every domain that it has.
         command_line: a QEMU command, program first.
         root: a directory in place of this host's file tree.
         profile: name of the profile that weighs the findings; None takes the default.
         waivers: a waiver file.
-        jobs: processes to work with where there are many targets.
         progress: told (done, how many as far as known, what comes next).
 
     Raises:
@@ -55,7 +53,7 @@ def audit(
     from casemate.audit.run import audit_targets
 
     request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers)
-    return audit_targets(request, setting, jobs=jobs, progress=progress)
+    return audit_targets(request, setting, progress=progress)
 
 
 def audit_stream(
@@ -67,7 +65,6 @@ def audit_stream(
     root: Path | str | None = None,
     profile: str | None = None,
     waivers: Path | str | None = None,
-    jobs: int = 1,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
     fault: Callable[[str], None] = lambda text: None,
 ) -> Iterator[TargetReport]:
@@ -79,7 +76,7 @@ def audit_stream(
     from casemate.audit.run import audit_stream as stream
 
     request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers)
-    yield from stream(request, setting, jobs=jobs, progress=progress, fault=fault)
+    yield from stream(request, setting, progress=progress, fault=fault)
 
 
 def _prepare(

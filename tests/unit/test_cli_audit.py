@@ -67,7 +67,7 @@ def test_what_follows_dashes_is_a_command_line(words: list[str], targets: list[s
 
 
 def test_everything_is_handed_on(given: Given) -> None:
-    words = ["--pid", "1", "--pid", "2", "--libvirt", "qemu:///system", "--root", "/r", "--jobs", "2"]
+    words = ["--pid", "1", "--pid", "2", "--libvirt", "qemu:///system", "--root", "/r"]
     assert main(["audit", "vm", *words, "--profile", "laptop", "--", "qemu", "-s"]) == 0
     del given.asked["progress"]
     assert given.asked == {
@@ -78,7 +78,6 @@ def test_everything_is_handed_on(given: Given) -> None:
         "root": "/r",
         "profile": "laptop",
         "waivers": None,
-        "jobs": 2,
     }
 
 
@@ -86,7 +85,6 @@ def test_everything_is_handed_on(given: Given) -> None:
     ("words", "code", "message"),
     [
         (["--"], 2, "there is no command after --"),
-        (["--jobs", "0"], 2, "a number from 1 on"),
         (["--profile", "latop"], 2, "did you mean laptop?"),
         (["--fail-on", "hihg"], 2, "did you mean high?"),
         (["--json", "--format", "html"], 2, "exclude each other"),

@@ -142,7 +142,6 @@ def audit_stream(
     request: Request,
     setting: Setting,
     *,
-    jobs: int = 1,
     progress: Progress = lambda done, of, what: None,
     fault: Callable[[str], None] = lambda text: None,
 ) -> Iterator[TargetReport]:
@@ -158,7 +157,7 @@ def audit_stream(
     if request.is_whole_host:
         yield from audit.report_whole(progress)
         return
-    steps = list(_steps(request, audit, jobs))
+    steps = list(_steps(request, audit))
     for index, (what, step) in enumerate(steps):
         progress(index, len(steps), what)
         try:
@@ -170,7 +169,7 @@ def audit_stream(
     progress(len(steps), len(steps), "")
 
 
-def _steps(request: Request, audit: _Audit, jobs: int) -> Iterator[tuple[str, Callable[[], Iterator[TargetReport]]]]:
+def _steps(request: Request, audit: _Audit) -> Iterator[tuple[str, Callable[[], Iterator[TargetReport]]]]:
     for pid in request.pids:
         yield f"process {pid}", partial(audit.report_pid, pid)
     if request.command_line:
@@ -196,12 +195,10 @@ def _named(target: Named, audit: _Audit) -> Iterator[TargetReport]:
     yield from target.reports(audit.setting)
 
 
-def audit_targets(
-    request: Request, setting: Setting, *, jobs: int = 1, progress: Progress = lambda done, of, what: None
-) -> Report:
+def audit_targets(request: Request, setting: Setting, *, progress: Progress = lambda done, of, what: None) -> Report:
     """One whole report; see `audit_stream`."""
     faults: list[str] = []
-    targets = tuple(audit_stream(request, setting, jobs=jobs, progress=progress, fault=faults.append))
+    targets = tuple(audit_stream(request, setting, progress=progress, fault=faults.append))
     return report_of(targets, setting, faults)
 
 

@@ -71,7 +71,6 @@ def add(commands: Commands) -> None:
     )
     where.add_argument("--libvirt", metavar="URI", help="every domain of a libvirt: qemu:///system")
     where.add_argument("--root", metavar="DIR", help="a file tree in place of this host's")
-    where.add_argument("--jobs", type=int, default=1, metavar="N", help="work on N targets at once (default 1)")
     how = audit.add_argument_group("how to weigh it")
     how.add_argument(
         "--profile",

@@ -51,8 +51,6 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.jobs < 1:
-        raise InputError("--jobs", got=str(arguments.jobs), expected="a number from 1 on")
     return {
         "pid": arguments.pid,
         "libvirt": arguments.libvirt,
@@ -60,7 +58,6 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
         "root": arguments.root,
         "profile": arguments.profile,
         "waivers": arguments.waivers,
-        "jobs": arguments.jobs,
     }
 
 
