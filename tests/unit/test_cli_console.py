@@ -44,7 +44,7 @@ class Session:
         self.before = termios.tcgetattr(self.follower)
         stdin = self.follower if terminal else more.pop("stdin", subprocess.PIPE)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SESSION, str(theirs.fileno()), what],
+            [sys.executable, "-u", "-c", SESSION, str(theirs.fileno()), what],
             stdin=stdin,  # type: ignore[call-overload]
             stdout=more.pop("stdout", self.follower if terminal else subprocess.PIPE),
             stderr=subprocess.PIPE,
@@ -199,7 +199,7 @@ def test_a_closed_window_ends_a_session_without_an_error(tmp_path: Path) -> None
         script = SESSION.replace(
             'print(f"<{outcome.name}>", flush=True)', f"open({str(report)!r}, 'w').write(outcome.name)"
         )
-        os.execv(sys.executable, [sys.executable, "-c", script, str(theirs.fileno()), "silent"])
+        os.execv(sys.executable, [sys.executable, "-u", "-c", script, str(theirs.fileno()), "silent"])
     theirs.close()
     seen = b""
     while b"<backlog>" not in seen:

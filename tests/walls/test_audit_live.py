@@ -92,4 +92,5 @@ def test_our_vm_fails_nothing_that_its_launch_passed(machines: Machines, monkeyp
         # The locks on uids are this test's own: a VM that somebody runs beside it may have got the same one.
         passed -= {"proc.uid-unique", "proc.drift"}
     assert passed & verdicts(target, Verdict.FAIL) == set()
-    assert passed & verdicts(target, Verdict.UNKNOWN) == set()
+    if os.geteuid() == 0:  # an ordinary user may not open /proc/PID/fd of his subordinate uid
+        assert passed & verdicts(target, Verdict.UNKNOWN) == set()

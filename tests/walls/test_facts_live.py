@@ -303,7 +303,7 @@ def test_root_and_namespaces_of_a_jailed_process(tmp_path: Path) -> None:
     if shell is None:
         pytest.skip("busybox is not installed")
     shutil.copy(shell, jail / "bin/busybox")
-    argv = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--uts", "chroot", str(jail)]
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--uts", "/usr/sbin/chroot", str(jail)]
     with started(
         [*argv, "/bin/busybox", "sh", "-c", "echo ready; while :; do read x; done"], stdin=subprocess.PIPE
     ) as p:

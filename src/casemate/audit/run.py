@@ -135,6 +135,9 @@ def _compare(vm: LiveVm, facts: Facts) -> tuple[Finding, ...]:
         for name, fact in vm.own.declared.items()
         if isinstance(fact, Known) and not name.startswith(_NOT_PROMISED)
     }
+    if not isinstance(vm.own.declared.get("proc.cgroup"), Known):
+        # It has no cgroup of its own: what limits it, if anything does, is its caller's and may change.
+        promised.pop("proc.cgroup-controllers", None)
     return drift(promised, facts, controls=launch_controls()) if promised else ()
 
 

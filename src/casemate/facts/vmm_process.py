@@ -104,7 +104,9 @@ def read_vmm(pid: int, start_time: int, root: Root, host: HostView) -> VmmProces
         process = read_process(pid, pidfd=pidfd, root=root, with_root=False)
         if process.start_time != start_time:
             raise ProcessLookupError(errno.ESRCH, "another process has this number by now", str(pid))
-        if root.is_live:
+        if process.threads_complete and all(thread.seccomp == 0 for thread in process.threads):
+            filters = LiveFilters(stacks=((),))  # status says so to everybody: there are none to read
+        elif root.is_live:
             filters = read_filters(thread.tid for thread in process.threads)
         else:
             filters = LiveFilters(why="a captured tree has no live filters")
