@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from casemate.errors import ImageError
@@ -105,6 +105,7 @@ def test_changed_headers_give_an_answer(edits: list[tuple[str, int]]) -> None:
 
 
 @needs_qemu_img
+@example([("snapshots_offset", 1 << 63)])
 @given(changes)
 @settings(max_examples=120, deadline=None)
 def test_qemu_opens_what_is_accepted_and_sees_no_other_file(edits: list[tuple[str, int]]) -> None:

@@ -279,9 +279,9 @@ def _check_tables(reader: ImageReader, fixed: Fixed) -> None:
         raise _lie(name, f"a refcount table of {refcount_bytes} bytes", f"1 to {MAX_REFCOUNT_TABLE_BYTES}")
     if l1_bytes > MAX_L1_BYTES:
         raise _lie(name, f"an L1 table of {l1_bytes} bytes", f"at most {MAX_L1_BYTES}")
-    if fixed.snapshots_offset % fixed.cluster_bytes:
+    if fixed.snapshots_offset % fixed.cluster_bytes or fixed.snapshots_offset >> 63:
         # QEMU looks at the offset even when there are no snapshots.
-        raise _lie(name, f"the snapshot table at offset {fixed.snapshots_offset}", "the start of a cluster")
+        raise _lie(name, f"the snapshot table at offset {fixed.snapshots_offset}", "the start of a cluster below 2^63")
     if fixed.snapshots > MAX_SNAPSHOTS:
         raise _lie(name, f"{fixed.snapshots} internal snapshots", f"at most {MAX_SNAPSHOTS}")
     places = [("refcount table", fixed.refcount_offset, refcount_bytes), ("L1 table", fixed.l1_offset, l1_bytes)]
