@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,11 +15,12 @@ from casemate.audit.live import guest_name
 from casemate.audit.patience import STUCK_MAX, Stuck, each, once
 from casemate.audit.relations import Crowd, categories, relation_facts
 from casemate.errors import InputError
+from casemate.facts import vmm_process
 from casemate.facts.fact import Known, Unknown
 from casemate.facts.process import Descriptor, FileIdentity, ProcessFacts
 from casemate.facts.procfs import ThreadFacts
 from casemate.facts.root import Root
-from casemate.facts.vmm_process import HostView, VmmProcess, vmm_facts
+from casemate.facts.vmm_process import HostView, VmmProcess, host_view, vmm_facts
 from casemate.facts.vmm_process_limits import within_rounding
 from casemate.facts.vmm_process_reach import Expected
 from casemate.facts.vmm_process_seccomp import NAMES, NEED_RIGHTS, LiveFilters, seccomp_facts, summarise
@@ -36,7 +38,7 @@ PROCESS = ProcessFacts(
     loader_environment={}, personality=0, oom_score_adj=0, label="system_u:system_r:svirt_t:s0:c1,c2", unknown={},
 )  # fmt: skip
 VM = VmmProcess(PROCESS, LiveFilters(((b"\x06\0\0\0\0\0\0\0",),)), True, None, "", frozenset(), 0, True)
-HOST = HostView(KINDS, "process 1's", (1, 2), 36, (), "x86_64")
+HOST = HostView(KINDS, "process 1's", (1, 2), 36, (), "x86_64", {})
 
 
 def file(path: str, inode: int, *, flags: int = 2, kind: str = "file") -> Descriptor:
@@ -202,3 +204,25 @@ def test_command_lines() -> None:
     for bad in (b"", b"qemu 'open"):
         with pytest.raises(InputError):
             split_command(bad, "f")
+
+
+@pytest.mark.parametrize(
+    ("stat", "others", "expected"),
+    [
+        ("5 (qemu) S 1 5 5 0 -1", (), True),
+        ("5 (qemu) S 1 5 5 0 -1", ("6 (child) S 5 5 5 0 -1",), True),  # it leads: what is there, it started
+        ("5 (qemu) S 1 5 4 0 -1", (), True),  # a daemon: who led is gone, nobody else is there
+        ("5 (qemu) S 1 5 4 34816 -1", (), False),  # a terminal is left
+        ("5 (qemu) S 1 5 4 0 -1", ("6 (pytest) S 1 6 4 0 -1",), False),  # who led is gone, another one is there
+        ("5 (qemu) S 1 5 4 0 -1", ("4 (bash) S 1 4 4 0 -1",), False),
+        ("5 (qemu) S 1 5 0 0 -1", (), False),  # its leader is outside of this pid namespace
+        ("5 (qemu) S 1", (), None),
+    ],
+)
+def test_alone_in_its_session(tmp_path: Path, stat: str, others: tuple[str, ...], *, expected: bool | None) -> None:
+    for line in (stat, *others):
+        folder = tmp_path / "proc" / line.split()[0]
+        folder.mkdir(parents=True)
+        (folder / "stat").write_text(line)
+    root = Root(str(tmp_path))
+    assert vmm_process._session(5, root, host_view(root)) is expected

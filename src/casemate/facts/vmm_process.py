@@ -21,6 +21,7 @@ import msgspec
 from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.mountinfo import Mount, parse_mountinfo
 from casemate.facts.process import ProcessFacts, RootListing, own_namespaces, read_process, walk_root
+from casemate.facts.process_find import MAX_PROCESSES
 from casemate.facts.procfs import parse_maps
 from casemate.facts.root import Root
 from casemate.facts.vmm_process_identity import identity_facts, label_fact, namespace_facts
@@ -34,7 +35,8 @@ _OUTSIDE: Final = "the kernel shows this to the process alone"
 
 class HostView(msgspec.Struct, frozen=True):
     """What processes are compared with. ``namespaces``: the host's, by kind, and whose they are. ``root``: device and
-    inode of its root directory. ``kvm_group``: group of /dev/kvm. ``mounts``: ours, to find the control groups."""
+    inode of its root directory. ``kvm_group``: group of /dev/kvm. ``mounts``: ours, to find the control groups.
+    ``sessions``: how many processes each session has, by its leader's pid."""
 
     namespaces: dict[str, int]
     whose: str
@@ -42,6 +44,7 @@ class HostView(msgspec.Struct, frozen=True):
     kvm_group: int | None
     mounts: tuple[Mount, ...]
     machine: str
+    sessions: dict[int, int]
 
 
 class VmmProcess(msgspec.Struct, frozen=True):
@@ -75,7 +78,7 @@ def host_view(root: Root) -> HostView:
         kvm_group = root.stat("/dev/kvm").st_gid
     with contextlib.suppress(OSError, ValueError):
         mounts = parse_mountinfo(root.read_text("/proc/self/mountinfo", 8 << 20))
-    return HostView(namespaces, whose, top, kvm_group, mounts, os.uname().machine)
+    return HostView(namespaces, whose, top, kvm_group, mounts, os.uname().machine, _sessions(root))
 
 
 def _host_namespaces() -> tuple[dict[str, int], str]:
@@ -119,7 +122,7 @@ def read_vmm(pid: int, start_time: int, root: Root, host: HostView) -> VmmProces
             root_why=why,
             mapped=_mapped(pid, root),
             owner=_owner(pid, root),
-            own_session=_session(pid, root),
+            own_session=_session(pid, root, host),
         )
         if pidfd is not None and select.select([pidfd], [], [], 0)[0]:
             raise ProcessLookupError(errno.ESRCH, "the process ended while it was read", str(pid))
@@ -176,14 +179,30 @@ def _owner(pid: int, root: Root) -> int | None:
         return None
 
 
-def _session(pid: int, root: Root) -> bool | None:
-    """Whether nobody else is in its session: it leads it, or who led it is gone and left no terminal behind."""
+def _sessions(root: Root) -> dict[int, int]:
+    """Number of processes of each session, by its leader's pid."""
+    found: dict[int, int] = {}
+    with contextlib.suppress(OSError):
+        for name in root.list_dir("/proc", MAX_PROCESSES):
+            if name.isascii() and name.isdigit():
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    session, _ = _session_and_terminal(int(name), root)
+                    found[session] = found.get(session, 0) + 1
+    return found
+
+
+def _session_and_terminal(pid: int, root: Root) -> tuple[int, int]:
+    words = root.read_text(f"/proc/{pid}/stat", 4096).rpartition(")")[2].split()
+    return int(words[3]), int(words[4])
+
+
+def _session(pid: int, root: Root, host: HostView) -> bool | None:
+    """Whether it leads its session, or is alone in one without a terminal, as whoever makes daemons leaves them."""
     try:
-        words = root.read_text(f"/proc/{pid}/stat", 4096).rpartition(")")[2].split()
-        session, terminal = int(words[3]), int(words[4])
-        return session == pid or (terminal == 0 and not root.exists(f"/proc/{session}"))
+        session, terminal = _session_and_terminal(pid, root)
     except (OSError, ValueError, IndexError):
         return None
+    return session == pid or (terminal == 0 and session != 0 and host.sessions.get(session, 0) <= 1)
 
 
 def vmm_facts(
