@@ -15,6 +15,7 @@ from casemate.controls.model import Control, Finding, Subject
 from casemate.controls.profiles import under
 from casemate.controls.profiles_model import Profile
 from casemate.controls.waivers import AuditWaiver, applied_to
+from casemate.facts.cve_table import marks_of, reaching
 from casemate.facts.fact import Facts, Stage
 
 COMPARED = frozenset({"proc.drift"})
@@ -58,4 +59,5 @@ def report_on(
     waivers, stale = applied_to(target, setting.waivers, setting.today)
     findings = judge(controls or controls_for(*subjects), facts, stage=stage, waivers=waivers)
     weighed = under(setting.profile, (*findings, *compared))
-    return TargetReport(target=target, stage=stage, findings=weighed, notes=(*notes, *stale))
+    history = tuple(cve.id for cve in reaching(marks_of(facts))) if Subject.VM in subjects else ()
+    return TargetReport(target=target, stage=stage, findings=weighed, notes=(*notes, *stale), history=history)

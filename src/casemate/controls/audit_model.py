@@ -37,12 +37,14 @@ class Target(msgspec.Struct, frozen=True):
 
 class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     """The findings of one target. ``stage``: whether declared or observed facts were judged. ``notes``: what could not
-    be looked at as a whole and why (a process that ended meanwhile)."""
+    be looked at as a whole and why (a process that ended meanwhile). ``history``: of a VM, the numbers of all
+    vulnerabilities of the table that would have reached its devices, whether fixed by now or not."""
 
     target: Target
     stage: Stage
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,7 +44,8 @@ class FindingDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 class TargetDocument(msgspec.Struct, frozen=True, kw_only=True):
     """One thing audited. ``counts``: findings by verdict, those that are pending apart from other unknowns.
-    ``verified_live`` of ``applicable`` controls passed on what was read from the live object."""
+    ``verified_live`` of ``applicable`` controls passed on what was read from the live object. ``history``: of a VM,
+    the vulnerabilities of the table that would have reached its devices."""
 
     kind: TargetKind
     name: str
@@ -56,6 +57,7 @@ class TargetDocument(msgspec.Struct, frozen=True, kw_only=True):
     applicable: int
     findings: tuple[FindingDocument, ...]
     notes: tuple[str, ...]
+    history: tuple[str, ...] = ()
 
 
 class GoneDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +223,7 @@ def _target_document(entry: TargetReport, changes: Changes) -> TargetDocument:
         applicable=applicable,
         findings=tuple(_finding_document(entry, finding, changes) for finding in entry.findings),
         notes=entry.notes,
+        history=entry.history,
     )
 
 
@@ -282,4 +285,6 @@ def _target_of(document: TargetDocument) -> TargetReport:
         for found in document.findings
     )
     target = Target(document.kind, document.name, document.origin, document.host)
-    return TargetReport(target=target, stage=document.stage, findings=findings, notes=document.notes)
+    return TargetReport(
+        target=target, stage=document.stage, findings=findings, notes=document.notes, history=document.history
+    )

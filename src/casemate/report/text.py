@@ -59,6 +59,7 @@ def _clean_target(entry: TargetReport) -> TargetReport:
         stage=entry.stage,
         findings=tuple(_clean_finding(finding) for finding in entry.findings),
         notes=tuple(one_line(note) for note in entry.notes),
+        history=tuple(one_line(number) for number in entry.history),
     )
 
 
