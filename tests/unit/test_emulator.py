@@ -40,6 +40,10 @@ GOOD: dict[str, Value] = {
     "bin.cves-open": (),
     "bin.cves-unclear": (),
     "bin.version-number": 70_200,
+    "bin.vmm": "qemu",
+    "bin.package": "qemu-system-x86",
+    "bin.digest": "as packaged",
+    "bin.bridge-open": (),
 }
 MUTATIONS: dict[tuple[str, str], Value] = {
     ("bin.pie", "bin.pie"): False,
@@ -60,6 +64,9 @@ MUTATIONS: dict[tuple[str, str], Value] = {
     ("bin.cve", "bin.cves-open"): ("CVE-2015-3456",),
     ("bin.cve", "bin.cves-unclear"): ("CVE-2024-6519",),
     ("bin.version", "bin.version-number"): 70_199,
+    ("bin.provenance", "bin.package"): "none",
+    ("bin.provenance", "bin.digest"): "changed",
+    ("bin.bridge-helper", "bin.bridge-open"): ("all",),
 }
 
 

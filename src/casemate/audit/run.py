@@ -107,8 +107,12 @@ class _Audit:
         notes = (*report.notes, *self.live.notes)
         yield msgspec.structs.replace(report, notes=notes)
         for index, vm in enumerate(self.live.vms):
-            progress(index + 1, len(self.live.vms) + 1, vm.name)
+            progress(index + 1, len(self.live.vms) + 2, vm.name)
             yield self.report_vm(vm)
+        from casemate.audit.emulators import report_emulators
+
+        progress(len(self.live.vms) + 1, len(self.live.vms) + 2, "emulators")
+        yield from report_emulators(self.root, self.setting, self.live.vms)
 
 
 def described_by(vm: LiveVm) -> tuple[Facts, tuple[str, ...], tuple[str, ...]]:

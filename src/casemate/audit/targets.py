@@ -63,7 +63,12 @@ class Named(msgspec.Struct, frozen=True):
 
 def _file(descriptor: int, name: str, setting: Setting) -> Iterator[TargetReport]:
     kind = kind_of(os.pread(descriptor, HEAD_BYTES, 0))
-    if kind in ("capture", "emulator"):
+    if kind == "emulator":
+        from casemate.audit.emulators import report_named_emulator
+
+        yield report_named_emulator(name, setting)
+        return
+    if kind == "capture":
         raise InputError(f"{name}: this kind of target cannot be audited yet", got=kind, expected=_EXPECTED)
     if kind == "image":
         yield report_image(descriptor, name, setting)

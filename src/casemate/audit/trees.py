@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from casemate.audit.documents import report_document
+from casemate.audit.emulators import report_emulators
 from casemate.audit.host import collect_host_facts
 from casemate.audit.judging import Setting, report_on
 from casemate.controls.audit_model import Target, TargetKind, TargetReport
@@ -37,6 +40,8 @@ def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> It
         name = host or (str(named.value) if isinstance(named, Known) else origin.rpartition("/")[2])
         target = Target(TargetKind.HOST, name, origin, host)
         yield report_on(target, facts, (Subject.HOST,), setting, stage=Stage.OBSERVED, notes=notes)
+        for report in report_emulators(root, setting):
+            yield msgspec.structs.replace(report, target=msgspec.structs.replace(report.target, host=host))
     found = False
     for file in domain_files(root):
         found = True

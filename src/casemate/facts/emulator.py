@@ -14,12 +14,17 @@ from casemate.errors import HostError
 from casemate.facts.cve_table import is_fixed, load_table, marks_of
 from casemate.facts.elf import ElfFormatError
 from casemate.facts.elf_hardening import Hardening, read_hardening
+from casemate.facts.emulator_package import bridge_facts, package_facts
 from casemate.facts.fact import Fact, Facts, Known, Unknown, Value
 from casemate.facts.qemu import Emulator, describe_emulator
 from casemate.facts.root import Root
 
 _RISKY_LIBRARIES: Final = re.compile(r"lib(slirp|virglrenderer|rdmacm|ibverbs|fuse3?|usbredir\w*|usb-1|vnc\w*)[-.].*")
 _CHANGELOG_BYTES: Final = 8 << 20
+_FILE_FACTS: Final = (
+    *("owner", "writable", "privileges", "cves-open", "cves-unclear", "vmm", "package", "digest"),
+    *("bridge-helper", "bridge-open"),
+)
 _ELF_FACTS: Final = [
     "pie",
     "relro",
@@ -43,8 +48,21 @@ _RUN_FACTS: Final = [
     "high-risk-types",
     "modules",
 ]
+_VMMS: Final = (
+    ("qemu", re.compile(r"qemu-(system-[\w-]+|kvm)|kvm")),
+    ("firecracker", re.compile(r"firecracker(-v[\w.]+)?")),
+    ("cloud-hypervisor", re.compile(r"cloud-hypervisor(-static)?")),
+    ("crosvm", re.compile(r"crosvm")),
+    ("kvmtool", re.compile(r"lkvm(-static)?|kvmtool")),
+    ("stratovirt", re.compile(r"stratovirt")),
+)
 # No cache: nothing can be written below a device node, and a cache that cannot be written is no error.
 _NO_CACHE: Final = Path("/dev/null/cache")
+
+
+def vmm_of(name: str) -> str:
+    """Which VMM a file's name stands for: ``qemu``, ``firecracker`` …, ``unknown``."""
+    return next((vmm for vmm, pattern in _VMMS if pattern.fullmatch(name)), "unknown")
 
 
 def collect_emulator(
@@ -62,13 +80,14 @@ def collect_emulator(
         descriptor = root.open_regular(real)
     except OSError as error:
         why = f"{path}: {error.strerror or error}"
-        names = (*_ELF_FACTS, *_RUN_FACTS, "owner", "writable", "privileges", "cves-open", "cves-unclear")
+        names = (*_ELF_FACTS, *_RUN_FACTS, *_FILE_FACTS)
         return {f"bin.{name}": Unknown(why) for name in names}
     try:
-        facts = _file_facts(root, real, descriptor)
+        facts: Facts = {"bin.vmm": Known(vmm_of(PurePosixPath(real).name), f"{real}: its name")}
+        facts |= _file_facts(root, real, descriptor) | package_facts(root, real) | bridge_facts(root)
         try:
             facts |= _elf_facts(read_hardening(descriptor), real)
-        except (ElfFormatError, OSError) as error:
+        except (ElfFormatError, OSError, ValueError, RecursionError, MemoryError) as error:
             facts |= {f"bin.{name}": Unknown(f"{real}: {error}") for name in _ELF_FACTS}
     finally:
         os.close(descriptor)
@@ -178,7 +197,12 @@ def _cve_facts(root: Root, facts: Facts, machine: Facts | None) -> Facts:
     table = load_table(root)
     left = [c for c in table.reaching(marks) if c.side == "emulator" and c.product == "qemu" and c.id not in log]
     source = f"{table.source} of {table.date}, the version, the package's changelog"
-    return {
+    unclear = tuple(c.id for c in left if is_fixed(c, version) is None)
+    found: Facts = {
         "bin.cves-open": Known(tuple(c.id for c in left if is_fixed(c, version) is False), source),
-        "bin.cves-unclear": Known(tuple(c.id for c in left if is_fixed(c, version) is None), source),
+        "bin.cves-unclear": Known((), source),
     }
+    if unclear:
+        # Nobody recorded the fix: that is no knowledge of a fault, and no knowledge of its absence either.
+        found["bin.cves-unclear"] = Unknown(f"{table.source} names no release with the fix of {', '.join(unclear)}")
+    return found

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from casemate.controls.catalogue.common import HOST, S2, S4, cve, lecture, qemu
-from casemate.controls.expectations import AtLeast, AtMost, ContainsAny, Empty, Equals, Expectation, SubsetOf
-from casemate.controls.model import AttackStep, Check, Control, Cost, Gate, Remedies, Severity, Source, Subject
+from casemate.controls.catalogue.common import HOST, S2, S4, S6, S7, cve, lecture, qemu
+from casemate.controls.expectations import (
+    AtLeast,
+    AtMost,
+    ContainsAny,
+    Empty,
+    Equals,
+    Expectation,
+    NotEquals,
+    SubsetOf,
+)
+from casemate.controls.model import (
+    AttackStep,
+    Check,
+    Condition,
+    Control,
+    Cost,
+    Gate,
+    Remedies,
+    Severity,
+    Source,
+    Subject,
+)
 
 _BUILD = "use the distribution's package, or build QEMU with --enable-pie, --enable-cfi and -D_FORTIFY_SOURCE=2"
 _MINIMISING = Source("OpenStack security guide", "Hardening the virtualization layers: minimizing the QEMU code base")
 _HARDENING = Source("OpenStack security guide", "Hardening the virtualization layers: compiler hardening")
+_QEMU_ONLY = (Condition("bin.vmm", Equals("qemu"), "only QEMU is built with a choice of these"),)
+_KNOWN_HISTORY = (Condition("bin.vmm", Equals("qemu"), "the table of vulnerabilities and releases is QEMU's"),)
 _GCP = Source("Google, 7 ways we harden our KVM hypervisor", "non-QEMU implementation, proactive removal of code")
 
 
@@ -24,6 +46,7 @@ def _control(
     sources: tuple[Source, ...] = (_HARDENING,),
     cost: str = "none",
     limits: str = "",
+    applies_when: tuple[Condition, ...] = (),
 ) -> Control:
     return Control(
         id=f"bin.{name}",
@@ -39,6 +62,7 @@ def _control(
         remedies=Remedies(host=remedy),
         sources=sources,
         limits=limits,
+        applies_when=applies_when,
     )
 
 
@@ -127,6 +151,7 @@ CONTROLS = (
         remedy="build QEMU with --without-default-features",
         sources=(_MINIMISING, cve("CVE-2019-6778", "CVE-2021-3682")),
         cost="user-mode networking, USB redirection, RDMA migration",
+        applies_when=_QEMU_ONLY,
     ),
     _control(
         "modules",
@@ -137,6 +162,7 @@ CONTROLS = (
         remedy="apt remove qemu-system-gui qemu-block-extra, or a build with only the devices that a VM needs",
         sources=(_MINIMISING,),
         cost="graphical displays, sound, SPICE",
+        applies_when=_QEMU_ONLY,
     ),
     _control(
         "device-types",
@@ -151,6 +177,7 @@ CONTROLS = (
         sources=(lecture("Durcissement de l'émulateur"), _MINIMISING, _GCP),
         cost="every device that is not built in",
         limits="A device that is built in and absent from a machine cannot be reached by its guest.",
+        applies_when=_QEMU_ONLY,
     ),
     _control(
         "no-tcg",
@@ -161,6 +188,7 @@ CONTROLS = (
         remedy="build QEMU with --disable-tcg",
         sources=(qemu("docs/system/security: TCG gives no isolation guarantee"), cve("CVE-2020-24165")),
         cost="guests of other architectures, and hosts without KVM",
+        applies_when=_QEMU_ONLY,
     ),
     _control(
         "cve",
@@ -170,8 +198,9 @@ CONTROLS = (
         (("cves-open", Empty()), ("cves-unclear", Empty())),
         remedy="apply the distribution's updates; remove the devices concerned",
         sources=(Source("CVE", "src/casemate/data/cves.toml"),),
-        limits="Without a machine every built-in device counts. What no table lists is not seen; an unclear entry "
-        "means that neither table nor changelog names the release with the fix.",
+        limits="Without a machine every built-in device counts. What no table lists is not seen; where "
+        "neither table nor changelog names the release with the fix, this is unknown.",
+        applies_when=_KNOWN_HISTORY,
     ),
     _control(
         "version",
@@ -182,5 +211,35 @@ CONTROLS = (
         remedy="install the QEMU of Debian 12, Ubuntu 24.04, Fedora 38 or newer",
         sources=(qemu("stable branches"),),
         limits="Whether the distribution still supports the release is a control of the host.",
+        applies_when=_KNOWN_HISTORY,
+    ),
+    _control(
+        "provenance",
+        "The emulator is the file that its package brought",
+        "Does an installed package own the file, and has it the digest that the package recorded?",
+        Severity.MEDIUM,
+        (("package", NotEquals("none")), ("digest", Equals("as packaged"))),
+        remedy="dpkg --verify PACKAGE; apt install --reinstall PACKAGE",
+        cuts=(S4, S7),
+        sources=(
+            Source("dpkg(1)", "--verify; dpkg's info directory, md5sums"),
+            Source("Google, 7 ways we harden our KVM hypervisor", "code provenance"),
+        ),
+        cost="a QEMU of one's own, outside of packages, needs a waiver",
+        limits="The database lies on the same host: it shows accidents and careless changes, not an attacker who is "
+        "root. Packages of rpm are not read.",
+    ),
+    _control(
+        "bridge-helper",
+        "No local user can plug into the host's bridges",
+        "Is qemu-bridge-helper without privileges, or closed to others, or without a bridge that it may open?",
+        Severity.MEDIUM,
+        (("bridge-open", Empty()),),
+        remedy="chmod u-s /usr/lib/qemu/qemu-bridge-helper, or allow in /etc/qemu/bridge.conf only what a file "
+        "readable by one group includes",
+        cuts=(S4, S6),
+        sources=(qemu("docs/about: -netdev bridge, qemu-bridge-helper and its access list"),),
+        cost="-netdev bridge for ordinary users (qemu:///session)",
+        limits="Looks at the usual places of helper and list.",
     ),
 )
