@@ -20,7 +20,7 @@ GOLDEN = ROOT / "tests/golden/cli-help.txt"
 COMMANDS = (
     *("doctor", "plan", "run", "create", "start", "restart", "stop", "kill", "rm", "pause", "unpause", "wait", "ps"),
     *("inspect", "logs", "console", "events", "stats", "prove", "key", "verify-record", "unit", "spec", "completion"),
-    *("version", "audit", "controls", "harden", "detect", "emulator"),
+    *("version", "audit", "controls", "harden", "detect", "emulator", "image"),
 )
 
 
@@ -43,11 +43,16 @@ def program(*arguments: str) -> subprocess.CompletedProcess[str]:
 def all_help() -> str:
     """The help of the program and of each command, as the golden file holds it."""
     parts = []
-    for words in ((), *((name,) for name in COMMANDS)):
+    for words in ((), *((name,) for name in COMMANDS), *(("image", name) for name in image_commands())):
         done = program(*words, "--help")
         assert (done.returncode, done.stderr) == (0, ""), words
         parts.append(f"$ {' '.join(('casemate', *words))} --help\n{done.stdout}")
     return "\n".join(parts)
+
+
+def image_commands() -> list[str]:
+    """The commands of the group, as its help lists them."""
+    return re.findall(r"^    ([a-z-]+)(?: |$)", program("image", "--help").stdout, re.MULTILINE)
 
 
 def test_help_is_the_golden_one() -> None:
@@ -72,7 +77,7 @@ def test_every_command_is_in_the_help_and_documented() -> None:
 def test_every_flag_is_documented() -> None:
     """The manual names each long flag that the parser takes."""
     manual = (ROOT / "docs/cli.md").read_text()
-    flags = set(re.findall(r"--[a-z][a-z-]+", GOLDEN.read_text())) - {"--help"}
+    flags = set(re.findall(r"--[a-z][a-z0-9-]+", GOLDEN.read_text())) - {"--help"}
     assert {flag for flag in flags if not re.search(rf"`[^`\n]*{flag}\b", manual)} == set()
 
 

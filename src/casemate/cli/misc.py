@@ -63,7 +63,8 @@ def completion(arguments: argparse.Namespace) -> int:
         import shtab
     except ImportError:
         raise HostError("completion needs the package shtab", next_step="pip install shtab") from None
+    from casemate.cli.args_image import fill_all
     from casemate.cli.parser import build_parser
 
-    print(shtab.complete(build_parser(), shell=arguments.shell))
+    print(shtab.complete(fill_all(build_parser()), shell=arguments.shell))
     return ExitCode.DONE
