@@ -28,6 +28,7 @@ import msgspec
 from casemate.errors import HostError, ImageError, InputError, RefusedError
 from casemate.image import store_files as files
 from casemate.image.headers import DEFAULT_MAX_VIRTUAL_BYTES, inspect_image
+from casemate.image.opening import identity_of, verify_unchanged
 from casemate.image.store import ABOUT_MAX_BYTES, Store
 from casemate.image.store_model import ABOUT_VERSION, About, StoredImage, check_name
 from casemate.units import format_bytes
@@ -208,7 +209,7 @@ def add(
     """Copy a raw or qcow2 image from a descriptor into the store.
 
     Args:
-        fd: a regular file, open for reading; stays the caller's.
+        fd: a regular file, open for reading; stays the caller's, its position moves.
         expected_digest: SHA-256 that somebody promised.
 
     Raises:
@@ -216,10 +217,12 @@ def add(
         RefusedError: quota.
     """
     inspect_image(fd, name or "the image", image_format, max_virtual_bytes, allow_encrypted=True)  # before copying
-    size_bytes = os.fstat(fd).st_size
+    identity = identity_of(fd)
+    size_bytes = identity.size_bytes
     with room(store, quota_bytes=quota_bytes) as place:
         place.check_quota(os.fstat(fd).st_blocks * 512)
         digest = place.copy(fd, size_bytes, progress)
+        verify_unchanged(fd, identity, name or "the image")
         if expected_digest is not None and digest != expected_digest.lower():
             raise ImageError(
                 f"{name or 'the image'} is not what was promised",
@@ -271,30 +274,31 @@ def _copy(source: int, target: int, size_bytes: int, progress: Progress) -> str:
     os.ftruncate(target, size_bytes)
     at = 0
     while at < size_bytes:
-        data_at = _next_data(source, at, size_bytes)
-        while at < data_at:
-            length = min(CHUNK_BYTES, data_at - at)
+        begin, end = _next_data(source, at, size_bytes)
+        while at < begin:
+            length = min(CHUNK_BYTES, begin - at)
             digest.update(_ZEROS[:length] if length < CHUNK_BYTES else _ZEROS)
             at += length
             progress(at, size_bytes)
-        if at >= size_bytes:
-            break
-        chunk = os.pread(source, min(CHUNK_BYTES, size_bytes - at), at)
-        if not chunk:
-            raise ImageError("the image became shorter while it was copied", next_step="find out who writes to it")
-        digest.update(chunk)
-        _write_data(target, chunk, at)
-        at += len(chunk)
-        progress(at, size_bytes)
+        while at < end:
+            chunk = os.pread(source, min(CHUNK_BYTES, end - at), at)
+            if not chunk:
+                raise ImageError("the image became shorter while it was copied", next_step="find out who writes to it")
+            digest.update(chunk)
+            _write_data(target, chunk, at)
+            at += len(chunk)
+            progress(at, size_bytes)
     return digest.hexdigest()
 
 
-def _next_data(source: int, at: int, size_bytes: int) -> int:
-    """Where data begins at or after ``at``; the end when only a hole is left."""
+def _next_data(source: int, at: int, size_bytes: int) -> tuple[int, int]:
+    """Where the next data at or after ``at`` begins and ends; twice the size when only a hole is left."""
     try:
-        return min(os.lseek(source, at, os.SEEK_DATA), size_bytes)
+        begin = os.lseek(source, at, os.SEEK_DATA)
+        return min(begin, size_bytes), min(os.lseek(source, begin, os.SEEK_HOLE), size_bytes)
     except OSError as fault:
-        return size_bytes if fault.errno == errno.ENXIO else at  # EINVAL: a file system that does not know holes
+        # ENXIO: a hole up to the end. EINVAL: a file system that does not know holes.
+        return (size_bytes, size_bytes) if fault.errno == errno.ENXIO else (at, size_bytes)
 
 
 def _write_data(target: int, chunk: bytes, at: int) -> None:
