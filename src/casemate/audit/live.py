@@ -173,6 +173,7 @@ def live_facts(vm: LiveVm, host: LiveHost, root: Root, described: Facts, files: 
         plan=vm.own.plan if vm.own is not None else None,
         named=_identities(root, files),
         foreign=images_of_others(pid, host.crowd),
+        by_path=frozenset() if root.is_live else frozenset(files),
     )
     facts |= relation_facts(pid, host.crowd)
     if vm.own is not None:

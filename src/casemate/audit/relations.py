@@ -97,7 +97,7 @@ def _label_unique(own: VmmProcess, others: Mapping[int, VmmProcess], crowd: Crow
 def _shared_images(pid: int, crowd: Crowd) -> Fact:
     if crowd.members[pid].process.descriptors is None:
         return Unknown(crowd.members[pid].process.unknown.get("descriptors", "not readable").lower())
-    unread = [crowd.names[n] for n, member in crowd.members.items() if member.process.descriptors is None]
+    unread = [crowd.names[n] for n, member in crowd.members.items() if not _told_apart(member)]
     writers: dict[FileKey, list[int]] = defaultdict(list)
     paths: dict[FileKey, str] = {}
     for number, member in crowd.members.items():
@@ -108,6 +108,12 @@ def _shared_images(pid: int, crowd: Crowd) -> Fact:
     if not shared and (unread or crowd.blind):
         return Unknown(f"the descriptors of {', '.join(unread[:4])} cannot be read" if unread else crowd.blind)
     return Known(tuple(shared), f"fd/* of {len(crowd.members)} VMs")
+
+
+def _told_apart(member: VmmProcess) -> bool:
+    """Whether its open files are known by device and inode; a captured tree may hold no more than their paths."""
+    files = member.process.descriptors
+    return files is not None and not any(item.identity is None and item.target.startswith("/") for item in files)
 
 
 def helper_faults(helpers: Sequence[tuple[str, Facts]]) -> Fact:

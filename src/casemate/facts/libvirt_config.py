@@ -72,16 +72,8 @@ def _enabled(root: Root, unit: str) -> bool:
         OSError: that cannot be known.
     """
     for directory in _UNITS[:2]:
-        try:
-            names = root.list_dir(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for name in names:
-            if name.endswith((".wants", ".requires")):
-                try:
-                    root.stat(f"{directory}/{name}/{unit}", follow=False)
-                except FileNotFoundError:
-                    continue
+        for name in _listed(root, directory):
+            if name.endswith((".wants", ".requires")) and unit in _listed(root, f"{directory}/{name}"):
                 return True
     return False
 
@@ -261,7 +253,7 @@ def _files(root: Root) -> Facts:
 def _listed(root: Root, directory: str) -> tuple[str, ...]:
     try:
         return root.list_dir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
 
 

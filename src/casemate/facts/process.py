@@ -153,20 +153,21 @@ def read_process(
         ValueError: the kernel's text is not as documented.
     """
     tree = root or Root()
+    proc_fd = -1
     try:
+        if not tree.is_live:
+            return _CapturedReader(pid, tree).read(with_root, with_maps)
         proc_fd = tree.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        raise ProcessLookupError(errno.ESRCH, "no such process", str(pid)) from None
-    try:
         _check_pidfd(pid, pidfd)
-        facts = _Reader(pid, proc_fd, tree.is_live).read(with_root, with_maps)
+        facts = _Reader(pid, proc_fd).read(with_root, with_maps)
         _check_pidfd(pid, pidfd)
         return facts
     except (ProcessLookupError, FileNotFoundError) as error:
         # Below the descriptor of a process that is gone, open gives ENOENT and read gives ESRCH.
-        raise ProcessLookupError(errno.ESRCH, "the process ended while it was read", str(pid)) from error
+        raise ProcessLookupError(errno.ESRCH, "no such process, or it ended while it was read", str(pid)) from error
     finally:
-        os.close(proc_fd)
+        if proc_fd >= 0:
+            os.close(proc_fd)
 
 
 def _check_pidfd(pid: int, pidfd: int | None) -> None:
@@ -182,10 +183,11 @@ def _check_pidfd(pid: int, pidfd: int | None) -> None:
 class _Reader:
     """Reads below one open /proc/PID."""
 
-    def __init__(self, pid: int, proc_fd: int, is_live: bool) -> None:
+    is_live = True
+
+    def __init__(self, pid: int, proc_fd: int) -> None:
         self._pid = pid
         self._fd = proc_fd
-        self._is_live = is_live
         self._unknown: dict[str, str] = {}
 
     def read(self, with_root: bool, with_maps: bool) -> ProcessFacts:
@@ -199,11 +201,11 @@ class _Reader:
             threads=threads,
             threads_complete=complete,
             command=tuple(self._text("cmdline").removesuffix("\0").split("\0")),
-            namespaces=self._try("namespaces", lambda: _namespaces(self._fd)) or {},
-            own_namespaces=own_namespaces() if self._is_live else {},
-            executable=self._try("executable", lambda: _printable(os.readlink("exe", dir_fd=self._fd))),
+            namespaces=self._try("namespaces", lambda: _namespaces(self._link)) or {},
+            own_namespaces=own_namespaces() if self.is_live else {},
+            executable=self._try("executable", lambda: self._link("exe")),
             executable_identity=self._try("executable_identity", lambda: self._identity("exe")),
-            root=self._try("root", lambda: walk_root(self._fd)) if with_root and self._is_live else None,
+            root=self._try("root", lambda: walk_root(self._fd)) if with_root and self.is_live else None,
             mounts=self._try("mounts", lambda: parse_mountinfo(self._text("mountinfo", _MAPS_BYTES))),
             descriptors=self._try("descriptors", self._descriptors),
             limits=self._try("limits", lambda: parse_limits(self._text("limits"))),
@@ -267,7 +269,7 @@ class _Reader:
                     thread = parse_status(self._text(f"task/{tid}/status"), tid)
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                cookie = core_cookie(tid) if self._is_live else None
+                cookie = core_cookie(tid) if self.is_live else None
                 found.append(msgspec.structs.replace(thread, core_cookie=cookie))
             if not found:
                 raise ProcessLookupError(errno.ESRCH, "no threads", str(self._pid))
@@ -276,14 +278,17 @@ class _Reader:
         return tuple(found), False
 
     def _identity(self, name: str) -> FileIdentity | None:
-        """Of what a magic link leads to; a captured tree has only the link's text."""
-        return _identity_of(os.stat(name, dir_fd=self._fd)) if self._is_live else None
+        """Of what a magic link leads to."""
+        return _identity_of(os.stat(name, dir_fd=self._fd))
+
+    def _link(self, name: str) -> str:
+        return _printable(os.readlink(name, dir_fd=self._fd))
 
     def _descriptors(self) -> tuple[Descriptor, ...]:
         found: list[Descriptor] = []
         for number in self._names("fd", MAX_DESCRIPTORS):
             try:
-                target = _printable(os.readlink(f"fd/{number}", dir_fd=self._fd))
+                target = self._link(f"fd/{number}")
                 flags = int(parse_fdinfo(self._text(f"fdinfo/{number}"))["flags"], 8)
                 identity = self._identity(f"fd/{number}")
             except FileNotFoundError:
@@ -303,13 +308,50 @@ class _Reader:
         return {name: value for name, equals, value in pairs if equals and name.startswith("LD_")}
 
 
+class _CapturedReader(_Reader):
+    """Reads below /proc/PID of a captured tree, where a link is a text, and what it leads to may be written down."""
+
+    is_live = False
+
+    def __init__(self, pid: int, root: Root) -> None:
+        super().__init__(pid, -1)
+        self._root = root
+        self._base = f"/proc/{pid}"
+
+    def _bytes(self, name: str, limit_bytes: int = _TEXT_BYTES) -> bytes:
+        return self._root.read_bytes(f"{self._base}/{name}", limit_bytes)
+
+    def _names(self, folder: str, limit: int) -> list[int]:
+        names = self._root.list_dir(f"{self._base}/{folder}", limit)
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def _identity(self, name: str) -> FileIdentity | None:
+        try:
+            status = self._root.noted_stat(f"{self._base}/{name}")
+        except OSError:
+            return None
+        return None if status is None else _identity_of(status)
+
+    def _link(self, name: str) -> str:
+        return _printable(self._root.readlink(f"{self._base}/{name}"))
+
+
 def own_namespaces() -> dict[str, int]:
     """The calling process's namespaces."""
     descriptor = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _namespaces(descriptor)
+        return _namespaces(lambda name: os.readlink(name, dir_fd=descriptor))
     finally:
         os.close(descriptor)
+
+
+def captured_namespaces(root: Root, pid: str) -> dict[str, int]:
+    """The namespaces of a process of a captured tree, as far as they were noted.
+
+    Raises:
+        OSError, ValueError: they cannot be read.
+    """
+    return _namespaces(lambda name: root.readlink(f"/proc/{pid}/{name}"))
 
 
 def core_cookie(tid: int) -> int | None:
@@ -384,11 +426,11 @@ def _identity_of(status: os.stat_result) -> FileIdentity:
     )
 
 
-def _namespaces(proc_fd: int) -> dict[str, int]:
+def _namespaces(link: Callable[[str], str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in NAMESPACES:
         try:
-            text = os.readlink(f"ns/{name}", dir_fd=proc_fd)
+            text = link(f"ns/{name}")
         except FileNotFoundError:
             # A kernel without this kind of namespace; a process that is gone gives ESRCH.
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,10 @@ class Root:
 
     def __repr__(self) -> str:
         return f"Root({str(self.base)!r})"
+
+    def now_s(self) -> float:
+        """Unix time that ages in this tree are counted to; a capture knows its own."""
+        return time.time()
 
     def host_path(self, path: str | Path) -> Path:
         """The name of ``path`` as this process would have to call it; for messages, not for opening."""
@@ -93,6 +98,23 @@ class Root:
         """Like ``read_bytes``, as text; bytes that are not UTF-8 become ``\\xNN`` so that every later output works."""
         return self.read_bytes(path, limit_bytes).decode("utf-8", "backslashreplace")
 
+    def read_head(self, path: str | Path, limit_bytes: int) -> bytes:
+        """The beginning of a regular file that may be long.
+
+        Raises:
+            OSError: as `open_regular`.
+        """
+        descriptor = self.open_regular(path)
+        try:
+            parts: list[bytes] = []
+            left = limit_bytes
+            while left > 0 and (part := os.read(descriptor, left)):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
+
     def list_dir(self, path: str | Path, limit: int = DEFAULT_LIST_ENTRIES) -> tuple[str, ...]:
         """The sorted names in a directory.
 
@@ -116,6 +138,14 @@ class Root:
             return Path(path).stat(follow_symlinks=follow)
         with self._opened(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW)) as descriptor:
             return os.fstat(descriptor)
+
+    def noted_stat(self, path: str | Path) -> os.stat_result | None:
+        """What stat(2) said of a link of /proc on the host of a captured tree; None where the link is only a text.
+
+        Raises:
+            OSError: it could not be looked at.
+        """
+        return self.stat(path) if self.is_live else None
 
     def exists(self, path: str | Path) -> bool:
         """Whether ``path`` leads to something.

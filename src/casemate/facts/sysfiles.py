@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from casemate.facts.fact import Fact, Known, Unknown
 from casemate.facts.root import Root
 
@@ -46,20 +44,9 @@ def is_there(root: Root, path: str) -> bool | Unknown:
 def head(root: Root, path: str, limit_bytes: int = HEAD_BYTES) -> str | Unknown:
     """The beginning of a file that may be long (/proc/cpuinfo of hundreds of CPUs)."""
     try:
-        descriptor = root.open_regular(path)
+        return root.read_head(path, limit_bytes).decode("utf-8", "backslashreplace")
     except OSError as error:
         return Unknown(f"{path}: {error.strerror or error}")
-    try:
-        parts: list[bytes] = []
-        left = limit_bytes
-        while left > 0 and (part := os.read(descriptor, left)):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts).decode("utf-8", "backslashreplace")
-    except OSError as error:
-        return Unknown(f"{path}: {error.strerror or error}")
-    finally:
-        os.close(descriptor)
 
 
 def listed(values: list[str] | tuple[str, ...] | Unknown, source: str) -> Fact:

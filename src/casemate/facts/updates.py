@@ -7,7 +7,6 @@ Debian and Ubuntu: installed versions from dpkg's status, offered ones from apt'
 from __future__ import annotations
 
 import re
-import time
 from calendar import timegm
 from functools import lru_cache
 from typing import Final
@@ -56,9 +55,9 @@ def collect_updates(root: Root, now_s: float | None = None) -> Facts:
     ``updates.running-kernel``, ``updates.age-days`` (of the lists).
 
     Args:
-        now_s: Unix time to which the lists' age is counted; for a captured tree the time of the capture.
+        now_s: Unix time to which the lists' age is counted; without it the tree's own, of which a capture has one.
     """
-    now_s = time.time() if now_s is None else now_s
+    now_s = root.now_s() if now_s is None else now_s
     installed = _installed(root)
     if isinstance(installed, Unknown):
         names = [f"updates.{prefix}{family}" for family in FAMILIES for prefix in ("", "has-")]
@@ -197,14 +196,23 @@ def _read_list(root: Root, path: str) -> dict[str, str]:
 # Hosts of one fleet have the very same lists, so that many captures have the very same bytes.
 @lru_cache(maxsize=4)
 def _versions(data: bytes, suffix: str) -> dict[str, str]:
-    if suffix == ".lz4":
-        data = unpack_lz4(data, _MAX_LIST_BYTES)
-    elif suffix in (".gz", ".xz"):
-        data = _unpack(data, suffix)
-    elif suffix:
-        raise ValueError(f"packed as {suffix}, which is not understood")
-    found = stanzas(data.decode("utf-8", "backslashreplace"))
+    found = stanzas(unpacked(data, suffix).decode("utf-8", "backslashreplace"))
     return {name: fields["Version"] for name, fields in found.items()}
+
+
+def unpacked(data: bytes, suffix: str) -> bytes:
+    """The text of a list of packages; ``suffix`` of its name says how it is packed, but a capture keeps the text.
+
+    Raises:
+        ValueError: damaged, too large, or packed in a way that nobody here understands.
+    """
+    if not suffix or data.startswith(b"Package: "):
+        return data
+    if suffix == ".lz4":
+        return unpack_lz4(data, _MAX_LIST_BYTES)
+    if suffix in (".gz", ".xz"):
+        return _unpack(data, suffix)
+    raise ValueError(f"packed as {suffix}, which is not understood")
 
 
 def _unpack(data: bytes, suffix: str) -> bytes:

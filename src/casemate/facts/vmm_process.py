@@ -20,7 +20,14 @@ import msgspec
 
 from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.mountinfo import Mount, parse_mountinfo
-from casemate.facts.process import ProcessFacts, RootListing, own_namespaces, read_process, walk_root
+from casemate.facts.process import (
+    ProcessFacts,
+    RootListing,
+    captured_namespaces,
+    own_namespaces,
+    read_process,
+    walk_root,
+)
 from casemate.facts.process_find import MAX_PROCESSES
 from casemate.facts.procfs import parse_maps
 from casemate.facts.root import Root
@@ -68,6 +75,9 @@ def host_view(root: Root) -> HostView:
     whose = "the host's"
     if root.is_live:
         namespaces, whose = _host_namespaces()
+    else:
+        with contextlib.suppress(OSError, ValueError):
+            namespaces = captured_namespaces(root, "1")
     top: tuple[int, int] | None = None
     kvm_group: int | None = None
     mounts: tuple[Mount, ...] = ()
@@ -145,8 +155,12 @@ def _held(pid: int, root: Root) -> Iterator[int | None]:
 def _root_of(pid: int, root: Root, host: HostView) -> tuple[bool, RootListing | None, str]:
     """(whether its root is the host's, else the listing, else why there is none)."""
     if not root.is_live:
+        why = "a captured tree does not hold its root directory"
         try:
-            return root.readlink(f"/proc/{pid}/root") == "/", None, "a captured tree does not hold its root directory"
+            noted = root.noted_stat(f"/proc/{pid}/root")
+            if noted is not None:
+                return host.root == (noted.st_dev, noted.st_ino), None, why
+            return root.readlink(f"/proc/{pid}/root") == "/", None, why
         except OSError as error:
             return False, None, f"its root cannot be seen: {(error.strerror or str(error)).lower()}"
     try:
@@ -213,6 +227,7 @@ def vmm_facts(
     plan: Expected | None = None,
     named: Mapping[tuple[int, int], str] | None = None,
     foreign: Mapping[tuple[int, int], str] | None = None,
+    by_path: frozenset[str] = frozenset(),
 ) -> Facts:
     """All facts of one process that need no other process.
 
@@ -220,6 +235,7 @@ def vmm_facts(
         plan: what was planned for a VM of ours.
         named: files that its description names, by (device, inode).
         foreign: images of other VMs, by (device, inode).
+        by_path: paths of ``named``, for a captured tree, which does not hold those files.
     """
     process = found.process
     base = f"/proc/{process.pid}"
@@ -233,7 +249,7 @@ def vmm_facts(
         base, found.listing, found.root_why, is_host_tree=found.is_host_tree, mapped={*found.mapped, *words}, plan=plan
     )
     facts |= mount_facts(base, process, plan)
-    facts |= descriptor_facts(base, process, plan=plan, named=named or {}, foreign=foreign or {})
+    facts |= descriptor_facts(base, process, plan=plan, named=named or {}, foreign=foreign or {}, by_path=by_path)
     facts |= seccomp_facts(base, found.filters, host.machine)
     facts |= _rest(base, found)
     if plan is not None:

@@ -113,19 +113,21 @@ def descriptor_facts(
     plan: Expected | None,
     named: Mapping[tuple[int, int], str],
     foreign: Mapping[tuple[int, int], str],
+    by_path: frozenset[str] = frozenset(),
 ) -> Facts:
     """``proc.fds-unexpected`` and ``vhost.descriptors``.
 
     Args:
         named: (device, inode) -> path of the files that the process's own command line or description names.
         foreign: (device, inode) -> name of another VM that has the file as its image.
+        by_path: paths that its description names, for a tree that does not hold those files.
     """
     if process.descriptors is None:
         why = Unknown(process.unknown.get("descriptors", "not readable").lower())
         return {"proc.fds-unexpected": why, "vhost.descriptors": why}
     strange = []
     for item in process.descriptors:
-        why_not = _strangeness(item, plan, named, foreign)
+        why_not = _strangeness(item, plan, named, foreign, by_path)
         if why_not:
             strange.append(f"{item.number}: {item.target} ({why_not})")
     compared = "with what was handed over" if plan is not None else "with its command line"
@@ -141,6 +143,7 @@ def _strangeness(
     plan: Expected | None,
     named: Mapping[tuple[int, int], str],
     foreign: Mapping[tuple[int, int], str],
+    by_path: frozenset[str],
 ) -> str:
     """Why this descriptor should not be there; empty when it may."""
     target, identity = item.target, item.identity
@@ -158,7 +161,7 @@ def _strangeness(
         return "a terminal"
     if target in _HARMLESS_DEVICES or target.startswith(_HARMLESS_PREFIXES) or "vhost" in target:
         return ""  # vhost has controls of its own
-    if key is not None and key in named:
+    if (key is not None and key in named) or (target.startswith("/") and target in by_path):
         return ""
     if identity is not None and identity.kind in ("char", "block"):
         return f"a {identity.kind} device"
