@@ -120,7 +120,7 @@ def schema_accepts(node: dict[str, Any], value: Any) -> bool:
     """A validator for the part of JSON Schema that ours uses."""
     if "$ref" in node:
         return schema_accepts(SCHEMA["$defs"][node["$ref"].removeprefix("#/$defs/")], value)
-    if "anyOf" in node:
+    if "anyOf" in node and "type" not in node:
         return any(schema_accepts(choice, value) for choice in node["anyOf"])
     if "enum" in node:
         return value in node["enum"]
@@ -129,7 +129,8 @@ def schema_accepts(node: dict[str, Any], value: Any) -> bool:
         known = node["properties"]
         return (
             isinstance(value, dict)
-            and set(node["required"]) <= set(value) <= set(known)
+            and any(set(one.get("required", ())) <= set(value) for one in node.get("anyOf", [node]))
+            and set(value) <= set(known)
             and all(schema_accepts(known[key], item) for key, item in value.items())
         )
     if kind == "array":

@@ -54,7 +54,7 @@ def test_import_of_the_api_brings_no_layer_with_it() -> None:
 
 def test_overrides_are_the_flags_that_a_specification_takes() -> None:
     """A flag that `override` learns must not be forgotten here, nor one passed that it does not know."""
-    taken = set(inspect.signature(override).parameters) - {"spec", "base_dir", "today", "format_of"}
+    taken = set(inspect.signature(override).parameters) - {"spec", "base_dir", "today", "format_of", "image_of"}
     assert {field.name for field in dataclasses.fields(app.Overrides)} == taken
 
 

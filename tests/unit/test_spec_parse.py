@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from casemate.errors import ExitCode, SpecError
+from casemate.errors import ExitCode, InputError, SpecError
 from casemate.spec.faults import FAULT_IDS, MAX_FAULTS, Faults
 from casemate.spec.model import (
     AccelChoice,
@@ -30,7 +31,7 @@ from casemate.spec.model import (
     Spec,
     Waiver,
 )
-from casemate.spec.parse import MAX_SPEC_BYTES, check_spec, parse_spec
+from casemate.spec.parse import MAX_SPEC_BYTES, build_spec, check_spec, parse_spec
 
 TODAY = datetime.date(2026, 10, 1)
 BASE = Path("/specs/here")
@@ -136,6 +137,18 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
     ("unknown at top", KERNEL.replace("[", "nmae = 1\n[", 1), {("nmae", "key.unknown")}),
     ("unknown in table", KERNEL + "x = 1", {("boot.x", "key.unknown")}),
     ("unknown in list", Q35 + '[[disk]]\npath = "d"\nformat = "raw"\nro = true', {("disk[0].ro", "key.unknown")}),
+    ("image without a store", Q35 + '[[disk]]\nimage = "web"', {("disk[0].image", "disk.image")}),
+    ("image and path", Q35 + '[[disk]]\nimage = "web"\npath = "d"\nformat = "raw"', {("disk[0].image", "disk.image")}),
+    (
+        "image with an odd name",
+        Q35 + '[[disk]]\nimage = "../web"\nsha256 = "0"',
+        {("disk[0].image", "disk.image"), ("disk[0].image", "value.pattern"), ("disk[0].sha256", "value.pattern")},
+    ),
+    (
+        "fixed and written",
+        Q35 + f'[[disk]]\npath = "d"\nformat = "raw"\nmode = "persistent"\nsha256 = "{"0" * 64}"',
+        {("disk[0].mode", "disk.immutable")},
+    ),
     ("unknown with ugly name", '"\\u001b[2J" = 1\n' + KERNEL, {('"\\u001b[2J"', "key.unknown")}),
     ("missing", KERNEL + "[[disk]]", {("disk[0].path", "key.missing"), ("disk[0].format", "key.missing")}),
     ("table for list", KERNEL + '[disk]\npath = "d"', {("disk", "type.wrong")}),
@@ -424,3 +437,30 @@ def test_check_spec_judges_specs_made_in_code() -> None:
 def test_unknown_fault_id_is_our_bug() -> None:
     with pytest.raises(RuntimeError, match="unknown fault id"):
         Faults().add("x", "no.such", "")
+
+
+def test_an_image_of_the_store_is_looked_up_once() -> None:
+    asked: list[str] = []
+
+    def image_of(word: str) -> tuple[str, str, str]:
+        asked.append(word)
+        if word != "web":
+            raise InputError(f"there is no image {word!r}")
+        return "/store/web", "qcow2", "a" * 64
+
+    text = Q35 + '[[disk]]\nimage = "web"\nmode = "read-only"'
+    spec = parse_spec(text, "t", Path("/d"), today=TODAY, image_of=image_of)
+    assert spec.disks[0] == Disk(
+        path="/store/web", format=DiskFormat.QCOW2, mode=DiskMode.READ_ONLY, image="web", sha256="a" * 64
+    )
+    again = build_spec(msgspec.to_builtins(spec), "t", Path("/"), today=TODAY)
+    assert again == spec, "what was looked up is a whole specification by itself"
+    assert asked == ["web"]
+    for more, where in (("sha256 = '" + "b" * 64 + "'", "disk[0].sha256"), ('format = "raw"', "disk[0].format")):
+        with pytest.raises(SpecError) as error:
+            parse_spec(f"{text}\n{more}", "t", Path("/d"), today=TODAY, image_of=image_of)
+        assert [(fault.path, fault.fault_id) for fault in error.value.faults] == [(where, "disk.image")]
+    with pytest.raises(SpecError, match="no image 'wbe'"):
+        parse_spec(text.replace("web", "wbe"), "t", Path("/d"), today=TODAY, image_of=image_of)
+    with pytest.raises(SpecError, match="never written"):
+        parse_spec(text.replace("read-only", "persistent"), "t", Path("/d"), today=TODAY, image_of=image_of)

@@ -108,7 +108,7 @@ def launch(
         startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, STARTUP_DEADLINE_S)
         version = _greeting(startup, plan, copies)  # 4
         clock.lap("greeting")
-        digests = copies.result(opened.digests)
+        digests = copies.result(opened.digests) | opened.contents
         observed = observe(plan, startup, spawned, opened, digests)  # 5
         if network is not None:
             from casemate.engine.network_facts import observe_network
@@ -195,7 +195,7 @@ def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened
     def know(name: str, value: object, source: str) -> None:
         facts[name] = Known(value, source, Stage.OBSERVED)  # type: ignore[arg-type]
 
-    know("img.digest-checked", tuple(sorted(digests)), "the copies in its sealed root, hashed before the guest ran")
+    know("img.digest-checked", tuple(sorted(digests)), "hashed before the guest ran: copies in its sealed root, images")
     know("img.shared-writable", (), "flock on every image, exclusive for a writer")
     know("console.bounded", True, "the supervisor's log ring")
     know(

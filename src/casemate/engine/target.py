@@ -1,6 +1,6 @@
-"""What a user names on the command line becomes a specification: ``builtin``, a TOML file, or a disk image.
+"""What a user names on the command line becomes a specification: ``builtin``, an image of the store, a file.
 
-File and image are told apart by content, never by suffix: a signature of an image, or a NUL byte, means image.
+Specification (TOML) and disk image are told apart by content, never by suffix: the signature of an image, or a NUL byte,
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from casemate.spec.faults import Faults
 from casemate.spec.file import load_spec
 from casemate.spec.model import Spec
 from casemate.spec.override import builtin_spec, override, spec_for_image
+from casemate.spec.parse import ImageOf
 from casemate.spec.text import resolve_path
 
 BUILTIN = "builtin"
@@ -51,15 +52,41 @@ def load_target(target: str | None, flags: Mapping[str, Any], *, paths: Paths, b
         spec = Spec()
     elif target == BUILTIN:
         spec = _builtin(paths, report)
+    elif (stored := _stored(target, paths, base_dir)) is not None:
+        path, image_format, digest, label = stored
+        spec = spec_for_image(path, image_format, firmware or "uefi", image=label, sha256=digest)
+        firmware = None
     elif _is_image(target, base_dir):
         path = _absolute(target, base_dir)
         spec = spec_for_image(path, _format_of(path), firmware or "uefi")
         firmware = None
     else:
-        spec = load_spec(base_dir / target, today=today)
+        spec = load_spec(base_dir / target, today=today, image_of=_image_of(paths))
     if firmware is not None:
         laid["firmware"] = firmware
-    return override(spec, base_dir=base_dir, today=today, format_of=_format_of, **laid)
+    return override(spec, base_dir=base_dir, today=today, format_of=_format_of, image_of=_image_of(paths), **laid)
+
+
+def _stored(word: str, paths: Paths, base_dir: Path) -> tuple[str, str, str, str] | None:
+    """Path, format, digest and label of the image of the store that ``word`` means; None when it means a file."""
+    from casemate.engine.imagestore import default_store, look_up
+
+    store = default_store(paths)
+    image = look_up(store, word, base_dir)
+    return None if image is None else (store.path(image), image.format, image.digest, image.label)
+
+
+def _image_of(paths: Paths) -> ImageOf:
+    """Looks images of the store up; nothing is imported before one is named."""
+
+    def image_of(word: str) -> tuple[str, str, str]:
+        from casemate.engine.imagestore import default_store
+
+        store = default_store(paths)
+        image = store.find(word)
+        return store.path(image), image.format, image.digest
+
+    return image_of
 
 
 def _builtin(paths: Paths, report: Report) -> Spec:

@@ -48,6 +48,8 @@ FAULT_IDS: dict[str, str] = {
     "disk.duplicate": "the same image twice",
     "disk.option": "an option of --disk that does not exist, or two that exclude each other",
     "disk.format": "a disk whose format is not said",
+    "disk.image": "an image that the store does not have, or a disk with an image and a path",
+    "disk.immutable": "a disk that the guest would write into although its content is fixed",
     "waiver.duplicate": "two waivers for one control",
     "waiver.expired": "a waiver whose last day is over",
     "passthrough.duplicate": "a PCI function given twice",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from casemate.errors import InputError
 from casemate.spec.model import Spec
-from casemate.spec.parse import MAX_SPEC_BYTES, parse_spec
+from casemate.spec.parse import MAX_SPEC_BYTES, ImageOf, parse_spec
 
 
-def load_spec(path: str | Path, *, today: datetime.date) -> Spec:
+def load_spec(path: str | Path, *, today: datetime.date, image_of: ImageOf | None = None) -> Spec:
     """Read and parse the specification at ``path``; relative paths inside start from the directory it really lies in.
 
     Raises:
@@ -21,7 +21,7 @@ def load_spec(path: str | Path, *, today: datetime.date) -> Spec:
     """
     source = _shown(path)
     text, base_dir = read_spec_file(path)
-    return parse_spec(text, source, base_dir, today=today)
+    return parse_spec(text, source, base_dir, today=today, image_of=image_of)
 
 
 def read_spec_file(path: str | Path) -> tuple[bytes, Path]:

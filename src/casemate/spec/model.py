@@ -5,7 +5,7 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
     name = "web"                      # optional; [a-z0-9][a-z0-9_.-]{0,62}
     [machine]  type memory_mib vcpus accel irqchip
     [boot]     kernel initrd cmdline | firmware
-    [[disk]]   path format mode
+    [[disk]]   path format mode | image mode; sha256
     [network]  mode egress allow publish
     [console]  device log_max_kib
     [limits]   cpu_percent overhead_mib pids read_mib_s write_mib_s
@@ -142,13 +142,30 @@ class Boot(_Closed, frozen=True):
 
 
 class Disk(_Closed, frozen=True):
-    """One image, given to the guest as virtio-blk. ``path`` is absolute after parsing."""
+    """One image, given to the guest as virtio-blk. ``path`` is absolute after parsing.
+
+    ``image`` names an image of the store in place of ``path`` and ``format``; parsing looks it up and fills in both and
+    ``sha256``, so that a name which moves later does not change the VM.
+    """
 
     path: HostPath
     format: Annotated[DiskFormat, Meta(description="Must be said: Casemate and QEMU never guess it.")]
     mode: Annotated[DiskMode, Meta(description="overlay: writes die with the VM; persistent: writes stay.")] = (
         DiskMode.OVERLAY
     )
+    image: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
+                description="An image of the store, by name or digest, in place of path and format.",
+            ),
+        ]
+        | None
+    ) = None
+    sha256: (
+        Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="What the bytes of the image must hash to.")] | None
+    ) = None
 
 
 class Publish(_Closed, frozen=True):

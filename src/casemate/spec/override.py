@@ -22,11 +22,14 @@ from casemate import units
 from casemate.errors import Fault, SpecError
 from casemate.spec.faults import Faults
 from casemate.spec.model import DiskFormat, DiskMode, Firmware, MachineType, Spec
-from casemate.spec.parse import build_spec
+from casemate.spec.parse import ImageOf, build_spec
 from casemate.spec.text import resolve_path, show
 
 IMAGE_MEMORY_MIB = 1024
 """Guest RAM for an image that brings its own distribution: the smallest that current cloud images boot in."""
+
+IMAGE_PREFIX = "image:"
+"""Before the name or digest of an image of the store, where a path is meant otherwise."""
 
 BUILTIN_CMDLINE = "console=ttyS0 panic=-1 reboot=t"
 
@@ -71,6 +74,7 @@ def override(
     publish: Sequence[str] = (),
     disks: Sequence[str] = (),
     format_of: FormatOf | None = None,
+    image_of: ImageOf | None = None,
 ) -> Spec:
     """Lay command line flags over ``spec``; None and empty mean that the flag was not given.
 
@@ -80,6 +84,7 @@ def override(
         memory_mib: MiB, or a size with a unit such as ``2G``.
         disks: ``PATH[:OPTION[,OPTION]]`` as ``parse_disk_flag`` reads it.
         format_of: asked for the format of a disk that does not say it; without it that is a fault.
+        image_of: asked for an image of the store (``--disk image:NAME``); without it that is a fault.
 
     Raises:
         SpecError: with all faults; those of a flag carry the flag's name as their path.
@@ -106,7 +111,7 @@ def override(
         named["network.mode"] = net
     first_new = _add_disks(document, disks, base_dir, format_of, faults)
     try:
-        result = build_spec(document, "command line", base_dir, today=today)
+        result = build_spec(document, "command line", base_dir, today=today, image_of=image_of)
     except SpecError as error:
         raise SpecError("command line", (*faults.as_tuple(), *_as_flags(error.faults, named, first_new))) from None
     faults.raise_if_any("command line")
@@ -116,9 +121,12 @@ def override(
 def parse_disk_flag(text: str, base_dir: Path, faults: Faults) -> tuple[str, str | None, str | None] | None:
     """``PATH[:OPTION[,OPTION]]`` as absolute path, format and mode, the last two None when not said.
 
+    ``image:NAME`` in place of the path stays as it is.
+
     Options are ``raw``, ``qcow2``, ``overlay``, ``persistent``, ``read-only`` (or ``ro``). What follows the last colon
     is taken for options unless it holds a slash; a file with a colon in its name is written with its options.
     """
+    prefix, text = (IMAGE_PREFIX, text.removeprefix(IMAGE_PREFIX)) if text.startswith(IMAGE_PREFIX) else ("", text)
     path_text, colon, tail = text.rpartition(":")
     if not colon or "/" in tail:
         path_text, tail = text, ""
@@ -135,18 +143,27 @@ def parse_disk_flag(text: str, base_dir: Path, faults: Faults) -> tuple[str, str
             faults.add("--disk", "disk.option", f"says {found[kind]} and {word}; keep one")
             return None
         found[kind] = word
-    path = resolve_path(path_text, str(base_dir), "--disk", faults)
+    path = prefix + path_text if prefix else resolve_path(path_text, str(base_dir), "--disk", faults)
     if path is None:
         return None
     mode = found.get("mode")
     return path, found.get("format"), _MODES[mode].value if mode else None
 
 
-def spec_for_image(path: str, image_format: str, firmware: str = "uefi", *, mode: str = "overlay") -> Spec:
+def spec_for_image(
+    path: str,
+    image_format: str,
+    firmware: str = "uefi",
+    *,
+    mode: str = "overlay",
+    image: str | None = None,
+    sha256: str | None = None,
+) -> Spec:
     """The specification behind ``casemate run IMAGE``: an image that carries its own boot loader, on q35.
 
     The image is not changed: writes go to an overlay that dies with the VM, as with a container; ``mode="persistent"``
-    keeps them. ``path`` is absolute; the format comes from the image's verified header or from the user.
+    keeps them. ``path`` is absolute; the format comes from the image's verified header or from the user. ``image`` and
+    ``sha256`` are those of an image of the store.
 
     Raises:
         SpecError: an argument is none of the words that a specification takes.
@@ -154,7 +171,7 @@ def spec_for_image(path: str, image_format: str, firmware: str = "uefi", *, mode
     document = {
         "machine": {"type": "q35", "memory_mib": IMAGE_MEMORY_MIB},
         "boot": {"firmware": firmware},
-        "disk": [{"path": path, "format": image_format, "mode": mode}],
+        "disk": [{"path": path, "format": image_format, "mode": mode, "image": image, "sha256": sha256}],
     }
     return build_spec(document, "command line", Path("/"), today=datetime.date.min)
 
@@ -229,6 +246,11 @@ def _add_disks(
         if parsed is None:
             continue
         path, image_format, mode = parsed
+        if path.startswith(IMAGE_PREFIX):
+            said = {"format": image_format} if image_format else {}
+            image = {"image": path.removeprefix(IMAGE_PREFIX), "mode": mode or DiskMode.OVERLAY.value}
+            document["disk"].append({**image, **said})
+            continue
         known = from_spec.get(path, {})
         if known and path not in changed:
             known.update({"format": image_format or known["format"], "mode": mode or known["mode"]})

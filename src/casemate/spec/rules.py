@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from casemate.spec.faults import Faults
-from casemate.spec.model import Egress, Firmware, MachineType, NetworkMode, Publish, Spec
+from casemate.spec.model import DiskMode, Egress, Firmware, MachineType, NetworkMode, Publish, Spec
 
 MICROVM_MAX_DISKS = 4
 """QEMU's microvm has 8 virtio-mmio transports (include/hw/i386/microvm.h); rng, network, serial and a spare take 4."""
@@ -90,6 +90,15 @@ def _same_disk(spec: Spec, _today: datetime.date, faults: Faults) -> None:
         first.setdefault(disk.path, index)
 
 
+def _fixed_content(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    for index, disk in _sound(spec.disks):
+        if disk.image is not None and disk.sha256 is None:
+            faults.add(f"disk[{index}].image", "disk.image", "has an image of the store and a path; keep one")
+        elif disk.sha256 is not None and disk.mode is DiskMode.PERSISTENT:
+            what = "an image of the store" if disk.image is not None else "an image with a sha256"
+            faults.add(f"disk[{index}].mode", "disk.immutable", f'{what} is never written; use mode = "overlay"')
+
+
 def _network_needs_user(spec: Spec, _today: datetime.date, faults: Faults) -> None:
     if spec.network.mode is not NetworkMode.NONE:
         return
@@ -161,6 +170,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("boot.firmware", "machine.type"), _firmware_needs),
     Rule(("machine.type",), _microvm_limits),
     Rule((), _same_disk),
+    Rule((), _fixed_content),
     Rule(("network.mode", "network.egress"), _network_needs_user),
     Rule(("network.egress",), _allow_list),
     Rule((), _same_block),

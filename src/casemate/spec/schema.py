@@ -30,6 +30,8 @@ def spec_schema() -> dict[str, Any]:
     top = definitions.pop("Spec")
     published = definitions["Network"]["properties"]["publish"]
     published["items"] = {"anyOf": [_PUBLISH_STRING, published["items"]]}
+    disk = definitions["Disk"]
+    disk["anyOf"] = [{"required": disk.pop("required")}, {"required": ["image"]}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,

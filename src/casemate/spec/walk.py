@@ -31,6 +31,8 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 _PATTERN_WORDS = {
     r"^[a-z0-9][a-z0-9_.-]{0,62}$": "1 to 63 characters a-z 0-9 _ . - that start with a letter or digit",
+    r"^[a-z0-9][a-z0-9_.-]{0,63}$": "the name or digest of an image of the store",
+    r"^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
     r"^(tcp|udp)$": '"tcp" or "udp"',
     r"^[a-z]+\.[a-z0-9-]+$": "the id of a control, for example proc.dumpable",
     r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$": "a PCI address, for example 0000:3b:02.1",
