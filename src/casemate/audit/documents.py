@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any, Final
 
 from casemate.audit.judging import Setting, controls_for, report_on
@@ -19,9 +20,12 @@ from casemate.facts.qemu_argv import read_argv
 HEAD_BYTES: Final = 1024
 _TAR_MAGIC_AT: Final = 257
 _IMAGE_CONTROLS: Final = frozenset({"img.format-explicit", "img.no-backing"})
+_KATA: Final = re.compile(rb"^[ \t]*\[[ \t]*hypervisor[ \t]*\.", re.MULTILINE)
+_OTHERS: Final = re.compile(rb"(^|[\s/])(cloud-hypervisor|firecracker|crosvm)[\s\0]")
 _QEMU: Final = re.compile(rb"(^|[\s/])qemu-(system-[\w-]+|kvm)\b|(^|\s)-(machine|device|drive|netdev)\s")
 READERS: Final = {
     TargetKind.DOMAIN: "casemate.facts.domain:read_domain",
+    TargetKind.VMM_CONFIG: "casemate.facts.vmm_config:read_vmm_config",
 }
 """Functions ``(data: bytes, source: str) -> Machine`` that read what is no command line."""
 
@@ -35,9 +39,9 @@ def kind_of(head: bytes) -> str:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"<"):
         return "domain"
-    if text.startswith(b"{") or re.search(rb"^\s*\[hypervisor\.", text, re.MULTILINE):
+    if text.startswith(b"{") or _KATA.search(text):
         return "vmm-config"
-    if b"\0" not in head.rstrip(b"\0") and _QEMU.search(text):
+    if b"\0" not in head.rstrip(b"\0") and (_QEMU.search(text) or _OTHERS.search(text)):
         return "command-line"
     if _is_argv(head):
         return "command-line"
@@ -46,7 +50,8 @@ def kind_of(head: bytes) -> str:
 
 def _is_argv(head: bytes) -> bool:
     """A copy of /proc/PID/cmdline."""
-    return b"qemu" in head.partition(b"\0")[0] and head.count(b"\0-") > 1
+    program = head.partition(b"\0")[0]
+    return head.count(b"\0-") > 1 and (b"qemu" in program or _OTHERS.search(program + b"\0") is not None)
 
 
 def read_machine(kind: TargetKind, data: bytes, source: str) -> Machine:
@@ -56,7 +61,7 @@ def read_machine(kind: TargetKind, data: bytes, source: str) -> Machine:
         InputError: it is not understood.
     """
     if kind is TargetKind.COMMAND_LINE:
-        return read_argv(split_command(data, source), source)
+        return read_command(split_command(data, source), source)
     place = READERS.get(kind, "")
     if not place:
         raise InputError(f"{source}: configurations of this kind cannot be read yet", got=kind.value)
@@ -66,6 +71,21 @@ def read_machine(kind: TargetKind, data: bytes, source: str) -> Machine:
     if not isinstance(machine, Machine):
         raise RuntimeError(f"{place} gave no Machine")
     return machine
+
+
+def read_command(words: Sequence[str], source: str, vmm: str = "") -> Machine:
+    """The machine of a command line, read by the rules of the VMM that it starts.
+
+    Args:
+        vmm: which one that is, where the first word is not to be believed.
+
+    Raises:
+        InputError: empty, or larger than anything that a real VM has.
+    """
+    from casemate.facts.vmm_command import reader_of
+
+    reader = reader_of(vmm or words[0]) if words else None
+    return read_argv(words, source) if reader is None else reader(words, source)
 
 
 def split_command(data: bytes, source: str) -> tuple[str, ...]:
@@ -79,13 +99,13 @@ def split_command(data: bytes, source: str) -> tuple[str, ...]:
         words = tuple(text.removesuffix("\0").split("\0"))
     else:
         try:
-            words = tuple(shlex.split(text, comments=True))
+            words = tuple(shlex.split(text.replace("\\\n", " "), comments=True))
         except ValueError as error:
             raise InputError(
                 f"{source} is no command line", got=str(error).lower(), expected="words quoted as for sh"
             ) from None
     if not words:
-        raise InputError(f"{source} is empty", expected="a QEMU command line")
+        raise InputError(f"{source} is empty", expected="the command line of a VMM")
     return words
 
 

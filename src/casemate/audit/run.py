@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 import msgspec
 
-from casemate.audit.documents import report_document
+from casemate.audit.documents import read_command, report_document
 from casemate.audit.host import collect_host_facts
 from casemate.audit.judging import Setting, report_on
 from casemate.audit.live import LiveHost, LiveVm, live_facts, look_at_host
@@ -22,12 +22,12 @@ from casemate.controls.model import Finding, Subject
 from casemate.errors import CasemateError, InputError
 from casemate.facts.fact import Facts, Known, Stage
 from casemate.facts.machine_facts import machine_facts
-from casemate.facts.qemu_argv import read_argv
 from casemate.facts.root import Root
 
 HOST_NAMES = ("host.", "run.rootless")
 _NOT_PROMISED = ("host.", "run.rootless", "vm.id", "dev.types")
 """Declared facts that are no promise about the VM: found out about the host, or the board's own devices."""
+_READABLE = ("qemu", "firecracker", "cloud-hypervisor", "crosvm")
 Progress = Callable[[int, int, str], None]
 """(done, how many there are as far as known, what comes next)."""
 
@@ -117,11 +117,11 @@ class _Audit:
 
 def described_by(vm: LiveVm) -> tuple[Facts, tuple[str, ...], tuple[str, ...]]:
     """(facts out of the VM's own command line, files that it names, notes)."""
-    if vm.found.kind != "qemu":
-        return {}, (), (f"the command line of {vm.found.kind} says nothing of its devices: see its configuration file",)
     source = f"/proc/{vm.found.pid}/cmdline"
     try:
-        machine = read_argv(vm.read.process.command, source)
+        if vm.found.kind not in _READABLE:
+            return {}, (), (f"the command line of {vm.found.kind} is not read: see its configuration file",)
+        machine = read_command(vm.read.process.command, source, vm.found.kind)
     except InputError as error:
         return {}, (), (f"its command line is not understood: {error.what}",)
     files = [disk.path for disk in machine.disks] + [backend.path for backend in machine.backends]

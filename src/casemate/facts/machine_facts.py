@@ -25,9 +25,12 @@ _HIDING: Final = frozenset(
     emu.debug qmp.transport vmm.console-listen vmm.console-open vm.secrets guest.agent
     ent.virtio-rng ent.vmgenid net.unfiltered net.not-isolated mem.shared mem.files vmm.raw-args dev.shared-folders
     ent.rng-unlimited dev.surface dev.hotplug-ports vmm.console-wide vmm.console-clear vmm.serial-network img.remote
-    img.remote-clear img.unencrypted net.bridged guest.channels vm.tpm dev.backends""".split()  # noqa: SIM905  one name a word
+    img.remote-clear img.unencrypted net.bridged guest.channels vm.tpm dev.backends net.mmds""".split()  # noqa: SIM905  one name a word
 )
 """Facts that a part which nobody could read may change."""
+
+_COMMAND_SAYS: Final = frozenset({"qmp.transport", "emu.debug"})
+"""What Firecracker's command line says although the devices stand elsewhere, which is then all that is unreadable."""
 
 _PIT: Final = frozenset({"isa-pit", "kvm-pit", "pit"})
 _PIC: Final = frozenset({"isa-i8259", "kvm-i8259", "i8259"})
@@ -67,13 +70,14 @@ def machine_facts(machine: Machine, stage: Stage) -> Facts:
     _images(sayer, machine)
     _access(sayer, machine)
     _guest(sayer, machine)
-    if machine.vmm != "qemu":
+    if machine.vmm != "qemu" or machine.form == "kata":
         from casemate.facts.vmm_facts import override
 
         override(sayer.say, sayer.miss, machine)
     if machine.unreadable:
         why = f"a part could not be read and may change this: {machine.unreadable[0]}"
-        for name in _HIDING & sayer.facts.keys():
+        said = _COMMAND_SAYS if machine.form == "firecracker-command" and len(machine.unreadable) == 1 else frozenset()
+        for name in (_HIDING & sayer.facts.keys()) - said:
             sayer.miss(name, why)
     return sayer.facts
 
@@ -426,6 +430,6 @@ def _firmware(machine: Machine) -> str:
         return "uefi-secure"
     if machine.settings.get("firmware") == "efi" or re.search(r"ovmf|edk2|aavmf|uefi|code", text):
         return "uefi"
-    if machine.board == "microvm" and machine.kernel:
+    if machine.kernel and (machine.board == "microvm" or (machine.vmm != "qemu" and not machine.firmware)):
         return "kernel"
     return "bios"

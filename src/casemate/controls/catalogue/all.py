@@ -15,6 +15,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "vmm_audit",
     "host_audit",
     "devices_audit",
+    "others_audit",
     "network_audit",
     "image_audit",
     "guest_audit",

@@ -1,0 +1,1 @@
+/usr/bin/firecracker --no-seccomp --config-file=/srv/web.json
