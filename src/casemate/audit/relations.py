@@ -116,33 +116,62 @@ def _told_apart(member: VmmProcess) -> bool:
     return files is not None and not any(item.identity is None and item.target.startswith("/") for item in files)
 
 
+_NEVER = frozenset(
+    """execve execveat ptrace process_vm_readv process_vm_writev bpf perf_event_open userfaultfd io_uring_setup
+    mount umount2 move_mount fsmount pivot_root chroot unshare setns init_module finit_module delete_module kexec_load
+    kexec_file_load reboot swapon add_key keyctl modify_ldt iopl ioperm personality pidfd_getfd acct""".split()  # noqa: SIM905
+)
+"""Calls that no helper needs while it serves; sockets, ids and file handles some do need."""
+
+
 def helper_faults(helpers: Sequence[tuple[str, Facts]]) -> Fact:
-    """``proc.helpers-faults``: what each helper process of a VM may do that the emulator itself may not.
+    """``proc.helpers-faults``: what each helper process of a VM may do that a confined one may not.
 
     Args:
         helpers: name and facts of each.
+
+    Returns:
+        the faults that are known; Unknown when none is, and something could not be read.
     """
     faults: list[str] = []
+    unread: list[str] = []
     for name, facts in helpers:
-        said = [text for text in _faults_of(facts) if text]
-        if said:
-            faults.append(f"{name}: {', '.join(said)}")
+        found, unknown = _faults_of(facts)
+        if found:
+            faults.append(f"{name}: {', '.join(found)}")
+        unread += [f"{name}: {text}" for text in unknown]
+    if unread and not faults:
+        return Unknown("; ".join(unread)[:400])
     return Known(tuple(faults), f"/proc of {', '.join(name for name, _ in helpers) or 'no helper'}")
 
 
-def _faults_of(facts: Facts) -> list[str]:
+def _faults_of(facts: Facts) -> tuple[list[str], list[str]]:
+    """(what it may do, what could not be read)."""
+    faults: list[str] = []
+    unread: list[str] = []
+
     def value(name: str) -> object:
         fact = facts.get(name)
-        return fact.value if isinstance(fact, Known) else None
+        if isinstance(fact, Known):
+            return fact.value
+        unread.append(f"{name}: {fact.why if isinstance(fact, Unknown) else 'not read'}")
+        return None
 
+    namespaces = value("proc.namespaces")
+    inside = isinstance(namespaces, tuple) and "user" in namespaces
     held = value("proc.caps")
-    dangerous = value("proc.seccomp-dangerous")
-    return [
-        "runs as root" if value("proc.uid") == 0 else "" if value("proc.uid") is not None else "uid unknown",
-        "" if held == () else f"{len(held)} capabilities" if isinstance(held, tuple) else "capabilities unknown",
-        "" if value("proc.no-new-privs") is True else "may gain privileges",
-        "" if value("proc.seccomp-mode") == 2 else "no seccomp filter",
-        f"its filter lets {len(dangerous)} dangerous calls through"
-        if isinstance(dangerous, tuple) and dangerous
-        else "",
-    ]
+    if value("proc.uid") == 0:
+        faults.append("runs as root")
+    if isinstance(held, tuple) and held and not inside:
+        faults.append(f"{len(held)} capabilities over the host")
+    if value("proc.no-new-privs") is False:
+        faults.append("may gain privileges")
+    mode = value("proc.seccomp-mode")
+    if mode is not None and mode != 2:
+        faults.append("no seccomp filter")
+    if mode == 2:
+        dangerous = value("proc.seccomp-dangerous")
+        wrong = sorted(_NEVER & set(dangerous)) if isinstance(dangerous, tuple) else []
+        if wrong:
+            faults.append(f"its filter lets {len(wrong)} dangerous calls through: {', '.join(wrong[:4])}")
+    return faults, unread

@@ -16,6 +16,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "host_audit",
     "devices_audit",
     "others_audit",
+    "process_audit",
     "network_audit",
     "image_audit",
     "guest_audit",

@@ -4,7 +4,4 @@ from __future__ import annotations
 
 from typing import Final
 
-LATER: Final[dict[str, tuple[str, ...]]] = {
-    "Emulator binary": ("bin.provenance", "bin.bridge-helper"),
-    "Helpers": ("proc.helpers",),
-}
+LATER: Final[dict[str, tuple[str, ...]]] = {}
