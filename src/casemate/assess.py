@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from casemate.controls.recipe import Recipe
     from casemate.harden.model import Hardened
 
-__all__ = ["audit", "audit_stream", "detect", "emulator_recipe", "harden", "replace_hardened", "write_hardened"]
+__all__ = [
+    "audit",
+    "audit_stream",
+    "detect",
+    "drawn_pictures",
+    "emulator_recipe",
+    "harden",
+    "replace_hardened",
+    "surface",
+    "write_hardened",
+    "write_pictures",
+]
 
 
 def audit(
@@ -177,6 +188,54 @@ def replace_hardened(path: str, hardened: Hardened) -> str:
         if (made.st_uid, made.st_gid) != (status.st_uid, status.st_gid):
             os.chown(name, status.st_uid, status.st_gid)
     return str(backup)
+
+
+def surface(
+    target: Sequence[str] = (), *, pid: int | None = None, report: Callable[[str], None] = lambda step: None
+) -> dict[str, Any]:
+    """The device model of one machine, sorted by risk: the document of ``casemate surface --json``.
+
+    Args:
+        target: a VM of ours by name or id, ``builtin``, the path of a specification, a libvirt domain or a file with
+            a command line; or a whole QEMU command line.
+        pid: a running QEMU in place of a target.
+        report: told one line per long step.
+
+    Raises:
+        InputError: nothing named, not there, or nothing that describes a machine.
+    """
+    from casemate.audit.surface_targets import look_at
+    from casemate.facts.cve_table import table
+    from casemate.surface.build import surface_document
+
+    return surface_document(look_at(target, pid, report), table())
+
+
+def drawn_pictures(document: dict[str, Any], width: int = 80) -> list[str]:
+    """The data paths of a surface document, drawn as lines for a terminal of ``width`` columns."""
+    from casemate.surface.pictures import document_text
+
+    return document_text(document, width)
+
+
+def write_pictures(path: str, document: dict[str, Any]) -> None:
+    """Write the data paths of a surface document to ``path``, as one SVG.
+
+    Raises:
+        InputError: the machine has none that is known. OSError: it cannot be written.
+    """
+    from casemate.engine.files import write_atomic
+    from casemate.errors import InputError
+    from casemate.surface.pictures import document_svg
+
+    svg = document_svg(document)
+    if not svg:
+        raise InputError(
+            "there is nothing to draw",
+            got="no network card and no disk whose path is known",
+            expected="e1000 or its like, virtio-net, vhost-net, IDE or virtio-blk",
+        )
+    write_atomic(str(Path(path).resolve()), svg.encode(), 0o644)
 
 
 def detect(root: str | None = None, *, expect: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Arguments of the command that looks for a hypervisor: detect."""
+"""Arguments of the commands that look at machines: surface and detect."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from casemate.cli.parser import add_command, add_json
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.cli.parser import Commands
+
+_SURFACE_EPILOG = """\
+examples:
+  casemate surface web                             a VM of ours, its live device tree
+  casemate surface vm.xml --paths                  a libvirt domain, with the way of each packet and block
+  casemate surface --svg paths.svg -- qemu-system-x86_64 -m 1G -nic user,model=e1000
+
+Rows are sorted by risk: what the history of vulnerabilities says about the part, the host kernel's share first.
+After "hardened" stands how much of that history would still reach what casemate harden makes of the machine.
+"""
 
 _DETECT_EPILOG = """\
 examples:
@@ -20,7 +30,25 @@ amazon, google …). No answer from inside excludes a hypervisor that hides.
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
+    """Add both commands."""
+    surface = add_command(
+        commands,
+        "surface",
+        "surface:surface",
+        "show the device model of a machine: who handles each part, its history, what could go",
+        epilog=_SURFACE_EPILOG,
+    )
+    surface.add_argument(
+        "target",
+        nargs="*",
+        metavar="TARGET",
+        help="a VM of ours, builtin, a specification, a libvirt domain, a file with a QEMU command line (- reads "
+        "standard input), or a whole command line after --",
+    )
+    surface.add_argument("--pid", type=int, metavar="PID", help="a running QEMU by its process id")
+    surface.add_argument("--paths", action="store_true", help="draw the way of packets and blocks in the terminal")
+    surface.add_argument("--svg", metavar="FILE", help="write those pictures to FILE, as one SVG")
+    add_json(surface)
     detect = add_command(
         commands,
         "detect",

@@ -1,15 +1,23 @@
-"""A described machine becomes its attack surface: rows sorted by risk, and what history would have reached it."""
+"""A described machine becomes its attack surface: rows sorted by risk, and what history would have reached it. Pure.
+
+1. One row per type of device, one per network back end and device in the host's kernel, one for KVM itself.
+2. Rows in order of what the history of their kind weighs, the host kernel's share first.
+3. History: the table's vulnerabilities that would have reached this machine, and those that would reach the machine
+   that hardening really makes of it. Where hardening cannot make one, the second number is missing, with the reason.
+"""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
-from casemate.facts.cve_table import CveTable, marks_of
+from casemate.facts.cve_table import Cve, CveTable, marks_of
 from casemate.facts.fact import Facts, Known
 from casemate.surface.kinds_data import kind_of
+from casemate.surface.paths_data import devices_in
 
 SURFACE_SCHEMA: Final = "casemate.surface/1"
 _OBJECTS: Final = (
@@ -33,8 +41,9 @@ class Handler(enum.StrEnum):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One part. ``weight``: what the history of its kind weighs; ``cves``: ids of that history; ``go``, ``cost``: what
-    could be done without it and what is lost then."""
+    """One kind of part. ``count``: how many of it. ``bus``: where it sits, by the live machine's own names when it was
+    asked. ``weight``: what the history of its kind weighs; ``cves``: ids of that history; ``go``, ``cost``: what could
+    be done without it and what is lost then."""
 
     type: str
     kind: str
@@ -42,44 +51,66 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     handler: Handler
     weight: int
     cves: tuple[str, ...]
+    count: int = 1
     go: str = ""
     cost: str = ""
 
 
-def surface_document(facts: Facts, name: str, source: str, stage: str, table: CveTable) -> dict[str, Any]:
-    """The document of ``casemate surface --json``.
+class Hardened(msgspec.Struct, frozen=True, kw_only=True):
+    """What hardening makes of the machine. ``facts`` of the result; None when there is none, and ``why`` says why.
+    ``how``: what was done."""
 
-    Args:
-        facts: as the readers of machines give them; ``dev.types`` is what is listed.
+    facts: Facts | None = None
+    how: str = ""
+    why: str = ""
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine that was looked at.
+
+    ``stage``: ``observed`` for a live one. ``counts``, ``buses``: by type, as far as known. ``helpers``: types whose
+    other half is a helper process (swtpm, a vhost-user daemon).
     """
+
+    name: str
+    source: str
+    stage: str
+    facts: Facts
+    counts: Mapping[str, int] = {}
+    buses: Mapping[str, str] = {}
+    helpers: frozenset[str] = frozenset()
+    hardened: Hardened = Hardened(why="hardening was not asked")
+    notes: tuple[str, ...] = ()
+
+
+def surface_document(look: Look, table: CveTable) -> dict[str, Any]:
+    """The document of ``casemate surface --json``."""
+    facts = look.facts
     types = _texts(facts, "dev.types")
-    irqchip = _text(facts, "kvm.irqchip")
     kvm = _text(facts, "dev.accel") == "kvm"
-    marks = [mark for mark in marks_of(facts) if mark not in types]
-    rows = [_row(kind, kvm, irqchip, table) for kind in types if not kind.startswith(_OBJECTS)]
+    marks = marks_of(facts)
+    # 1. Rows.
+    rows = [_row(kind, look, kvm, table) for kind in types if not kind.startswith(_OBJECTS)]
     rows += [
         _mark_row(mark, table) for mark in marks if mark.startswith(("netdev:", "vhost:")) and mark != "netdev:none"
     ]
     if kvm:
         rows.append(_hypercalls(table))
+    # 2. Order.
     rows.sort(key=lambda row: (-row.weight, list(Handler).index(row.handler), row.type))
-    reached = table.reaching((*types, *marks))
-    needed = [row.type for row in rows if not row.go]
-    left = table.reaching((*needed, *(mark for mark in marks if not mark.startswith(("vhost:", "cpu:nested")))))
     return {
         "schema": SURFACE_SCHEMA,
-        "name": name,
-        "source": source,
-        "stage": stage,
+        "name": look.name,
+        "source": look.source,
+        "stage": look.stage,
         "machine": _text(facts, "dev.machine"),
         "accel": _text(facts, "dev.accel"),
-        "irqchip": irqchip,
+        "irqchip": _text(facts, "kvm.irqchip"),
         "rows": msgspec.to_builtins(rows),
-        "history": {
-            "table_date": table.date,
-            "reached": [_cve(cve) for cve in reached],
-            "after_removal": [cve.id for cve in left],
-        },
+        "history": _history(look, table),  # 3.
+        "paths": list(devices_in(types, marks)),
+        "measured": None,
+        "notes": list(look.notes),
         "unknown": sorted(
             f"{key}: {fact.why}"
             for key, fact in facts.items()
@@ -88,26 +119,57 @@ def surface_document(facts: Facts, name: str, source: str, stage: str, table: Cv
     }
 
 
-def _row(qom_type: str, kvm: bool, irqchip: str, table: CveTable) -> Row:
+def _history(look: Look, table: CveTable) -> dict[str, Any]:
+    reached = table.reaching(marks_of(look.facts)) if _types_known(look.facts) else None
+    after = look.hardened
+    left = None
+    if after.facts is not None and reached is not None and _types_known(after.facts):
+        left = table.reaching(marks_of(after.facts))
+    why = after.why
+    if left is None and not why:
+        why = "the devices of this machine are not known" if reached is None else "its hardened form is not understood"
+    return {
+        "table_date": table.date,
+        "reached": None if reached is None else [_cve(cve) for cve in reached],
+        "hardened": None if left is None else [_cve(cve) for cve in left],
+        "hardened_how": _how(look) if left is not None else "",
+        "hardened_why": "" if left is not None else why,
+    }
+
+
+def _how(look: Look) -> str:
+    after = look.hardened
+    assert after.facts is not None
+    if _text(after.facts, "dev.accel") == "kvm" and _text(look.facts, "dev.accel") == "tcg":
+        return f"{after.how}; under KVM, whose history counts from then on: TCG has none because nobody trusts it"
+    return after.how
+
+
+def _types_known(facts: Facts) -> bool:
+    return isinstance(facts.get("dev.types"), Known)
+
+
+def _row(qom_type: str, look: Look, kvm: bool, table: CveTable) -> Row:
     kind = kind_of(qom_type)
     return Row(
         type=qom_type,
         kind=kind.name,
-        bus=kind.bus,
-        handler=_handler(qom_type, kvm, irqchip),
+        bus=look.buses.get(qom_type) or kind.bus,
+        handler=_handler(qom_type, look, kvm),
         weight=table.device_weight(qom_type),
         cves=tuple(cve.id for cve in table.reaching((qom_type,))),
+        count=look.counts.get(qom_type, 1),
         go=kind.go,
         cost=kind.cost,
     )
 
 
-def _handler(qom_type: str, kvm: bool, irqchip: str) -> Handler:
-    if qom_type.startswith("vhost-user-"):
+def _handler(qom_type: str, look: Look, kvm: bool) -> Handler:
+    if qom_type.startswith("vhost-user-") or qom_type in look.helpers:
         return Handler.HELPER
     if qom_type.startswith(("vhost-", "vfio-", "kvm-", "kvmclock")):
         return Handler.KERNEL
-    if kvm and qom_type == "apic" and irqchip in ("on", "split"):
+    if kvm and qom_type == "apic" and _text(look.facts, "kvm.irqchip") in ("on", "split"):
         return Handler.KERNEL
     return Handler.EMULATOR
 
@@ -115,7 +177,7 @@ def _handler(qom_type: str, kvm: bool, irqchip: str) -> Handler:
 def _mark_row(mark: str, table: CveTable) -> Row:
     what, _, name = mark.partition(":")
     back = what == "netdev"
-    handler = Handler.KERNEL if not back or name == "tap" else Handler.HELPER
+    handler = Handler.KERNEL if not back or name in ("tap", "bridge", "af-xdp", "netmap") else Handler.HELPER
     if name in ("user", "slirp"):
         handler = Handler.EMULATOR
     return Row(
@@ -141,7 +203,7 @@ def _hypercalls(table: CveTable) -> Row:
     )
 
 
-def _cve(cve: Any) -> dict[str, Any]:
+def _cve(cve: Cve) -> dict[str, Any]:
     return {"id": cve.id, "component": cve.component, "side": cve.side, "impact": cve.impact, "weight": cve.weight}
 
 

@@ -34,7 +34,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     _kind(r"virtio-9p.*|ivshmem.*|pvrdma", "sharing with the host", "PCI", "remove", "shared files or memory"),
     _kind(r"virtio.*", "other virtio", "virtio"),
     _kind(
-        r"e1000.*|rtl8139|pcnet|ne2k.*|vmxnet3|tulip|i82\d\w+|igb|sungem|rocker|usb-net",
+        r"e1000.*|rtl8139|pcnet|ne2k.*|vmxnet3|tulip|i825[56]\w+|i82801|igb|sungem|rocker|usb-net",
         "network card, emulated",
         "PCI",
         _NEW,
@@ -52,13 +52,18 @@ KINDS: Final[tuple[Kind, ...]] = (
     _kind(r".*(usb|xhci|ehci|uhci|ohci).*|ccid.*", "USB", "PCI", "remove", "USB devices"),
     _kind(r"(ich9-)?intel-hda|hda-.*|AC97|ES1370|sb16|adlib|gus|cs4231a", "sound", "PCI", "remove", "sound"),
     _kind(
-        r".*(i8259|ioapic|apic).*",
+        r"kvm-(i8259|ioapic)",
         "interrupt controller",
         "board",
         "kernel-irqchip=split takes PIC and IOAPIC out of the host's kernel",
         "slower level interrupts",
     ),
-    _kind(r".*-pit|hpet|mc146818rtc|kvmclock", "timer", "board", "pit=off, hpet=off where the guest has others"),
+    _kind(r"(isa-)?i8259", "interrupt controller", "board", "pic=off where the guest's CPU has tsc-deadline"),
+    _kind(r".*apic.*", "interrupt controller", "board"),
+    _kind(r".*-pit", "timer", "board", "pit=off where the guest's CPU has tsc-deadline"),
+    _kind(r"hpet", "timer", "board", "hpet=off"),
+    _kind(r"mc146818rtc|kvmclock", "timer", "board"),
+    _kind(r"i8257", "DMA controller", "ISA"),
     _kind(
         r"i8042|vmmouse|vmport|port92|isa-parallel|pcspk|isa-pcspk",
         "legacy input and ports",
@@ -70,7 +75,14 @@ KINDS: Final[tuple[Kind, ...]] = (
     _kind(r"tpm-.*", "TPM", "board"),
     _kind(r"fw_cfg.*|cfi\.pflash01", "firmware interface", "board"),
     _kind(r".*(smbus|SMBUS).*", "management bus", "PCI", "smbus=off"),
-    _kind(r"pcie-root-port|ioh3420|pci(e-pci)?-bridge", "PCI bridge", "PCI", "hotplug=off", "hot-plug"),
+    _kind(
+        r"pcie-root-port|ioh3420|x3130.*|pxb.*|i82801b11-bridge|pci(e-pci)?-bridge",
+        "PCI bridge",
+        "PCI",
+        "hotplug=off",
+        "hot-plug",
+    ),
+    _kind(r".*-cpu", "processor, as the emulator has it", "processor"),
     _kind(r".*", "board and chip set", "board"),
 )
 

@@ -1,0 +1,94 @@
+"""surface: the face of `casemate.assess.surface`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from casemate import assess
+from casemate.cli import output
+from casemate.errors import ExitCode
+
+
+def surface(arguments: argparse.Namespace) -> int:
+    """Show one machine, measure, or both."""
+    with output.working("surface") as report:
+        document = assess.surface(arguments.target, pid=arguments.pid, report=report)
+    if arguments.svg:
+        _write_svg(arguments.svg, document)
+    if arguments.json:
+        output.print_json(document)
+        return ExitCode.DONE
+    _print(document)
+    if arguments.paths:
+        _draw(document)
+    return ExitCode.DONE
+
+
+def _write_svg(path: str, document: dict[str, Any]) -> None:
+    """Write the pictures; without any there is no file."""
+    assess.write_pictures(path, document)
+    output.note(f"pictures of {', '.join(document['paths'])} written to {path}")
+
+
+def _draw(document: dict[str, Any]) -> None:
+    import shutil
+
+    width = shutil.get_terminal_size().columns
+    print()
+    for line in assess.drawn_pictures(document, min(width, 140)):
+        print(output.plain(line))
+
+
+def _print(document: dict[str, Any]) -> None:
+    head = [document["machine"] or "board unknown", document["accel"] or "accelerator unknown"]
+    if document["accel"] == "kvm" and document["irqchip"]:
+        head.append(f"interrupt controllers {_CHIPS.get(document['irqchip'], document['irqchip'])}")
+    print(output.plain(f"{document['name']}: {', '.join(head)} ({document['stage']}: {document['source']})"))
+    print()
+    rows = [_row(row) for row in document["rows"]]
+    header = ("WEIGHT", "CVES", "PART", "KIND", "BUS", "HANDLED BY", "WITHOUT IT")
+    output.print_table("", header, rows)
+    _history(document["history"])
+    for title, key in (("Notes", "notes"), ("Unknown", "unknown")):
+        if document[key]:
+            print(f"\n{title}")
+            for line in document[key]:
+                print(f"  {output.plain(line)}")
+
+
+_CHIPS = {"on": "in the host's kernel", "split": "split: only the local APIC in the kernel", "off": "in the emulator"}
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    name = row["type"] if row["count"] == 1 else f"{row['count']} × {row['type']}"
+    without = row["go"] + (f" (costs: {row['cost']})" if row["go"] and row["cost"] else "")
+    return [str(row["weight"]), str(len(row["cves"])), name, row["kind"], row["bus"], row["handler"], without or "-"]
+
+
+def _history(history: dict[str, Any]) -> None:
+    print(f"\nHistory (table of {history['table_date']}): vulnerabilities that would have reached this machine")
+    reached, hardened = history["reached"], history["hardened"]
+    if reached is None:
+        print(f"  unknown: {output.plain(history['hardened_why'])}")
+        return
+    rows = []
+    for side, words in (
+        ("emulator", "in the emulator"),
+        ("kernel", "in the host's kernel"),
+        ("vmm", "in libvirt and others"),
+    ):
+        before = [cve for cve in reached if cve["side"] == side]
+        after = None if hardened is None else [cve for cve in hardened if cve["side"] == side]
+        rows.append(_counts(words, before, after))
+    rows.append(_counts("together", reached, hardened))
+    output.print_table("", ("WHERE", "THIS MACHINE", "OF THESE CODE ON THE HOST", "HARDENED"), rows)
+    if hardened is None:
+        print(f"  hardened: unknown: {output.plain(history['hardened_why'])}")
+    else:
+        print(f"  hardened: {output.plain(history['hardened_how'])}")
+
+
+def _counts(words: str, before: list[dict[str, Any]], after: list[dict[str, Any]] | None) -> list[str]:
+    code = sum("R" in cve["impact"] for cve in before)
+    return [words, str(len(before)), str(code), "unknown" if after is None else str(len(after))]

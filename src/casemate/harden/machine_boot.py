@@ -1,0 +1,57 @@
+"""What a machine boots, in the words of a specification."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from casemate.facts.machine import Machine
+from casemate.harden.model import Notes, Reason
+
+_UEFI: Final = re.compile(r"ovmf|edk2|aavmf|uefi|efi|_code", re.IGNORECASE)
+_OLD_ROOT: Final = re.compile(r"(?<![\w/])(root=)/dev/(?:sd|hd|xvd)([a-h][0-9]*)\b")
+
+
+def boot(machine: Machine, notes: Notes) -> dict[str, Any]:
+    """The ``[boot]`` table: a kernel, or the firmware that finds one on the first disk."""
+    if machine.kernel:
+        found = {"kernel": machine.kernel}
+        if machine.initrd:
+            found["initrd"] = machine.initrd
+        if machine.cmdline:
+            found["cmdline"] = _cmdline(machine.cmdline, notes)
+        if machine.firmware:
+            notes.leave("dev.uefi", "firmware", "a kernel and a firmware: the kernel boots", Reason.LIMIT)
+        return found
+    text = " ".join(machine.firmware)
+    uefi = bool(_UEFI.search(text)) or machine.settings.get("firmware") == "efi"
+    if uefi:
+        notes.leave(
+            "dev.uefi",
+            "firmware",
+            "the host's OVMF with fresh variables takes the place of its firmware",
+            Reason.LIMIT,
+            "boot entries and Secure Boot keys of the old variable store are not taken over",
+        )
+    elif machine.firmware:
+        notes.leave(
+            "dev.uefi",
+            "firmware",
+            f"firmware {text[:100]} becomes SeaBIOS of the host",
+            Reason.DECIDE,
+            'firmware = "uefi"',
+        )
+    return {"firmware": "uefi" if uefi else "bios"}
+
+
+def _cmdline(text: str, notes: Notes) -> str:
+    changed = _OLD_ROOT.sub(r"\1/dev/vd\2", text)
+    if changed != text:
+        notes.change(
+            "dev.no-legacy-disk",
+            "kernel command line",
+            f"{_OLD_ROOT.search(text)[0]} becomes {re.search(r'root=/dev/vd[a-h][0-9]*', changed)[0]}",  # type: ignore[index]
+            "its disk is a virtio one now",
+            "say root=UUID=… to be independent of names",
+        )
+    return changed
