@@ -314,6 +314,55 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
         },
     ),
     (
+        "secrets without, with two and with half a source",
+        KERNEL
+        + '[secrets.a]\n[secrets.b]\nfile = "x"\ndescriptor = 3\n[secrets.c]\nage = "x"\n'
+        + '[secrets.d]\nidentity = "x"\nfile = "y"\n'
+        + '[secrets.e]\ncommand = ["pass"]\n[secrets.f]\ncommand = []\n',
+        {
+            ("secrets.a", "secret.source"),
+            ("secrets.b", "secret.source"),
+            ("secrets.c", "secret.identity"),
+            ("secrets.d", "secret.identity"),
+            ("secrets.e.command", "secret.command"),
+            ("secrets.f.command", "secret.command"),
+        },
+    ),
+    (
+        "secrets with bad names",
+        KERNEL + f'[secrets."../x"]\nfile = "x"\n[secrets.{"n" * 29}]\nfile = "x"\n[secrets.{"n" * 64}]\nfile = "x"\n',
+        {
+            ('secrets."../x"', "value.pattern"),
+            (f"secrets.{'n' * 29}", "secret.name-length"),
+            (f'secrets."{"n" * 60}…"', "value.pattern"),
+        },
+    ),
+    (
+        "secrets that are no tables",
+        KERNEL + 'secrets.a = "hunter2"\n[secrets.b]\nvalue = "hunter2"\n',
+        {("boot.secrets", "key.unknown"), ("secrets.b.value", "key.unknown")},
+    ),
+    (
+        "too many secrets",
+        KERNEL + "".join(f'[secrets.s{number}]\nfile = "x"\n' for number in range(17)),
+        {("secrets", "value.length")},
+    ),
+    (
+        "user-data from two places",
+        KERNEL + '[provision.cloud_init]\nuser_data = "u"\n[secrets.a]\nfile = "x"\nuse = "user-data"\n',
+        {("secrets", "secret.twice")},
+    ),
+    (
+        "cloud-init and Ignition",
+        KERNEL + '[provision.cloud_init]\nhostname = "-x"\n[provision.ignition]\nconfig = "c"\n',
+        {("provision.cloud_init.hostname", "value.pattern")},
+    ),
+    (
+        "cloud-init and an Ignition secret",
+        KERNEL + '[provision.cloud_init]\nhostname = "x"\n[secrets.a]\nfile = "x"\nuse = "ignition"\n',
+        {("provision", "provision.both")},
+    ),
+    (
         "endless faults",
         KERNEL + "[[disk]]\nx=1\n" * 8 + "".join(f"k{index} = 1\n" for index in range(200)),
         {

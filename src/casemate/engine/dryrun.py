@@ -16,6 +16,7 @@ from casemate.engine.paths import Paths
 from casemate.engine.policy_file import read_policy
 from casemate.jail.policy import Identity
 from casemate.plan.model import LaunchPlan
+from casemate.plan.provisioning import is_provisioned
 from casemate.spec.model import Spec
 
 PLAN_ID = "0" * 16
@@ -44,6 +45,10 @@ def check_launch(spec: Spec, paths: Paths, policy_file: str | None) -> None:
 def _plan(spec: Spec, paths: Paths, policy_file: str | None) -> tuple[LaunchPlan, tuple[Finding, ...]]:
     policy = read_policy(Path(policy_file) if policy_file else None)
     waivers = engine.waivers_of(spec, policy)
+    if is_provisioned(spec):
+        from casemate.engine.provisioning import check_documents
+
+        check_documents(spec)
     opened = open_spec_files(spec)
     try:
         who = _free_identity(paths, policy.identity.uids())

@@ -229,7 +229,7 @@ def _label_files(plan: LaunchPlan, process: str, opened: Opened, paths: Paths, f
         descriptor = opened.by_role[file.role]
         if foreign and file.role.startswith("disk"):
             continue
-        if file.access == "overlay":
+        if file.access in {"overlay", "memory"}:
             nameless.append(descriptor)
         elif file.access in WRITABLE:
             named.append((descriptor, _noted(descriptor, ours, known)))

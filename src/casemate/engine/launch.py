@@ -30,9 +30,11 @@ from casemate.facts.fact import Facts, Known, Stage
 from casemate.jail.policy import IdentityMode
 from casemate.jail.spawn import Spawned, kill_and_reap, spawn
 from casemate.plan.model import LaunchPlan
+from casemate.plan.provisioning import is_provisioned
 
 if TYPE_CHECKING:
     from casemate.engine.network import Network
+    from casemate.engine.secretfeed import SecretFeed
 
 STARTUP_DEADLINE_S = 30.0
 # hw/i386/x86.c and load_elf, QEMU 7.2 to 10
@@ -76,6 +78,7 @@ def launch(
     ours, theirs, log_read, log_write = [], [], -1, -1
     spawned: Spawned | None = None
     copies: CopyDigests | None = None
+    feed: SecretFeed | None = None
     try:
         qmp_ours, qmp_theirs = socket.socketpair()
         console_ours, console_theirs = socket.socketpair()
@@ -98,6 +101,7 @@ def launch(
         opened.verify_unchanged()
         spawned = _spawn(plan, program, sources, staging)  # 3
         copies = CopyDigests(spawned, plan.wall)
+        feed = _feed(plan, spawned, opened)
         clock.lap("wall")
         for end in theirs:
             end.close()
@@ -110,10 +114,7 @@ def launch(
         clock.lap("greeting")
         digests = copies.result(opened.digests) | opened.contents
         observed = observe(plan, startup, spawned, opened, digests)  # 5
-        if network is not None:
-            from casemate.engine.network_facts import observe_network
-
-            observed.update(observe_network(plan, network))
+        observed.update(_observe_beside(plan, network, feed, opened))
         clock.lap("read-back")
         findings = judge_launch(plan, observed, waivers, controls)  # 6
         clock.lap("judge")
@@ -121,6 +122,8 @@ def launch(
         startup.command("cont")  # 8
         clock.lap("cont")
     except BaseException:
+        if feed is not None:
+            feed.stop()
         if spawned is not None:
             kill_and_reap(spawned)
         if copies is not None:
@@ -148,6 +151,28 @@ def launch(
         digests,
         observed,
     )
+
+
+def _feed(plan: LaunchPlan, spawned: Spawned, opened: Opened) -> SecretFeed | None:
+    if not is_provisioned(plan.spec):
+        return None
+    from casemate.engine.secretfeed import SecretFeed
+
+    return SecretFeed(spawned, plan.wall, opened.by_role, STARTUP_DEADLINE_S)
+
+
+def _observe_beside(plan: LaunchPlan, network: Network | None, feed: SecretFeed | None, opened: Opened) -> Facts:
+    """Facts about what not every VM has: a network, things that it reads once."""
+    facts: Facts = {}
+    if network is not None:
+        from casemate.engine.network_facts import observe_network
+
+        facts.update(observe_network(plan, network))
+    if feed is not None:
+        from casemate.engine.provisioning import observe_provisioning
+
+        facts.update(observe_provisioning(plan, feed.result(), opened))
+    return facts
 
 
 def _spawn(plan: LaunchPlan, program: bytes, sources: dict[str, int], staging: str) -> Spawned:

@@ -46,6 +46,7 @@ from casemate.jail.policy import Identity
 from casemate.jail.spawn import kill_and_reap
 from casemate.plan.build import Request, build_plan
 from casemate.plan.model import LaunchPlan
+from casemate.plan.provisioning import is_provisioned
 from casemate.spec.model import Spec
 from casemate.sys.process import start_time_ticks
 
@@ -125,6 +126,10 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
         refused = refusals(declared)
         if refused:
             raise refusal_error(refused)
+        if is_provisioned(plan.spec):
+            from casemate.engine import provisioning
+
+            provisioning.fill(plan, opened)
         open_planned_files(plan.files, opened, paths, definition.id)
         labels.apply_labels(plan, opened, paths)
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")

@@ -80,7 +80,15 @@ class Directory(msgspec.Struct, frozen=True, tag="directory"):
     target: str
 
 
-RootEntry = BindFile | CopyFile | Device | Link | Directory
+class OneShot(msgspec.Struct, frozen=True, tag="pipe"):
+    """A FIFO through which the process reads descriptor ``role`` once: afterwards nothing of it lies in the root."""
+
+    role: str
+    target: str
+    size_max_bytes: int
+
+
+RootEntry = BindFile | CopyFile | Device | Link | Directory | OneShot
 
 
 class Rlimit(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import msgspec
 
 from casemate.jail.context import Context
-from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Link, RootEntry, Wall
+from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Link, OneShot, RootEntry, Wall
 from casemate.sys import mount
 
 DEVICE_NUMBERS = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9), "kvm": (10, 232)}
@@ -49,6 +49,8 @@ class NewRoot(msgspec.Struct, frozen=True):
                     lines.append(f"  {target} -> {points_to}")
                 case Directory(target=target):
                     lines.append(f"  {target}/ (empty)")
+                case OneShot(role=role, target=target):
+                    lines.append(f"  {target} <- descriptor {role} (FIFO, read once)")
         return "\n".join(lines)
 
     def apply(self, context: Context) -> None:
@@ -96,6 +98,9 @@ class NewRoot(msgspec.Struct, frozen=True):
                 self._device(name, target)
             case Directory():
                 os.makedirs(target, mode=0o755, exist_ok=True)
+            case OneShot():
+                # Read by the process, written by whoever made the root; a read-only mount does not keep a FIFO closed.
+                os.mkfifo(target, 0o644)
 
     def _copy(self, entry: CopyFile, target: str, context: Context) -> None:
         source = context.sources[entry.role]

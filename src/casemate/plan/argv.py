@@ -11,6 +11,7 @@ from casemate.jail.policy import Descriptor
 from casemate.plan.accel import Board
 from casemate.plan.options import write_option as option
 from casemate.plan.passthrough import passthrough_options
+from casemate.plan.provisioning import SEED, SEED_CMDLINE, channel_arguments, wants_seed
 from casemate.spec.model import ConsoleDevice, DiskMode, Firmware, MachineType, NetworkMode, Spec
 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
@@ -64,6 +65,8 @@ def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tu
     argv += _entropy(numbering, microvm)
     for index in range(len(spec.disks)):
         argv += _disk(spec, index, numbering, microvm)
+    if spec.provision.cloud_init is not None or spec.secrets or spec.provision.ignition is not None:
+        argv += _provision(spec, numbering, microvm)
     argv += _network(spec, numbering, microvm)
     argv += _passthrough(spec, numbering)
     return tuple(argv)
@@ -117,7 +120,8 @@ def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
         argv += ["-kernel", KERNEL]
         if spec.boot.initrd is not None:
             argv += ["-initrd", INITRD]
-        cmdline = f"{spec.boot.cmdline} {board.cmdline}".strip()
+        pinned = SEED_CMDLINE if wants_seed(spec) else ""
+        cmdline = " ".join(words for words in (spec.boot.cmdline, board.cmdline, pinned) if words)
         if cmdline:
             argv += ["-append", cmdline]
     return argv
@@ -168,6 +172,16 @@ def _disk(spec: Spec, index: int, numbering: Numbering, microvm: bool) -> list[s
     return [*argv, "-device", option(model, id=f"blk{index}", drive=node, serial=f"disk{index}", **boot)]
 
 
+def _provision(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
+    argv = channel_arguments(spec)
+    if wants_seed(spec):
+        argv += _file_node("seed-file", SEED, "ro", numbering)
+        argv += ["-blockdev", option("raw", node_name=SEED, file="seed-file", read_only=True)]
+        model = "virtio-blk-device" if microvm else "virtio-blk-pci"
+        argv += ["-device", option(model, id=SEED, drive=SEED, serial="cidata")]
+    return argv
+
+
 def _network(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
     if spec.network.mode is NetworkMode.NONE:
         return []
@@ -191,7 +205,7 @@ def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
 def devices_of(spec: Spec) -> frozenset[str]:
     """The device parts of the seccomp profile that this VM needs."""
     parts = {"rng", "console"}
-    if spec.disks or spec.boot.firmware is Firmware.UEFI:
+    if spec.disks or spec.boot.firmware is Firmware.UEFI or wants_seed(spec):
         parts.add("blk")
     if spec.network.mode is not NetworkMode.NONE:
         parts.add("net")

@@ -15,6 +15,7 @@ from casemate.plan.accel import Board
 from casemate.plan.argv import PROGRAM, SANDBOX
 from casemate.plan.label import observed_form
 from casemate.plan.model import Host, OpenFile
+from casemate.plan.provisioning import channel_facts, is_provisioned
 from casemate.spec.model import Egress, MachineType, NetworkMode, Spec
 
 SECCOMP_FILTERS = 2
@@ -39,6 +40,9 @@ def declare(
     say("img.digest-checked", tuple(file.role for file in files if file.role in {"kernel", "initrd"}), "plan")
     say("console.bounded", True, f"console.log_max_kib = {spec.console.log_max_kib}")
     say("qmp.transport", "inherited-descriptor", "argv: -chardev socket,fd=")
+    if is_provisioned(spec):
+        say("prov.channels", channel_facts(spec), "specification")
+        say("prov.in-arguments", False, "argv: files and descriptors only, never string=")
     say("vm.passthrough", tuple(item.address for item in spec.passthrough), "specification")
     _network(say, spec)
     say("run.rootless", host.rootless, "uid of the caller")

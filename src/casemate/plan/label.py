@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from casemate.errors import CasemateError
-from casemate.jail.policy import BindFile, CopyFile, Device, Identity, IdentityMode, RootEntry
+from casemate.jail.policy import BindFile, CopyFile, Device, Identity, IdentityMode, OneShot, RootEntry
 from casemate.plan.model import Host
 
 CATEGORIES: Final = 1024
@@ -105,7 +105,7 @@ def apparmor_profile(
         match entry:
             case BindFile(target=target):
                 lines.append(f"{_quoted(target)} {'mrix' if target == program else 'mr'},")
-            case CopyFile(target=target):
+            case CopyFile(target=target) | OneShot(target=target):
                 lines.append(f"{_quoted(target)} r,")
             case Device(name=device):
                 lines.append(f'"/dev/{device}" {"r" if device == "urandom" else "rw"},')

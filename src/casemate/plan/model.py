@@ -97,7 +97,7 @@ class OpenFile(msgspec.Struct, frozen=True):
     """A file that the engine opens before the launch and hands over as a descriptor.
 
     ``access``: ``ro``, ``rw``, ``overlay`` (a new file that dies with the VM), ``vars`` (the VM's own copy), ``device``
-    (a character device).
+    (a character device), ``memory`` (sealed memory that the engine fills).
     ``image_format``: declared format of a disk image, None for other files.
     """
 

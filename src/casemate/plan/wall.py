@@ -19,6 +19,7 @@ from casemate.jail.policy import (
 from casemate.plan.accel import Board
 from casemate.plan.argv import INITRD, KERNEL
 from casemate.plan.model import CgroupBase, Emulator, Host, OpenFile
+from casemate.plan.provisioning import SEED, pipes, wants_seed
 from casemate.spec.model import DiskMode, Firmware, MachineType, Spec
 
 _MIB = 1024 * 1024
@@ -68,6 +69,7 @@ def build_root(spec: Spec, board: Board, emulator: Emulator) -> tuple[RootEntry,
         entries.append(CopyFile("kernel", KERNEL, KERNEL_MAX_BYTES))
     if spec.boot.initrd is not None:
         entries.append(CopyFile("initrd", INITRD, INITRD_MAX_BYTES))
+    entries += pipes(spec)
     entries += [Device("null"), Device("urandom")]
     if board.accel == "kvm":
         entries.append(Device("kvm"))
@@ -195,6 +197,8 @@ def open_files(spec: Spec, sizes: dict[str, int], uefi_code: str | None, uefi_va
         files.append(OpenFile(role, disk.path, access, disk.format, size))
         if disk.mode is DiskMode.OVERLAY:
             files.append(OpenFile(f"overlay{index}", "", "overlay", "qcow2", size))
+    if wants_seed(spec):
+        files.append(OpenFile(SEED, "", "memory", "raw"))
     return tuple(files)
 
 

@@ -54,6 +54,12 @@ FAULT_IDS: dict[str, str] = {
     "waiver.expired": "a waiver whose last day is over",
     "passthrough.duplicate": "a PCI function given twice",
     "passthrough.expired": "a passthrough whose last day is over",
+    "secret.source": "a secret with no source, or with several",
+    "secret.identity": "an age file without an identity, or an identity without an age file",
+    "secret.command": "a command that is empty or not given by its full path",
+    "secret.name-length": "a credential's name that is too long for a microvm",
+    "secret.twice": "two sources for the one user-data or Ignition config of a VM",
+    "provision.both": "cloud-init and Ignition in one VM",
     "flag.conflict": "two command line flags that exclude each other",
     "faults.more": "more faults than are worth listing",
 }

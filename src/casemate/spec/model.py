@@ -11,6 +11,9 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
     [limits]   cpu_percent overhead_mib pids read_mib_s write_mib_s
     [[waiver]] control reason expires
     [[passthrough]] address reason expires
+    [provision.cloud_init] user_data network_config hostname instance_id
+    [provision.ignition]   config
+    [secrets.NAME] file | descriptor | systemd_creds | command | age identity, use
 
 Constraints written here (ranges, patterns, lengths) are enforced by ``spec/walk.py``; those between fields stand in
 ``spec/rules.py``. A ``Spec`` from ``parse_spec``, ``override`` or one of its helpers holds all of them; a bare
@@ -86,6 +89,14 @@ class Egress(enum.StrEnum):
     NONE = "none"
     INTERNET = "internet"
     LIST = "list"
+
+
+class SecretUse(enum.StrEnum):
+    """Where a secret goes: a systemd credential of the guest, or the whole of its user-data or Ignition config."""
+
+    CREDENTIAL = "credential"
+    USER_DATA = "user-data"
+    IGNITION = "ignition"
 
 
 class ConsoleDevice(enum.StrEnum):
@@ -235,6 +246,69 @@ class Passthrough(_Closed, frozen=True):
     expires: Expires
 
 
+class CloudInit(_Closed, frozen=True):
+    """A NoCloud seed: a small read-only disk with the label CIDATA."""
+
+    user_data: Annotated[HostPath, Meta(description="#cloud-config or a script that starts with #!.")] | None = None
+    network_config: Annotated[HostPath, Meta(description="Network configuration, version 1 or 2.")] | None = None
+    hostname: (
+        Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the guest.")] | None
+    ) = None
+    instance_id: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$",
+                description="A new one makes cloud-init run as on a first boot; without it, one per VM.",
+            ),
+        ]
+        | None
+    ) = None
+
+
+class Ignition(_Closed, frozen=True):
+    """An Ignition 3.x configuration, handed over as fw_cfg opt/com.coreos/config."""
+
+    config: Annotated[HostPath, Meta(description="JSON, specification version 3.0.0 to 3.5.0.")] | None = None
+
+
+class Provision(_Closed, frozen=True):
+    """What a guest is told at its first boot. Not for secrets: those have [secrets]."""
+
+    cloud_init: CloudInit | None = None
+    ignition: Ignition | None = None
+
+
+class Secret(_Closed, frozen=True):
+    """One secret: where it comes from, never the secret itself. Exactly one source."""
+
+    file: Annotated[HostPath, Meta(description="A file that nobody else can read (mode 0600 or 0400).")] | None = None
+    descriptor: Annotated[int, Meta(ge=3, le=1023, description="An open descriptor of the calling process.")] | None = (
+        None
+    )
+    systemd_creds: (
+        Annotated[HostPath, Meta(description="A file for systemd-creds decrypt (host key, TPM2).")] | None
+    ) = None
+    command: (
+        Annotated[
+            tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...],
+            Meta(
+                max_length=32, description="A program, by its full path, and its arguments; its output is the secret."
+            ),
+        ]
+        | None
+    ) = None
+    age: Annotated[HostPath, Meta(description="A file encrypted with age.")] | None = None
+    identity: Annotated[HostPath, Meta(description="The identity file that opens it.")] | None = None
+    use: Annotated[SecretUse, Meta(description="credential: for systemd in the guest.")] = SecretUse.CREDENTIAL
+
+
+SecretName = Annotated[
+    str,
+    Meta(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="Name of the secret, and of the credential."),
+]
+
+
 class Spec(_Closed, frozen=True):
     """One VM as its owner wants it."""
 
@@ -249,3 +323,5 @@ class Spec(_Closed, frozen=True):
     limits: Limits = Limits()
     waivers: Annotated[tuple[Waiver, ...], Meta(max_length=64)] = msgspec.field(default=(), name="waiver")
     passthrough: Annotated[tuple[Passthrough, ...], Meta(max_length=8)] = ()
+    provision: Provision = Provision()
+    secrets: Annotated[dict[SecretName, Secret], Meta(max_length=16)] = {}

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from casemate.spec.faults import Faults
 from casemate.spec.model import DiskMode, Egress, Firmware, MachineType, NetworkMode, Publish, Spec
+from casemate.spec.secret_rules import check_provision, check_secrets
 
 MICROVM_MAX_DISKS = 4
 """QEMU's microvm has 8 virtio-mmio transports (include/hw/i386/microvm.h); rng, network, serial and a spare take 4."""
@@ -177,4 +178,6 @@ RULES: tuple[Rule, ...] = (
     Rule((), _same_port),
     Rule((), _waivers),
     Rule((), _passthrough),
+    Rule(("machine.type",), check_secrets),
+    Rule(("provision",), check_provision),
 )

@@ -30,6 +30,8 @@ BROKEN: Final = object()
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 _PATTERN_WORDS = {
+    r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$": "one label of a host name: a-z 0-9 -, at most 63 characters",
+    r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$": "1 to 63 characters a-z A-Z 0-9 _ . - that start with a letter or digit",
     r"^[a-z0-9][a-z0-9_.-]{0,62}$": "1 to 63 characters a-z 0-9 _ . - that start with a letter or digit",
     r"^[a-z0-9][a-z0-9_.-]{0,63}$": "the name or digest of an image of the store",
     r"^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
@@ -81,6 +83,8 @@ class Walk:
                 break
         if isinstance(node, inspect.StructType):
             return self._table(node, value, path)
+        if isinstance(node, inspect.DictType):
+            return self._mapping(node, value, path)
         if isinstance(node, inspect.VarTupleType):
             return self._list(node, value, path, kind)
         if isinstance(node, inspect.EnumType):
@@ -115,6 +119,21 @@ class Walk:
             elif field.required:
                 complete = False
         return node.cls(**arguments) if complete else BROKEN
+
+    def _mapping(self, node: inspect.DictType, value: object, path: str) -> Any:
+        """A table whose keys are names that the writer chose."""
+        if not isinstance(value, dict):
+            return self._wrong(path, f"a table: [{path}.NAME]", value)
+        if node.max_length is not None and len(value) > node.max_length:
+            return self._fault(path, "value.length", f"has {len(value)} entries; expected at most {node.max_length}")
+        found = {}
+        for key, written in value.items():
+            where = f"{path}.{_key(key)}"
+            name = self._value(node.key_type, key, where)
+            item = self._value(node.value_type, written, where)
+            if name is not BROKEN and item is not BROKEN:
+                found[name] = item
+        return found
 
     def _unknown_key(self, key: str, known: tuple[str, ...], path: str) -> None:
         where = f"{path}.{_key(key)}" if path else _key(key)
@@ -206,6 +225,8 @@ class Walk:
         return value
 
     def _wrong(self, path: str, expected: str, value: object) -> Any:
+        if path.startswith("secrets."):  # what was written there by mistake may be the secret itself
+            return self._fault(path, "type.wrong", f"expected {expected}, got something else")
         names = {str: "the string ", bool: "the boolean ", float: "the float "}
         return self._fault(path, "type.wrong", f"expected {expected}, got {names.get(type(value), '')}{show(value)}")
 

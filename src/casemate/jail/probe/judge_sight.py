@@ -8,7 +8,18 @@ from typing import Final
 
 import msgspec
 
-from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Layer, Link, Wall
+from casemate.jail.policy import (
+    BindFile,
+    CopyFile,
+    Device,
+    Directory,
+    IdentityMode,
+    Layer,
+    Link,
+    OneShot,
+    RootEntry,
+    Wall,
+)
 from casemate.jail.probe.model import Node, Sight
 from casemate.jail.root import DEVICE_NUMBERS
 from casemate.sys.caps import SECUREBITS_LOCKED
@@ -124,12 +135,12 @@ def _tree(sight: Sight, wall: Wall, sources: dict[str, tuple[int, int]]) -> list
     ]
 
 
-def _target(entry: BindFile | CopyFile | Device | Link | Directory) -> str:
+def _target(entry: RootEntry) -> str:
     return f"/dev/{entry.name}" if isinstance(entry, Device) else entry.target
 
 
 def _is(
-    entry: BindFile | CopyFile | Device | Link | Directory,
+    entry: RootEntry,
     node: Node,
     wall: Wall,
     sources: dict[str, tuple[int, int]],
@@ -147,3 +158,5 @@ def _is(
             return node.kind == "link"
         case Directory():
             return node.kind == "directory"
+        case OneShot():
+            return node.kind == "fifo"

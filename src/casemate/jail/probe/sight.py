@@ -30,7 +30,13 @@ _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _CAPABILITIES_MAX: Final = 64
 NODES_MAX: Final = 4096
 _DESCRIPTORS_MAX: Final = 1024
-_KINDS: Final = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "directory"), (stat.S_ISLNK, "link"), (stat.S_ISCHR, "device"))
+_KINDS: Final = (
+    (stat.S_ISREG, "file"),
+    (stat.S_ISDIR, "directory"),
+    (stat.S_ISLNK, "link"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISFIFO, "fifo"),
+)
 
 
 def look_around(wall: Wall, own_descriptors: frozenset[int]) -> Sight:

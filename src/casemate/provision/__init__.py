@@ -1,0 +1,1 @@
+"""Bytes for the guest: cloud-init seeds, Ignition configs, systemd credentials. Pure."""

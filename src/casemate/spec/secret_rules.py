@@ -1,0 +1,54 @@
+"""What must hold between the fields of ``[provision]`` and ``[secrets]``; part of ``spec/rules.py``."""
+
+from __future__ import annotations
+
+import datetime
+
+from casemate.spec.faults import Faults
+from casemate.spec.model import MachineType, Secret, SecretUse, Spec
+
+SOURCES = ("file", "descriptor", "systemd_creds", "command", "age")
+FW_CFG_PREFIX = "opt/io.systemd.credentials/"
+FW_CFG_NAME_MAX = 55
+"""FW_CFG_MAX_FILE_PATH is 56 with its NUL (include/hw/nvram/fw_cfg.h)."""
+
+
+def check_secrets(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    """Each secret has one source that can be asked, and a name that its channel takes."""
+    name_max = FW_CFG_NAME_MAX - len(FW_CFG_PREFIX)
+    microvm = spec.machine.type is MachineType.MICROVM
+    for name, secret in spec.secrets.items():
+        where = f"secrets.{name}"
+        if faults.broken(where):
+            continue
+        _check_source(where, secret, faults)
+        if secret.use is SecretUse.CREDENTIAL and microvm and len(name) > name_max:
+            message = f'has {len(name)} characters; the fw_cfg of a microvm takes {name_max}; use machine.type = "q35"'
+            faults.add(where, "secret.name-length", message)
+
+
+def _check_source(where: str, secret: Secret, faults: Faults) -> None:
+    given = [source for source in SOURCES if getattr(secret, source) is not None]
+    if len(given) != 1:
+        got = f"says {' and '.join(given)}; keep one" if given else f"says none of {', '.join(SOURCES)}"
+        faults.add(where, "secret.source", got)
+    if (secret.age is None) != (secret.identity is None):
+        faults.add(where, "secret.identity", "age and identity go together: the file, and the key that opens it")
+    if secret.command is not None and not (secret.command and secret.command[0].startswith("/")):
+        faults.add(f"{where}.command", "secret.command", "expected a program by its full path, then its arguments")
+
+
+def check_provision(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    """One way to provision, and one source for each document of it."""
+    cloud_init, ignition = spec.provision.cloud_init, spec.provision.ignition
+    uses = [secret.use for secret in spec.secrets.values()]
+    if (cloud_init or SecretUse.USER_DATA in uses) and (ignition or SecretUse.IGNITION in uses):
+        faults.add(
+            "provision", "provision.both", "has cloud-init and Ignition; keep the one that the image understands"
+        )
+    for use, file in (
+        (SecretUse.USER_DATA, cloud_init.user_data if cloud_init else None),
+        (SecretUse.IGNITION, ignition.config if ignition else None),
+    ):
+        if uses.count(use) + (file is not None) > 1:
+            faults.add("secrets", "secret.twice", f"{use.value} comes from several places; keep one")
