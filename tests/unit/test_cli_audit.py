@@ -18,6 +18,7 @@ from tests.support.reports import DOMAIN, HOST, VM, finding, report, target
 
 from casemate import assess
 from casemate.cli import audit as command
+from casemate.cli import progress as progress_bar
 from casemate.cli.main import main
 from casemate.cli.parser import build_parser
 from casemate.controls.audit_model import Report, TargetKind
@@ -194,14 +195,14 @@ def test_progress_is_for_terminals_and_for_what_takes_long(monkeypatch: pytest.M
     for patience_s, is_shown in ((0.0, True), (1e9, False)):
         screen = Screen()
         monkeypatch.setattr(sys, "stderr", screen)
-        monkeypatch.setattr(command, "PATIENCE_S", patience_s)
+        monkeypatch.setattr(progress_bar, "PATIENCE_S", patience_s)
         monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((80, 24)))
-        with command._progress() as progress:
+        with progress_bar.progress_bar() as progress:
             progress(1, 2, "vm \x1b[2J")
         assert ("1/2" in screen.getvalue()) is is_shown
         assert "\x1b" not in screen.getvalue()
-    assert command.bar(0, 0, "").startswith("[" + "." * command.BAR_COLUMNS)
-    assert command.bar(3, 2, "").startswith("[" + "#" * command.BAR_COLUMNS)
+    assert progress_bar.bar(0, 0, "").startswith("[" + "." * progress_bar.BAR_COLUMNS)
+    assert progress_bar.bar(3, 2, "").startswith("[" + "#" * progress_bar.BAR_COLUMNS)
 
 
 def test_controls_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 
 import msgspec
 
+from casemate.audit.definitions import definition_facts, manager_of
 from casemate.audit.documents import read_command, report_document
 from casemate.audit.host import collect_host_facts
 from casemate.audit.judging import Setting, report_on
@@ -36,7 +37,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to audit; with nothing named, this host, its emulators and every VM that runs.
 
     ``targets``: names of VMs of ours, files, directories, ``-`` for a document on standard input. ``command_line``: a
-    QEMU command. ``root``: a tree in place of this host's.
+    QEMU command. ``root``: a tree in place of this host's. ``with_host``: this host and its emulators as well, when
+    something that was named runs on it.
     """
 
     targets: tuple[str, ...] = ()
@@ -44,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     libvirt: str | None = None
     command_line: tuple[str, ...] = ()
     root: str | None = None
+    with_host: bool = False
 
     @property
     def is_whole_host(self) -> bool:
@@ -77,7 +80,7 @@ class _Audit:
     def report_vm(self, vm: LiveVm) -> TargetReport:
         if vm.own is not None:
             vm = msgspec.structs.replace(vm, own=filled(vm.own))
-        described, files, notes = described_by(vm)
+        described, files, notes = described_by(vm, self.root)
         shared = {name: fact for name, fact in self.host[0].items() if name.startswith(HOST_NAMES)}
         facts = shared | live_facts(vm, self.live, self.root, described, files)
         kind = TargetKind.VM if vm.own is not None else TargetKind.PROCESS
@@ -101,6 +104,13 @@ class _Audit:
             )
         yield self.report_vm(found[0])
 
+    def report_base(self) -> Iterator[TargetReport]:
+        """The host and its emulators: what every VM stands on."""
+        from casemate.audit.emulators import report_emulators
+
+        yield self.report_host()
+        yield from report_emulators(self.root, self.setting, self.live.vms)
+
     def report_whole(self, progress: Progress) -> Iterator[TargetReport]:
         progress(0, 1, f"host {host_name(self.root)}")
         report = self.report_host()
@@ -115,7 +125,7 @@ class _Audit:
         yield from report_emulators(self.root, self.setting, self.live.vms)
 
 
-def described_by(vm: LiveVm) -> tuple[Facts, tuple[str, ...], tuple[str, ...]]:
+def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[str, ...]]:
     """(facts out of the VM's own command line, files that it names, notes)."""
     source = f"/proc/{vm.found.pid}/cmdline"
     try:
@@ -127,7 +137,11 @@ def described_by(vm: LiveVm) -> tuple[Facts, tuple[str, ...], tuple[str, ...]]:
     files = [disk.path for disk in machine.disks] + [backend.path for backend in machine.backends]
     files += [machine.kernel, machine.initrd, *machine.firmware]
     notes = tuple(f"not understood: {part}" for part in machine.unreadable[:4])
-    return machine_facts(machine, Stage.OBSERVED), tuple(path for path in files if path), notes
+    facts = machine_facts(machine, Stage.OBSERVED)
+    if vm.found.kind == "qemu":
+        manager = "casemate" if vm.own is not None else manager_of(vm.read.process.command)
+        facts |= definition_facts(machine, manager, root)
+    return facts, tuple(path for path in files if path), notes
 
 
 def _compare(vm: LiveVm, facts: Facts) -> tuple[Finding, ...]:
@@ -165,14 +179,20 @@ def audit_stream(
         yield from audit.report_whole(progress)
         return
     steps = list(_steps(request, audit))
+    runs_here = False
     for index, (what, step) in enumerate(steps):
         progress(index, len(steps), what)
         try:
-            yield from step()
+            for report in step():
+                runs_here = runs_here or report.target.kind in (TargetKind.VM, TargetKind.PROCESS)
+                yield report
         except CasemateError as error:
             if len(steps) == 1:
                 raise
             fault(str(error).replace("\n", "; "))
+    if request.with_host and runs_here:
+        progress(len(steps), len(steps) + 1, "this host")
+        yield from audit.report_base()
     progress(len(steps), len(steps), "")
 
 

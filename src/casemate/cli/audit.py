@@ -5,24 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from casemate import assess, reports
 from casemate.cli import output
+from casemate.cli.progress import colours, progress_bar
 from casemate.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from casemate.controls.audit_model import Report
     from casemate.report.view import Changes
-
-PATIENCE_S: Final = 1.0
-BAR_COLUMNS: Final = 24
 
 
 def audit(arguments: argparse.Namespace) -> int:
@@ -35,7 +30,7 @@ def audit(arguments: argparse.Namespace) -> int:
     if formats == [("jsonl", "-")] and not arguments.baseline and control is None:
         return _stream(arguments)
     old = reports.load(arguments.baseline) if arguments.baseline else None
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = reports.printable(assess.audit(arguments.targets, **_request(arguments), progress=progress))
     if arguments.waivers:
         for text in reports.unused_waivers(arguments.waivers, report):
@@ -78,7 +73,7 @@ def _stream(arguments: argparse.Namespace) -> int:
     faults: list[str] = []
     code: int = ExitCode.DONE
     head = {"profile": arguments.profile}
-    with _progress() as progress:
+    with progress_bar() as progress:
         request = {**_request(arguments), "progress": progress, "fault": faults.append}
         for entry in assess.audit_stream(arguments.targets, **request):
             report = reports.report_of((entry,), time=_now(), faults=(), **head)
@@ -100,7 +95,7 @@ def _now() -> str:
 def _write(report: Report, name: str, place: str, changes: Changes, *, everything: bool) -> None:
     if name == "text":
         on_terminal = place == "-" and sys.stdout.isatty()
-        colour = on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        colour = colours(sys.stdout)
         width = _width() if on_terminal else None
         text = reports.render_text(report, changes, width=width, colour=colour, everything=everything)
     else:
@@ -171,34 +166,3 @@ def _exit_code(report: Report, arguments: argparse.Namespace) -> int:
         shown = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
         output.note(f"nothing failed at {arguments.fail_on} or above, but {len(unknown)} are unknown: {shown}")
     return ExitCode.DONE
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr when the work takes longer than a second, on a terminal only; no thread draws it."""
-    started = time.monotonic()
-    is_terminal = sys.stderr.isatty()
-    drawn = 0
-
-    def progress(done: int, total: int, what: str) -> None:
-        nonlocal drawn
-        if not is_terminal or time.monotonic() - started < PATIENCE_S:
-            return
-        line = bar(done, total, what)[: (os.get_terminal_size(2).columns or 80) - 1]
-        sys.stderr.write(f"\r{line.ljust(drawn)}")
-        sys.stderr.flush()
-        drawn = len(line)
-
-    try:
-        yield progress
-    finally:
-        if drawn:
-            sys.stderr.write(f"\r{' ' * drawn}\r")
-            sys.stderr.flush()
-
-
-def bar(done: int, total: int, what: str) -> str:
-    """``[#####·····]  5/10  vm web``."""
-    total = max(total, done, 1)
-    full = BAR_COLUMNS * done // total
-    return f"[{'#' * full}{'.' * (BAR_COLUMNS - full)}] {done}/{total}  {output.plain(what)}"

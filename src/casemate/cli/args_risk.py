@@ -1,0 +1,54 @@
+"""Arguments of risk. Only argparse: read whenever the program starts."""
+
+from __future__ import annotations
+
+from casemate.cli.parser import add_command, add_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.cli.parser import Commands
+
+_EPILOG = """\
+examples:
+  casemate risk                                  this host and every VM that runs on it
+  casemate risk web                              one VM
+  casemate risk vm.xml --without network         a libvirt domain, as if nothing guarded its network
+  casemate audit --json -o monday.json; casemate risk monday.json tuesday.json
+  casemate risk init                             write risk.toml: what each loss would cost you, whom you trust
+  casemate risk --assume cpu.smt=pass            what if hyper-threading were off
+
+Paths are open, closed by what was observed, closed on paper (only declared), or unknown; paths that need a bug nobody
+knows yet are residual, and never counted as closed. Exit code 1 when a path is open.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    risk = add_command(
+        commands,
+        "risk",
+        "risk:risk",
+        "open attack paths, the cheapest set of fixes that closes them, and what remains",
+        epilog=_EPILOG,
+    )
+    risk.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="reports of casemate audit --json or --jsonl, or what casemate audit takes; init [FILE] writes a context",
+    )
+    risk.add_argument("--context", metavar="FILE", help="what the owner says (casemate risk init writes one)")
+    risk.add_argument("--assume", action="append", default=[], metavar="CONTROL=pass|fail", help="what if; repeat it")
+    risk.add_argument(
+        "--without", action="append", default=[], metavar="LAYER", help="what if this whole layer failed; repeat it"
+    )
+    risk.add_argument(
+        "--fix-all-below",
+        type=float,
+        metavar="COST",
+        help="what if everything that costs at most so many points were fixed",
+    )
+    risk.add_argument("--all", action="store_true", help="also closed scenarios, every fix and residual bug")
+    risk.add_argument("--force", action="store_true", help="init: replace the file")
+    add_json(risk)
+    risk.add_argument("--jsonl", action="store_true", help="a line for each VM, as soon as it is analysed")

@@ -1,0 +1,303 @@
+"""The public API of risk: from audits to open attack paths, the cheapest fixes, and what remains.
+
+Everything below is imported on use, as in ``app.py``. Types are those of ``scenarios/risk_model.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from casemate.errors import InputError
+
+if TYPE_CHECKING:
+    from casemate.controls.audit_model import Report
+    from casemate.scenarios.context import Context
+    from casemate.scenarios.formula import State
+    from casemate.scenarios.reading import Audit
+    from casemate.scenarios.risk import Settings, Subject
+    from casemate.scenarios.risk_model import RiskReport, VmRisk
+
+__all__ = [
+    "WhatIf",
+    "analyse",
+    "analyse_stream",
+    "document_of",
+    "init_context",
+    "line_of",
+    "load_audit",
+    "load_context",
+    "render_text",
+]
+
+AUDIT_MAX_BYTES = 512 << 20
+CONTEXT_MAX_BYTES = 1 << 20
+
+
+class WhatIf:
+    """Statements in place of findings: what would be if.
+
+    Args:
+        assume: control ids to "pass" or "fail".
+        without: layers of the catalogue whose controls all count as failed.
+        fix_all_below: controls that do not hold and cost at most so many points count as passed.
+    """
+
+    def __init__(
+        self,
+        *,
+        assume: Mapping[str, str] | None = None,
+        without: Sequence[str] = (),
+        fix_all_below: float | None = None,
+    ) -> None:
+        self.assume = dict(assume or {})
+        self.without = tuple(without)
+        self.fix_all_below = fix_all_below
+
+    def texts(self) -> tuple[str, ...]:
+        """Each statement in words."""
+        texts = [f"{control} is assumed to {verdict}" for control, verdict in sorted(self.assume.items())]
+        texts += [f"without the layer {layer}" for layer in self.without]
+        if self.fix_all_below is not None:
+            texts.append(f"everything that costs at most {self.fix_all_below:g} points is assumed fixed")
+        return tuple(texts)
+
+
+def analyse(
+    targets: Sequence[str] = (),
+    *,
+    context: Context | None = None,
+    what_if: WhatIf | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, of, what: None,
+) -> RiskReport:
+    """Audit what is named (or this host and every VM that runs), or read audits made earlier, and analyse all VMs.
+
+    Args:
+        targets: files written by ``casemate audit --json`` or ``--jsonl``; anything else is a target of an audit, made
+            now, together with this host where what is named runs here.
+        context: the owner's statements; None takes the defaults.
+
+    Raises:
+        InputError: a file is no audit or was made with another catalogue; a target does not exist; a what-if names a
+            control or layer that does not exist.
+    """
+    audits = list(_audits(targets, progress))
+    settings = _settings(context)
+    vms = tuple(vm for audit in audits for vm in _analysed(audit, settings, what_if))
+    return _report(audits, vms, settings.context, what_if)
+
+
+def analyse_stream(
+    files: Iterable[str], *, context: Context | None = None, what_if: WhatIf | None = None
+) -> Iterator[VmRisk]:
+    """One VM after the other out of many audits; nothing of one file is kept when the next begins.
+
+    Raises:
+        InputError: as `analyse`, at the file it happens in.
+    """
+    settings = _settings(context)
+    for name in files:
+        yield from _analysed(load_audit(name), settings, what_if)
+
+
+def load_audit(name: str) -> Audit:
+    """An audit that was written as JSON or JSONL.
+
+    Raises:
+        InputError: it cannot be read, is none, or was judged by another version of the catalogue.
+    """
+    from casemate.audit.run import catalogue_version
+    from casemate.scenarios.reading import parse_audit
+
+    audit = parse_audit(_read(name, AUDIT_MAX_BYTES, "the audit"), name)
+    ours = catalogue_version()
+    if audit.catalogue != ours:
+        raise InputError(
+            f"{name} was judged by another version of the catalogue",
+            got=audit.catalogue[:64],
+            expected=ours,
+            next_step="audit again with this version (captures keep the facts: casemate audit CAPTURE.tar --json)",
+        )
+    return audit
+
+
+def load_context(name: str) -> Context:
+    """The owner's statements.
+
+    Raises:
+        InputError, SpecError: it cannot be read, or has faults (all of them together).
+    """
+    from casemate.controls.catalogue.all import all_controls
+    from casemate.scenarios.context import parse_context
+    from casemate.scenarios.data import graph
+
+    text = _read(name, CONTEXT_MAX_BYTES, "the risk context").decode("utf-8", "backslashreplace")
+    return parse_context(text, name, graph(), frozenset(control.id for control in all_controls()))
+
+
+def init_context(path: Path | str, *, replace: bool = False) -> None:
+    """Write a context file with the defaults and a comment on each, to be changed by its owner.
+
+    Raises:
+        InputError: the file exists and may not be replaced, or cannot be written.
+    """
+    from casemate.scenarios.context_file import default_text
+
+    try:
+        with open(path, "w" if replace else "x", encoding="utf-8") as stream:
+            stream.write(default_text())
+    except FileExistsError:
+        raise InputError(f"{path} exists", next_step="--force replaces it") from None
+    except OSError as error:
+        raise InputError(f"cannot write {path}", got=(error.strerror or str(error)).lower()) from None
+
+
+def render_text(report: RiskReport, *, colour: bool = False, everything: bool = False) -> str:
+    """The analysis for a terminal."""
+    from casemate.report.risk_text import to_text
+
+    return to_text(report, colour=colour, everything=everything)
+
+
+def document_of(report: RiskReport) -> dict[str, Any]:
+    """The document of ``casemate risk --json``, schema ``casemate.risk/1``."""
+    import msgspec
+
+    document: dict[str, Any] = msgspec.to_builtins(report)
+    return document
+
+
+def line_of(vm: VmRisk) -> str:
+    """One VM as a line of JSON, schema ``casemate.risk-vm/1``."""
+    import msgspec
+
+    return msgspec.json.encode({"schema": "casemate.risk-vm/1", **msgspec.to_builtins(vm)}).decode()
+
+
+def _audits(targets: Sequence[str], progress: Callable[[int, int, str], None]) -> Iterator[Audit]:
+    from casemate.scenarios.reading import audit_of
+
+    files = [name for name in targets if _is_audit(name)]
+    others = [name for name in targets if name not in files]
+    for index, name in enumerate(files):
+        progress(index, len(files), name)
+        yield load_audit(name)
+    if others or not files:
+        yield audit_of(_audit_now(others, progress), ", ".join(others) or "this host")
+
+
+def _is_audit(name: str) -> bool:
+    import os
+
+    from casemate.scenarios.reading import is_audit
+
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return False  # the name of a VM, or nothing: the audit says which
+    try:
+        return is_audit(os.pread(descriptor, 4096, 0))
+    except OSError:
+        return False  # a pipe or a directory
+    finally:
+        os.close(descriptor)
+
+
+def _audit_now(targets: Sequence[str], progress: Callable[[int, int, str], None]) -> Report:
+    import datetime
+
+    from casemate.audit.judging import Setting
+    from casemate.audit.run import Request, audit_targets
+    from casemate.controls.profiles import DEFAULT, named
+
+    setting = Setting(named(DEFAULT), datetime.datetime.now(datetime.UTC).date())
+    return audit_targets(Request(targets=tuple(targets), with_host=True), setting, progress=progress)
+
+
+def _settings(context: Context | None) -> Settings:
+    import datetime
+
+    from casemate.controls.catalogue.all import all_controls
+    from casemate.facts.cve_table import table
+    from casemate.scenarios.context import Context
+    from casemate.scenarios.costs import cost_of
+    from casemate.scenarios.risk import Settings
+    from casemate.scenarios.weigh import prepared
+
+    said = Context() if context is None else context
+    costs = {control.id: cost_of(control) for control in all_controls()} | said.costs
+    return Settings(prepared(), said, table(), costs.__getitem__, datetime.datetime.now(datetime.UTC).date())
+
+
+def _analysed(audit: Audit, settings: Settings, what_if: WhatIf | None) -> Iterator[VmRisk]:
+    import msgspec
+
+    from casemate.scenarios.reading import subjects_of
+    from casemate.scenarios.risk import risk_of
+
+    for subject in subjects_of(audit):
+        states = subject.states if what_if is None else _assumed(subject, settings, what_if)
+        yield risk_of(msgspec.structs.replace(subject, states=states), settings)
+
+
+def _assumed(subject: Subject, settings: Settings, what_if: WhatIf) -> dict[str, State]:
+    """The states with what is assumed in place of what was found; the narrowest statement wins."""
+    from casemate.controls.catalogue.all import all_controls
+    from casemate.controls.layers import Layer, layer_of
+    from casemate.scenarios.formula import UNJUDGED, State, Value, fulfilled
+
+    ids = [control.id for control in all_controls()]
+    _refuse_unknown("control", what_if.assume, ids)
+    _refuse_unknown("layer", what_if.without, [layer.value for layer in Layer])
+    states = dict(subject.states)
+    if what_if.fix_all_below is not None:
+        open_ = [control for control in ids if states.get(control, UNJUDGED).value is not Value.YES]
+        states = fulfilled(states, [c for c in open_ if settings.cost(c) <= what_if.fix_all_below])
+    states |= {control: State(Value.NO) for control in ids if layer_of(control).value in what_if.without}
+    for control, verdict in what_if.assume.items():
+        states[control] = State(Value.YES if verdict == "pass" else Value.NO)
+    return states
+
+
+def _refuse_unknown(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    import difflib
+
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            expected = f"did you mean {close[0]}?" if close else ""
+            raise InputError(f"there is no {what} {name!r}", expected=expected, next_step="casemate controls")
+
+
+def _report(audits: Sequence[Audit], vms: tuple[VmRisk, ...], context: Context, what_if: WhatIf | None) -> RiskReport:
+    import datetime
+
+    from casemate.audit.run import catalogue_version, tool_version
+    from casemate.scenarios.risk_model import RiskReport
+
+    return RiskReport(
+        tool_version=tool_version(),
+        catalogue=catalogue_version(),
+        time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        audited=min((audit.time for audit in audits), default=""),
+        context=context.origin or "defaults",
+        assumed=() if what_if is None else what_if.texts(),
+        vms=vms,
+    )
+
+
+def _read(name: str, limit: int, what: str) -> bytes:
+    import os
+
+    from casemate.facts.root import read_all
+
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            return read_all(descriptor, limit, name)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        got = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InputError(f"cannot read {what} {name!r}", got=got, next_step="check the path") from None
