@@ -93,7 +93,7 @@ class Fixed(NamedTuple):
 
 def read_qcow2(reader: ImageReader, max_virtual_bytes: int, *, allow_encrypted: bool = False) -> ImageHeader:
     """Read and judge the header of a qcow2 image. Raises ``ImageError`` with what is wrong and what to do."""
-    fixed = _read_fixed(reader)
+    fixed = read_fixed(reader)
     _check_features(reader.name, fixed)
     _check_self_contained(reader, fixed, allow_encrypted)
     bitmaps = _check_extensions(reader, fixed)
@@ -126,7 +126,8 @@ def _lie(name: str, got: str, expected: str = "") -> ImageError:
     )
 
 
-def _read_fixed(reader: ImageReader) -> Fixed:
+def read_fixed(reader: ImageReader) -> Fixed:
+    """The fixed fields of the header; nothing else of it is judged here. Raises ``ImageError``."""
     name = reader.name
     if reader.size_bytes < _V2.size:
         raise _lie(name, f"a file of {reader.size_bytes} bytes", f"at least {_V2.size}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from casemate.scan.checks import CHECKS, entropy, secret_of
@@ -76,8 +76,9 @@ class Engine:
         self._rules = tuple(Compiled(rule) for rule in rules)
         self._prefilter = prefilter
         self._redactor = redactor
-        self.at_work = ""
-        """The rule whose expression is being searched: who kills a scan that hangs can say which one it was."""
+        self.watch: Callable[[int], None] = lambda index: None
+        """Told the number of the rule whose expression is about to be searched: who kills a scan that hangs can say
+        which one it was."""
 
     def scan(self, data: bytes, first: int = 0, last: int | None = None) -> list[Hit]:
         """Hits that begin in ``data[first:last]``, by offset; what lies around is context."""
@@ -93,7 +94,7 @@ class Engine:
                 known.append([low, high])
         hits: dict[tuple[str, int], Hit] = {}
         for index, spans in stretches.items():
-            self.at_work = self._rules[index].rule.id
+            self.watch(index)
             count = 0
             for low, high in spans:
                 for hit in self._rules[index].hits(data, low, high, self._redactor):
@@ -102,5 +103,4 @@ class Engine:
                         count += 1
                     if count >= MAX_HITS:
                         break
-        self.at_work = ""
         return sorted(hits.values(), key=lambda hit: (hit.offset, hit.rule))

@@ -21,8 +21,12 @@ class RuleSet(msgspec.Struct, frozen=True):
 
     def rule(self, rule_id: str) -> Rule | PathRule:
         """The rule of this name."""
+        return self.by_id()[rule_id]
+
+    def by_id(self) -> dict[str, Rule | PathRule]:
+        """Every rule by its name."""
         every: tuple[Rule | PathRule, ...] = (*self.rules, *self.paths)
-        return next(rule for rule in every if rule.id == rule_id)
+        return {rule.id: rule for rule in every}
 
 
 def builtin() -> RuleSet:

@@ -1,0 +1,214 @@
+"""The public API of scans: what a stranger would learn from an image, and whether it may be published.
+
+Functions return the types of `scan.model` and `scan.outcome` and raise `CasemateError`. Everything below is imported
+on use. No secret leaves the scanner: findings are redacted, digests are keyed with a key of the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.scan.engine import Engine
+    from casemate.scan.model import Finding
+    from casemate.scan.outcome import FileHit, Outcome
+    from casemate.scan.redact import Redactor
+    from casemate.scan.ruleset import RuleSet
+    from casemate.scan.waivers import Waivers
+
+__all__ = ["RULES_MAX_BYTES", "may_publish", "place_of", "read_key", "rule_set", "scan_image", "to_sarif"]
+
+RULES_MAX_BYTES = 4 << 20
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, of)."""
+
+
+def rule_set(rule_file: str | None = None) -> RuleSet:
+    """Our rules, and those of a file (ours or gitleaks').
+
+    Raises:
+        InputError: the file cannot be read or has a fault.
+    """
+    from casemate.scan.rulefile import read_rules
+    from casemate.scan.ruleset import builtin, with_rules
+
+    base = builtin()
+    if rule_file is None:
+        return base
+    more, left = read_rules(_read_small(rule_file, "rule file"), rule_file)
+    return with_rules(base, more, left)
+
+
+def scan_image(
+    reference: str,
+    *,
+    image_format: str | None = None,
+    rule_file: str | None = None,
+    waiver_file: str | None = None,
+    key: bytes | None = None,
+    plain: bool = False,
+    jobs: int = 0,
+    live: bool = True,
+    progress: Progress = lambda what, done, of: None,
+) -> Outcome:
+    """Scan an image of the store, or a raw or qcow2 file.
+
+    Args:
+        reference: name, digest, or file.
+        image_format: ``raw`` or ``qcow2``; told by content when None.
+        rule_file: more rules, ours or gitleaks'.
+        waiver_file: findings that are accepted, and why.
+        key: for the digests of findings, at least 16 bytes; random when None.
+        plain: without hyperscan.
+        jobs: number of processes; 0: one for each CPU.
+        live: also read the files, through the throwaway VM.
+
+    Raises:
+        InputError, ImageError: the image or a file is refused. HostError: no wall, no engine. VmError: a scanner died.
+    """
+    import datetime
+    import os
+    import time
+
+    from casemate.cell.rawscan import raw_scan
+    from casemate.engine.imagestore import open_reference
+    from casemate.engine.paths import default_paths, prepare
+    from casemate.engine.policy_file import read_policy
+    from casemate.scan import weak
+    from casemate.scan.outcome import Outcome, apply_waivers, merge
+    from casemate.scan.redact import Redactor
+    from casemate.scan.waivers import NO_WAIVERS, read_waivers
+
+    rules = rule_set(rule_file)
+    waivers = read_waivers(_read_small(waiver_file, "waiver file"), waiver_file) if waiver_file else NO_WAIVERS
+    redactor = Redactor(key)
+    weak.prepare()
+    paths = default_paths()
+    prepare(paths)
+    rules, engine = _engine(rules, redactor, f"{paths.cache}/scan", plain=plain)
+    opened = open_reference(reference, declared=image_format)
+    started = time.monotonic()
+    try:
+        raw = raw_scan(
+            opened.fd,
+            opened.name,
+            opened.header,
+            engine,
+            [rule.id for rule in rules.rules],
+            paths,
+            read_policy().identity.uids(),
+            jobs=jobs,
+            progress=lambda done, of: progress("blocks", done, of),
+        )
+        seconds = time.monotonic() - started
+        files, notes = (
+            _live(opened.fd, opened.header.format, rules, engine, redactor, waivers, progress)
+            if live
+            else ((), ("files were not read by name (--no-files)",))
+        )
+    finally:
+        os.close(opened.fd)
+    findings = merge(raw, files, rules)
+    today = datetime.datetime.now(datetime.UTC).date()
+    covered, stale = apply_waivers(findings, waivers, today)
+    return Outcome(
+        image=opened.name,
+        format=opened.header.format,
+        size_bytes=raw.size_bytes,
+        read_bytes=raw.read_bytes,
+        seconds=round(seconds, 3),
+        rules=len(rules.rules) + len(rules.paths),
+        findings=covered,
+        not_scanned=raw.notes,
+        notes=(*notes, *stale, *(f"rule not taken: {text}" for text in rules.not_taken)),
+    )
+
+
+def may_publish(outcome: Outcome) -> None:
+    """The gate of ``image publish``: nothing found that no waiver names, and everything was scanned.
+
+    Raises:
+        RefusedError: by control ``sec.keys``; says what stands in the way.
+    """
+    from casemate.errors import RefusedError
+
+    if not outcome.failed:
+        return
+    open_ones = outcome.open_findings
+    ids = ", ".join(dict.fromkeys(finding.rule for finding in open_ones))
+    raise RefusedError(
+        "sec.keys",
+        f"{outcome.image} may not be published",
+        got=f"{len(open_ones)} findings ({ids})" if open_ones else f"not scanned: {outcome.not_scanned[0]}",
+        expected="an image without secrets of anybody",
+        next_step="casemate image scan IMAGE shows them; remove them, or waive each by name: --allow-file waivers.toml",
+    )
+
+
+def to_sarif(outcome: Outcome, version: str) -> str:
+    """The outcome for code scanning (SARIF 2.1.0)."""
+    from casemate.scan.sarif import outcome_to_sarif
+
+    return outcome_to_sarif(outcome, rule_set(), version)
+
+
+def place_of(finding: Finding) -> str:
+    """Where a finding lies, in words."""
+    from casemate.scan.sarif import where
+
+    return where(finding)
+
+
+def read_key(name: str) -> bytes:
+    """A key for digests, from a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return _read_small(name, "key file")
+
+
+def _engine(rules: RuleSet, redactor: Redactor, cache: str, *, plain: bool) -> tuple[RuleSet, Engine]:
+    """The rules that the engine takes, and the engine, with the compiled form from the cache where there is one."""
+    import msgspec
+
+    from casemate.scan.cache import load, save
+    from casemate.scan.engine import Engine
+    from casemate.scan.prefilter import Hyperscan, Plain, fingerprint, refused_by_hyperscan
+
+    if plain:
+        return rules, Engine(rules.rules, Plain(rules.rules), redactor)
+    name = fingerprint(rules.rules)
+    kept = load(cache, name)
+    try:
+        prefilter = Hyperscan(rules.rules, kept)
+    except ValueError:
+        bad = refused_by_hyperscan(rules.rules)
+        left = tuple(f"{rule}: {why}" for rule, why in bad.items())
+        usable = tuple(rule for rule in rules.rules if rule.id not in bad)
+        rules = msgspec.structs.replace(rules, rules=usable, not_taken=(*rules.not_taken, *left))
+        return rules, Engine(usable, Hyperscan(usable), redactor)
+    if prefilter.was_compiled:
+        save(cache, name, prefilter.dump())
+    return rules, Engine(rules.rules, prefilter, redactor)
+
+
+def _live(
+    fd: int,
+    image_format: str,
+    rules: RuleSet,
+    engine: Engine,
+    redactor: Redactor,
+    waivers: Waivers,
+    progress: Progress,
+) -> tuple[tuple[FileHit, ...], tuple[str, ...]]:
+    """Findings in files by name, and notes."""
+    return (), ("files were not read by name: this version has no reader for them; blocks were",)
+
+
+def _read_small(name: str, what: str) -> bytes:
+    from casemate.audit.text import read_input
+
+    return read_input(name, RULES_MAX_BYTES)
