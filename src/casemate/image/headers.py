@@ -48,9 +48,16 @@ def inspect_image(
     Raises:
         ImageError: the image is not accepted; says why and what to do.
     """
+    return inspect_reader(ImageReader(fd, name), declared, max_virtual_bytes, allow_encrypted=allow_encrypted)
+
+
+def inspect_reader(
+    reader: ImageReader, declared: str | None, max_virtual_bytes: int, *, allow_encrypted: bool = False
+) -> ImageHeader:
+    """As `inspect_image`, of what ``reader`` reads."""
     if declared is not None and declared not in FORMATS:
         raise RuntimeError(f"unknown format {declared!r}")
-    reader = ImageReader(fd, name)
+    name = reader.name
     if reader.size_bytes == 0:
         raise ImageError(f"{name} is empty", got="0 bytes", next_step="was the copy or download interrupted?")
     head = reader.read(0, min(HEAD_BYTES, reader.size_bytes))

@@ -17,18 +17,22 @@ class ImageReader:
     Args:
         fd: open for reading; stays the caller's.
         name: how messages name the image.
+        offset: where the image begins in the file; it ends with the file, or after ``size_bytes``.
 
     Raises:
-        ImageError: ``fd`` is not a regular file.
+        ImageError: ``fd`` is not a regular file, or is shorter than that.
     """
 
-    def __init__(self, fd: int, name: str) -> None:
+    def __init__(self, fd: int, name: str, *, offset: int = 0, size_bytes: int | None = None) -> None:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise ImageError(f"{name} is not a regular file", expected="an image file")
+        if offset < 0 or offset + (size_bytes or 0) > info.st_size:
+            raise ImageError(f"{name} is cut short", got=f"a file of {info.st_size} bytes")
         self._fd = fd
+        self._offset = offset
         self.name = name
-        self.size_bytes = info.st_size
+        self.size_bytes = info.st_size - offset if size_bytes is None else size_bytes
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes at ``offset``, both inside the file as it was when the reader was made."""
@@ -48,7 +52,7 @@ class ImageReader:
 
     def _pread(self, offset: int, length: int) -> bytes:
         try:
-            part = os.pread(self._fd, length, offset)
+            part = os.pread(self._fd, length, self._offset + offset)
         except OSError as error:
             raise ImageError(f"cannot read {self.name}", got=(error.strerror or str(error)).lower()) from None
         if not part:
