@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 from bench.libvirt_peer import DEV_WITHOUT_KVM, REAPER
 
+from casemate import assess
+from casemate.controls.audit_model import TargetReport
+from casemate.controls.model import Verdict
 from casemate.engine.paths import default_paths
 from casemate.harden.domain import harden_domain
 from casemate.image.builtin import READY_MARKER, build_builtin
@@ -64,6 +68,7 @@ class Libvirt:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.names: list[str] = []
+        self.defined: list[str] = []
 
     def virsh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["virsh", "-q", "-c", "qemu:///system", *arguments]
@@ -76,6 +81,21 @@ class Libvirt:
         self.names.append(name)
         done = self.virsh("create", str(path))
         assert done.returncode == 0, done.stderr
+
+    def define(self, name: str, document: str) -> None:
+        """Write a domain down and start it."""
+        path = self.directory / f"{name}.xml"
+        path.write_text(document)
+        self.names.append(name)
+        self.defined.append(name)
+        for arguments in (("define", str(path)), ("start", name)):
+            done = self.virsh(*arguments)
+            assert done.returncode == 0, done.stderr
+
+    def audited(self, *names: str) -> dict[str, TargetReport]:
+        """Reports of running domains, read from their processes."""
+        pids = [int(Path(f"/run/libvirt/qemu/{name}.pid").read_text()) for name in names]
+        return {report.target.name: report for report in assess.audit(pid=pids).targets}
 
     def types(self, name: str) -> str:
         """The device tree of the running emulator."""
@@ -126,6 +146,8 @@ def libvirt() -> Iterator[Libvirt]:
     finally:
         for name in found.names:
             found.virsh("destroy", name)
+        for name in found.defined:
+            found.virsh("undefine", name)
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
             process.wait(20)
@@ -168,6 +190,48 @@ def test_three_domains_and_the_hardened_one_boots(libvirt: Libvirt) -> None:
     while READY_MARKER not in console.read_text(errors="replace"):
         assert time.monotonic() < end, console.read_text(errors="replace")[-2000:]
         time.sleep(0.2)
+
+
+def test_three_running_domains_are_audited_live(libvirt: Libvirt) -> None:
+    for name in libvirt.names:
+        libvirt.virsh("destroy", name)
+    plain = document(libvirt, "install", "q35")
+    libvirt.define("install", plain)
+    libvirt.create("careless", document(libvirt, "careless", "pc", CARELESS.format(directory=libvirt.directory)))
+    (libvirt.directory / "hardened.img").write_bytes(bytes(8 << 20))
+    hardened = harden_domain(document(libvirt, "hardened", "q35").encode(), "hardened.xml", keep=["dev.kvm"])
+    limits = re.sub(r"<(memtune|cputune|blkiotune)>.*?</\1>", "", hardened.after, flags=re.DOTALL)
+    libvirt.create("hardened", limits)
+
+    found = libvirt.audited("install", "careless", "hardened")
+    failed = {name: verdicts(report, Verdict.FAIL) for name, report in found.items()}
+    devices = {"dev.no-usb", "dev.no-display", "dev.platform-off", "dev.surface", "ent.virtio-rng"}
+    assert devices - failed["install"] == set()
+    assert "dev.no-floppy" not in failed["install"]
+    assert (devices | {"dev.no-floppy", "dev.machine"}) - failed["careless"] == set()
+    # The board keeps its AHCI controller and parts of the chipset: what harden can take away is gone.
+    gone = {"dev.no-usb", "dev.no-display", "dev.no-floppy", "dev.machine", "dev.surface", "ent.virtio-rng", "cpu.ksm"}
+    assert failed["hardened"] & gone == set()
+    # One uid for all of them and no labels: each emulator could open the others' monitors.
+    assert all("vmm.qmp" in names for names in failed.values())
+    evidence = next(f.evidence for f in found["install"].findings if f.control_id == "vmm.qmp")
+    assert "monitor.sock" in evidence
+    assert "careless" in evidence
+    assert all("vmm.domain-drift" in verdicts(report, Verdict.PASS) for report in found.values())
+
+    stick = f"""<disk type='file' device='disk'><driver name='qemu' type='raw'/>
+      <source file='{libvirt.directory}/stick.img'/><target dev='sdz' bus='usb'/></disk>"""
+    (libvirt.directory / "stick.xml").write_text(stick)
+    assert libvirt.virsh("destroy", "careless").returncode == 0
+    plugged = libvirt.virsh("attach-device", "install", str(libvirt.directory / "stick.xml"), "--live")
+    assert plugged.returncode == 0, plugged.stderr
+    drift = next(f for f in libvirt.audited("install")["install"].findings if f.control_id == "vmm.domain-drift")
+    assert drift.verdict is Verdict.FAIL
+    assert f"disk not written down: {libvirt.directory}/stick.img (raw)" in drift.why
+
+
+def verdicts(report: TargetReport, verdict: Verdict) -> set[str]:
+    return {finding.control_id for finding in report.findings if finding.verdict is verdict}
 
 
 def libvirt_has_limits() -> bool:

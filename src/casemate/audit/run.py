@@ -14,6 +14,7 @@ from casemate.audit.documents import read_command, report_document
 from casemate.audit.host import collect_host_facts
 from casemate.audit.judging import Setting, report_on
 from casemate.audit.live import LiveHost, LiveVm, live_facts, look_at_host
+from casemate.audit.monitors import monitor_facts
 from casemate.audit.own import filled, own_vms
 from casemate.audit.targets import Named, named_targets
 from casemate.controls.audit_model import Report, Target, TargetKind, TargetReport
@@ -80,7 +81,8 @@ class _Audit:
     def report_vm(self, vm: LiveVm) -> TargetReport:
         if vm.own is not None:
             vm = msgspec.structs.replace(vm, own=filled(vm.own))
-        described, files, notes = described_by(vm, self.root)
+        described, files, notes, ways = described_by(vm, self.root)
+        described |= monitor_facts(vm, self.live, self.root, described, ways)
         shared = {name: fact for name, fact in self.host[0].items() if name.startswith(HOST_NAMES)}
         facts = shared | live_facts(vm, self.live, self.root, described, files)
         kind = TargetKind.VM if vm.own is not None else TargetKind.PROCESS
@@ -125,15 +127,15 @@ class _Audit:
         yield from report_emulators(self.root, self.setting, self.live.vms)
 
 
-def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[str, ...]]:
-    """(facts out of the VM's own command line, files that it names, notes)."""
+def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """(facts out of the VM's own command line, files that it names, notes, its monitors)."""
     source = f"/proc/{vm.found.pid}/cmdline"
     try:
         if vm.found.kind not in _READABLE:
-            return {}, (), (f"the command line of {vm.found.kind} is not read: see its configuration file",)
+            return {}, (), (f"the command line of {vm.found.kind} is not read: see its configuration file",), ()
         machine = read_command(vm.read.process.command, source, vm.found.kind)
     except InputError as error:
-        return {}, (), (f"its command line is not understood: {error.what}",)
+        return {}, (), (f"its command line is not understood: {error.what}",), ()
     files = [disk.path for disk in machine.disks] + [backend.path for backend in machine.backends]
     files += [machine.kernel, machine.initrd, *machine.firmware]
     notes = tuple(f"not understood: {part}" for part in machine.unreadable[:4])
@@ -141,7 +143,7 @@ def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[
     if vm.found.kind == "qemu":
         manager = "casemate" if vm.own is not None else manager_of(vm.read.process.command)
         facts |= definition_facts(machine, manager, root)
-    return facts, tuple(path for path in files if path), notes
+    return facts, tuple(path for path in files if path), notes, machine.monitors
 
 
 def _compare(vm: LiveVm, facts: Facts) -> tuple[Finding, ...]:

@@ -146,7 +146,7 @@ def _machine(domain: Element, draft: DomainDraft, source: str, board: str, optio
         cpu_model=model,
         cpu_flags=flags,
         memory_mib=_memory_mib(domain.child("memory")),
-        vcpus=_number(domain.words("vcpu")),
+        vcpus=_number(domain.child("vcpu").get("current") or domain.words("vcpu")),
         kernel=system.words("kernel"),
         initrd=system.words("initrd"),
         cmdline=cmdline,

@@ -70,6 +70,8 @@ def machine_facts(machine: Machine, stage: Stage) -> Facts:
     _images(sayer, machine)
     _access(sayer, machine)
     _guest(sayer, machine)
+    if stage is Stage.DECLARED:
+        sayer.say("vmm.manager", "none", "a document; nothing runs that could differ from it")
     if machine.vmm != "qemu" or machine.form == "kata":
         from casemate.facts.vmm_facts import override
 
@@ -314,13 +316,20 @@ def _images(sayer: _Sayer, machine: Machine) -> None:
     sayer.say("img.writable-paths", tuple(sorted({d.path for d in disks if d.path and not d.read_only})), place)
     if machine.kernel or machine.initrd or disks:
         sayer.miss("img.digest-checked", "the description holds no digest of what boots")
+        for name in ("img.origin-unverified", "img.origin-local", "img.launch-only"):
+            sayer.miss(name, "the description does not say where the images come from")
 
 
 _WAYS: Final = ("tcp", "telnet", "websocket", "udp", "vc", "unknown", "unix", "pty", "stdio", "pipe", "file", "tty")
 
 
 def _access(sayer: _Sayer, machine: Machine) -> None:
-    sayer.say("qmp.transport", _transport(machine), "monitors")
+    if machine.monitors == ("libvirt",):
+        sayer.miss(
+            "qmp.transport", "libvirt makes a socket of its own; who can open it shows on the host where it runs"
+        )
+    else:
+        sayer.say("qmp.transport", _transport(machine), "monitors")
     debug = tuple(flag for flag in machine.flags if flag in _DEBUG)
     sayer.say("emu.debug", debug, "options")
     screens = [backend for backend in machine.backends if backend.kind == "display"]

@@ -25,12 +25,12 @@ def transport(text: str) -> str:
 
 
 def chardev_transport(driver: str, properties: Mapping[str, str]) -> str:
-    """The same for a -chardev. ``fd``: an inherited connection; ``fd-server``: an inherited listening socket, to which
+    """The same for a -chardev. ``fd``: an inherited connection; ``fd-server:N``: an inherited listening socket, to which
     somebody else made a name."""
     if driver == "socket":
         listens = is_on(properties.get("server"))
         if properties.get("fd"):
-            return "fd-server" if listens else "fd"
+            return f"fd-server:{properties['fd']}" if listens else "fd"
         if properties.get("path"):
             return f"unix:{properties['path']}"
         kind = "telnet" if is_on(properties.get("telnet")) else "tcp"

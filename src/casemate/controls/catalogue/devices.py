@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from casemate.controls.catalogue.common import HOST, OTHERS, S2, S3, S7, S9, VM, cve, lecture, libvirt, no_device, qemu
-from casemate.controls.expectations import Empty, Equals, Matches
+from casemate.controls.expectations import Empty, Equals, Matches, OneOf
 from casemate.controls.model import Check, Control, Cost, Gate, Remedies, Severity
 
 CONTROLS = (
@@ -235,11 +235,11 @@ CONTROLS = (
     ),
     Control(
         id="vmm.qmp",
-        title="Nobody but the supervisor speaks to QEMU's monitor",
-        question="Is the monitor an inherited descriptor, with no socket that another process could open?",
+        title="Nobody but the VM's manager speaks to the emulator's monitor",
+        question="Is the monitor an inherited descriptor, or a socket that only root and the VM itself can open?",
         severity=Severity.CRITICAL,
         gate=Gate.LAUNCH,
-        checks=(Check("qmp.transport", Equals("inherited-descriptor")),),
+        checks=(Check("qmp.transport", OneOf(("inherited-descriptor", "root-only-socket"))),),
         cuts=(S7,),
         scenarios=(VM, HOST),
         remedies=Remedies(libvirt="remove -qmp, -mon and -monitor from <qemu:commandline>", spec="none needed"),
@@ -247,6 +247,8 @@ CONTROLS = (
             lecture("Gestionnaire de machines virtuelles: accès au VMM = root"),
             qemu("docs/system/security: monitor"),
         ),
+        limits="A socket is judged by rights of path and file and by labels, on the live host; a document does not show"
+        " them. VMs of one uid can open each other's sockets unless a label keeps them apart.",
     ),
     Control(
         id="vmm.no-debug",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.controls.catalogue.common import HOST, OTHERS, S4, S5, cve, kernel, libvirt
+from casemate.controls.catalogue.common import HOST, OTHERS, S4, S5, S7, VM, cve, kernel, libvirt
 from casemate.controls.expectations import AtLeast, Empty, Equals, OneOf, Present
 from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Source
 
@@ -111,5 +111,26 @@ CONTROLS: tuple[Control, ...] = (
         ),
         sources=(kernel("proc_pid_oom_score_adj(5)"),),
         limits="With a limit in its control group the emulator dies inside that before the host is short of memory.",
+    ),
+    Control(
+        id="vmm.domain-drift",
+        title="The running VM is the domain that is written down",
+        question="Has the process exactly the disks, devices, memory, kernel and firmware of libvirt's definition?",
+        severity=Severity.HIGH,
+        gate=Gate.REPORT,
+        checks=(Check("vmm.domain-drift", Empty()),),
+        applies_when=(Condition("vmm.manager", Equals("libvirt"), "libvirt wrote down nothing about this VM"),),
+        cuts=(S7,),
+        scenarios=(VM, HOST),
+        remedies=Remedies(
+            libvirt="virsh dumpxml and virsh dumpxml --inactive show both; make the change in one of them undone, or"
+            " restart the domain"
+        ),
+        sources=(
+            libvirt("formatdomain; virsh dumpxml --inactive"),
+            Source("Casemate", "design: declared and observed states are judged apart"),
+        ),
+        limits="Compares the files below /etc/libvirt/qemu and /run/libvirt/qemu with the process's arguments; devices"
+        " plugged in past libvirt, over its monitor, show in neither.",
     ),
 )
