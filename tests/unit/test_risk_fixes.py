@@ -7,11 +7,19 @@ from itertools import combinations
 
 import pytest
 
-from casemate.scenarios.fixes import cheapest
-from casemate.scenarios.formula import Condition, Never, State, Value, evaluate, every, fulfilled, some
+from casemate.scenarios.fixes import Cost, Plan
+from casemate.scenarios.fixes import cheapest as cheapest_of
+from casemate.scenarios.formula import Condition, Never, State, Value, closing_sets, evaluate, every, fulfilled, some
 from casemate.scenarios.model import Graph, Nature, Node, Technique
 
 NAMES = tuple("abcdefg")
+
+
+def cheapest(
+    graph: Graph, rows: list[tuple[int, ...]], states: dict[str, State], cost: Cost, max_nodes: int = 20_000
+) -> Plan:
+    sets = {index: closing_sets(item.closed_when, states) for index, item in enumerate(graph.techniques)}
+    return cheapest_of(rows, sets, cost, max_nodes=max_nodes)
 
 
 def _technique(number: int, condition: Condition) -> Technique:
@@ -77,7 +85,7 @@ def test_the_bound_is_said() -> None:
         _technique(i, some(names[i], names[(i + 1) % size], names[(i * 7 + 3) % size])) for i in range(size)
     )
     graph = Graph(techniques, ())
-    rows = [(i,) for i in range(size)]
+    rows: list[tuple[int, ...]] = [(i,) for i in range(size)]
     plan = cheapest(graph, rows, {}, lambda _: 1.0, max_nodes=50)
     assert not plan.exact
     done = fulfilled({}, plan.controls)

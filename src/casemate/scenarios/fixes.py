@@ -18,9 +18,6 @@ from typing import Final
 
 import msgspec
 
-from casemate.scenarios.formula import State, closing_sets
-from casemate.scenarios.model import Graph
-
 MAX_NODES: Final = 20_000
 MAX_OPTIONS: Final = 96
 """Options of one path that are considered: the smallest ones."""
@@ -81,9 +78,8 @@ class _Problem:
 
 
 def cheapest(
-    graph: Graph,
     rows: Sequence[Sequence[int]],
-    states: Mapping[str, State],
+    sets: Mapping[int, tuple[frozenset[str], ...]],
     cost: Cost,
     *,
     max_nodes: int = MAX_NODES,
@@ -91,10 +87,10 @@ def cheapest(
     """The cheapest plan that closes these paths.
 
     Args:
-        rows: paths, as indices into the graph's techniques.
+        rows: paths, as numbers of techniques.
+        sets: of each technique on a path, the sets of controls that would close it (`formula.closing_sets`).
         cost: of making one control pass, 0 or more.
     """
-    sets = {index: closing_sets(graph.techniques[index].closed_when, states) for row in rows for index in row}
     options = [_options(row, sets) for row in rows]
     remaining = tuple(number for number, found in enumerate(options) if not found)
     problem = _Problem([found for found in options if found], cost, max_nodes)

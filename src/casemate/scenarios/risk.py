@@ -13,6 +13,8 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from heapq import nsmallest
 from typing import Final
 
 import msgspec
@@ -21,8 +23,8 @@ from casemate.facts.cve_table import CveTable
 from casemate.scenarios.conflicts import conflicts_of
 from casemate.scenarios.context import Context
 from casemate.scenarios.fixes import Cost, cheapest
-from casemate.scenarios.formula import State, Value, closing_sets, controls_of, fulfilled
-from casemate.scenarios.model import GOODS, Nature, Node, Technique, Variant
+from casemate.scenarios.formula import UNJUDGED, State, Value, fulfilled
+from casemate.scenarios.model import GOODS, Nature, Node, Variant
 from casemate.scenarios.risk_model import (
     Action,
     Fix,
@@ -81,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True):
     table: CveTable
     cost: Cost
     today: datetime.date
+    seen: dict[tuple[object, ...], VmRisk] = msgspec.field(default_factory=dict)
+    """What came out for VMs so far: those of a fleet are much alike."""
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -90,12 +94,34 @@ class _View(msgspec.Struct, frozen=True):
     paths: dict[str, tuple[tuple[Status, int], ...]]
 
 
+_REMEMBERED: Final = 256
+
+
 def risk_of(subject: Subject, settings: Settings) -> VmRisk:
-    """The whole analysis of one VM."""
+    """The whole analysis of one VM; one that differs only in its name from one before is not worked out again."""
+    prepared, context = settings.prepared, settings.context
+    key = (
+        tuple([subject.states.get(control) for control in prepared.controls]),
+        subject.history,
+        tuple(context.gravity(subject.name, item.harms or item.goals) for item in prepared.graph.variants),
+    )
+    found = settings.seen.get(key)
+    if found is None:
+        found = _risk_of(subject, settings)
+        if len(settings.seen) >= _REMEMBERED:
+            settings.seen.clear()
+        settings.seen[key] = found
+    named = {"name": subject.name, "kind": subject.kind, "host": subject.host, "notes": subject.notes}
+    return msgspec.structs.replace(found, **named)
+
+
+def _risk_of(subject: Subject, settings: Settings) -> VmRisk:
     now = _view(subject.states, subject.history, settings)
     counted = [variant for variant in settings.prepared.graph.variants if not _set_aside(variant, settings.context)]
     rows = _rows_to_close(now, counted, settings)
-    plan = cheapest(settings.prepared.graph, rows, subject.states, settings.cost)
+    used = {index for row in rows for index in row}
+    sets = {index: settings.prepared.closing(index, subject.states).sets for index in used}
+    plan = cheapest(rows, sets, settings.cost)
     after = _view(fulfilled(subject.states, plan.controls), subject.history, settings)
     scenarios = tuple(_scenario(variant, now, after, subject, settings) for variant in settings.prepared.graph.variants)
     counts: Counter[str] = Counter()
@@ -109,7 +135,7 @@ def risk_of(subject: Subject, settings: Settings) -> VmRisk:
         scenarios=scenarios,
         techniques=tuple(_technique(index, now, subject.states, settings) for index in range(len(now.weighed))),
         residuals=_residuals(now, subject.states, settings),
-        fixes=_fixes(rows, plan.controls, subject.states, settings),
+        fixes=_fixes(rows, sets, plan.controls, subject.states, settings),
         plan_cost=plan.cost,
         plan_exact=plan.exact,
         remaining=len(plan.remaining),
@@ -120,7 +146,7 @@ def risk_of(subject: Subject, settings: Settings) -> VmRisk:
 
 def _view(states: Mapping[str, State], history: Iterable[str], settings: Settings) -> _View:
     prepared = settings.prepared
-    weighed = weigh(prepared.graph, states, history, settings.table)
+    weighed = weigh(prepared, states, history, settings.table)
     masks = masks_of(prepared, weighed)
     return _View(weighed, {name: _judge(rows, masks, prepared) for name, rows in prepared.masks.items()})
 
@@ -162,7 +188,11 @@ def _scenario(variant: Variant, now: _View, after: _View, subject: Subject, sett
     known = max((level for status, level in judged if status not in (*_SURE, *_UNSURE)), default=0)
     later = max((level for status, level in after.paths[variant.id] if status not in _SURE), default=0)
     gravity = settings.context.gravity(subject.name, variant.harms or variant.goals)
-    order = sorted(range(len(judged)), key=lambda i: (_RANK[judged[i][0]], -judged[i][1], len(paths.rows[i]), i))
+    ranked = [
+        (_RANK[status], -level, len(row), i)
+        for i, (row, (status, level)) in enumerate(zip(paths.rows, judged, strict=True))
+    ]
+    order = [place[3] for place in nsmallest(SHOWN_PATHS, ranked)]
     return ScenarioRisk(
         id=variant.id,
         letter=variant.letter.value,
@@ -175,7 +205,7 @@ def _scenario(variant: Variant, now: _View, after: _View, subject: Subject, sett
         after=later,
         level=level_of(gravity, likelihood),
         level_after=level_of(gravity, later),
-        paths=tuple(_path(paths.rows[i], *judged[i], now, subject.states, settings) for i in order[:SHOWN_PATHS]),
+        paths=tuple(_path(paths.rows[i], *judged[i], now, subject.states, settings) for i in order),
         complete=paths.complete,
         set_aside=_set_aside(variant, settings.context),
         accepted=_accepted(variant, settings),
@@ -198,17 +228,17 @@ def _path(
         likelihood=likelihood,
         unknown_bugs=sum(techniques[index].nature is Nature.UNKNOWN_BUG for index in row),
         closed_by=techniques[best].id if now.weighed[best].closing > Value.UNKNOWN else "",
-        settle=_settle([techniques[index] for index in row], states) if status in _UNSURE else (),
+        settle=_settle(row, states, settings.prepared) if status in _UNSURE else (),
     )
 
 
-def _settle(techniques: Sequence[Technique], states: Mapping[str, State]) -> tuple[str, ...]:
+def _settle(row: Sequence[int], states: Mapping[str, State], prepared: Prepared) -> tuple[str, ...]:
     """The fewest controls, none of them known to fail, that would close one of these techniques if observed to hold."""
     found: list[frozenset[str]] = [
         option
-        for technique in techniques
-        for option in closing_sets(technique.closed_when, states)
-        if option and all(states.get(control, State(Value.UNKNOWN)).value is not Value.NO for control in option)
+        for index in row
+        for option in prepared.closing(index, states).sets
+        if option and all(states.get(control, UNJUDGED).value is not Value.NO for control in option)
     ]
     fewest: frozenset[str] = min(found, key=lambda option: (len(option), sorted(option)), default=frozenset())
     return tuple(sorted(fewest))
@@ -218,8 +248,8 @@ def _technique(index: int, now: _View, states: Mapping[str, State], settings: Se
     technique = settings.prepared.graph.techniques[index]
     weighed = now.weighed[index]
     by_value: dict[Value, list[str]] = {value: [] for value in Value}
-    for control in dict.fromkeys(controls_of(technique.closed_when)):
-        by_value[states.get(control, State(Value.UNKNOWN)).value].append(control)
+    for control in settings.prepared.names[index]:
+        by_value[states.get(control, UNJUDGED).value].append(control)
     return TechniqueRisk(
         id=technique.id,
         status=STATUS_OF[weighed.closing],
@@ -237,6 +267,7 @@ def _technique(index: int, now: _View, states: Mapping[str, State], settings: Se
 def _residuals(now: _View, states: Mapping[str, State], settings: Settings) -> tuple[Residual, ...]:
     """The unknown bugs that stay possible here, with what holds who used one."""
     graph = settings.prepared.graph
+    reached = cache(lambda start: _reached_from(start, now, settings))
     found = []
     for technique, weighed in zip(graph.techniques, now.weighed, strict=True):
         if technique.nature is not Nature.UNKNOWN_BUG or weighed.closing is Value.YES:
@@ -250,7 +281,7 @@ def _residuals(now: _View, states: Mapping[str, State], settings: Settings) -> t
                 likelihood=weighed.likelihood,
                 holding=holding,
                 missing=missing,
-                reaches=_reached_from(technique.target, now, settings),
+                reaches=reached(technique.target),
             )
         )
     return tuple(sorted(found, key=lambda item: (-item.likelihood, -len(item.reaches), item.technique)))
@@ -275,25 +306,22 @@ def _reached_from(start: Node, now: _View, settings: Settings) -> tuple[Node, ..
 
 
 def _fixes(
-    rows: Sequence[Sequence[int]], planned: Sequence[str], states: Mapping[str, State], settings: Settings
+    rows: Sequence[Sequence[int]],
+    sets: Mapping[int, tuple[frozenset[str], ...]],
+    planned: Sequence[str],
+    states: Mapping[str, State],
+    settings: Settings,
 ) -> tuple[Fix, ...]:
     """Single controls by how many paths each closes alone, and the rest of the plan."""
-    techniques = settings.prepared.graph.techniques
     alone: Counter[str] = Counter()
-    sets = {
-        index: {
-            next(iter(option)) for option in closing_sets(techniques[index].closed_when, states) if len(option) == 1
-        }
-        for row in rows
-        for index in row
-    }
+    single = {index: [next(iter(option)) for option in found if len(option) == 1] for index, found in sets.items()}
     for row in rows:
-        alone.update({control for index in row for control in sets[index]})
+        alone.update({control for index in row for control in single[index]})
     chosen = sorted({*alone, *planned}, key=lambda control: (-alone[control], settings.cost(control), control))
     return tuple(
         Fix(
             control=control,
-            action=_action(states.get(control, State(Value.UNKNOWN))),
+            action=_action(states.get(control, UNJUDGED)),
             cost=settings.cost(control),
             closes=alone[control],
             of_plan=control in planned,

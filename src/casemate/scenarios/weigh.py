@@ -17,7 +17,7 @@ For each path:
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Final
 
@@ -27,7 +27,7 @@ from casemate.controls.model import Verdict
 from casemate.facts.cve_table import CveTable
 from casemate.facts.fact import Stage
 from casemate.scenarios.data import graph as own_graph
-from casemate.scenarios.formula import State, Value, evaluate
+from casemate.scenarios.formula import UNJUDGED, State, Value, closing_sets, controls_of, evaluate
 from casemate.scenarios.model import Graph, Nature, Technique
 from casemate.scenarios.search import Paths, find_paths
 
@@ -77,10 +77,23 @@ class Weighed(msgspec.Struct, frozen=True):
     history_count: int
 
 
+_REMEMBERED: Final = 1024
+"""Combinations remembered for one technique: a fleet has few, a hostile report must not have more."""
+
+
+class Closing(msgspec.Struct, frozen=True):
+    """How far a technique is closed, and the smallest sets of controls that would close it (`closing_sets`)."""
+
+    value: Value
+    sets: tuple[frozenset[str], ...]
+
+
 class Prepared(msgspec.Struct, frozen=True):
     """A graph with what can be worked out before anything is known of a machine.
 
-    ``paths``: by scenario. ``masks``: the same rows as bit masks of techniques.
+    ``paths``: by scenario. ``masks``: the same rows as bit masks of techniques. ``names``: the controls of each
+    technique's closing condition. ``controls``: all that count anywhere. ``seen``: what each technique came to by where
+    its controls stand: VMs of one fleet are much alike.
     """
 
     graph: Graph
@@ -88,6 +101,22 @@ class Prepared(msgspec.Struct, frozen=True):
     masks: dict[str, tuple[int, ...]]
     unknown_bugs: int
     consequences: int
+    names: tuple[tuple[str, ...], ...]
+    controls: tuple[str, ...]
+    seen: tuple[dict[tuple[State, ...], Closing], ...]
+
+    def closing(self, index: int, states: Mapping[str, State]) -> Closing:
+        """How one technique is closed here, worked out once for each way its controls can stand."""
+        key = tuple([states.get(control, UNJUDGED) for control in self.names[index]])
+        seen = self.seen[index]
+        found = seen.get(key)
+        if found is None:
+            condition = self.graph.techniques[index].closed_when
+            found = Closing(evaluate(condition, states), closing_sets(condition, states))
+            if len(seen) >= _REMEMBERED:
+                seen.clear()
+            seen[key] = found
+        return found
 
 
 def prepare(graph: Graph) -> Prepared:
@@ -100,6 +129,9 @@ def prepare(graph: Graph) -> Prepared:
         masks,
         _mask(index for index, item in enumerate(graph.techniques) if item.nature is Nature.UNKNOWN_BUG),
         _mask(index for index, item in enumerate(graph.techniques) if item.nature is Nature.CONSEQUENCE),
+        tuple(tuple(dict.fromkeys(controls_of(item.closed_when))) for item in graph.techniques),
+        tuple(sorted({control for item in graph.techniques for control in _all_of(item)})),
+        tuple({} for _ in graph.techniques),
     )
 
 
@@ -107,6 +139,12 @@ def prepare(graph: Graph) -> Prepared:
 def prepared() -> Prepared:
     """Casemate's own graph."""
     return prepare(own_graph())
+
+
+def _all_of(technique: Technique) -> Iterator[str]:
+    yield from controls_of(technique.closed_when)
+    yield from technique.slows
+    yield from technique.contained_by
 
 
 def _mask(indices: Iterable[int]) -> int:
@@ -146,7 +184,9 @@ def _state(finding: Verdicts) -> State:
     return State(Value.PAPER if finding.pending else Value.UNKNOWN)
 
 
-def weigh(graph: Graph, states: Mapping[str, State], history: Iterable[str], table: CveTable) -> tuple[Weighed, ...]:
+def weigh(
+    prepared_graph: Prepared, states: Mapping[str, State], history: Iterable[str], table: CveTable
+) -> tuple[Weighed, ...]:
     """Each technique of the graph on this machine.
 
     Args:
@@ -154,7 +194,10 @@ def weigh(graph: Graph, states: Mapping[str, State], history: Iterable[str], tab
     """
     reached = frozenset(history)
     by_component = _by_component(table)
-    return tuple(_weigh(technique, states, reached, by_component) for technique in graph.techniques)
+    return tuple(
+        _weigh(technique, prepared_graph.closing(index, states).value, states, reached, by_component)
+        for index, technique in enumerate(prepared_graph.graph.techniques)
+    )
 
 
 class _Past(msgspec.Struct, frozen=True):
@@ -173,6 +216,7 @@ def _by_component(table: CveTable) -> dict[str, tuple[_Past, ...]]:
 
 def _weigh(
     technique: Technique,
+    closing: Value,
     states: Mapping[str, State],
     reached: frozenset[str],
     by_component: dict[str, tuple[_Past, ...]],
@@ -186,7 +230,7 @@ def _weigh(
     likelihood = 5 - technique.effort
     likelihood += weight >= HEAVY_HISTORY or any(item.has_exploit for item in past)
     likelihood -= slowed
-    return Weighed(evaluate(technique.closed_when, states), min(4, max(1, likelihood)), slowed, weight, len(past))
+    return Weighed(closing, min(4, max(1, likelihood)), slowed, weight, len(past))
 
 
 class Masks(msgspec.Struct, frozen=True):
