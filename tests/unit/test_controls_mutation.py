@@ -95,6 +95,9 @@ MUTATIONS: dict[tuple[str, str], Value] = {
     ("img.no-backing", "img.backing"): ("disk0: /etc/shadow",),
     ("img.exclusive", "img.shared-writable"): ("disk0",),
     ("img.hash", "img.digest-checked"): (),
+    ("img.origin", "img.origin-unverified"): ("disk0: debian: no signature",),
+    ("img.local-origin", "img.origin-local"): ("disk0: disk.img",),
+    ("img.enforced", "img.launch-only"): ("disk0",),
     ("ent.virtio-rng", "ent.virtio-rng"): "/dev/hwrng",
 }
 
@@ -110,6 +113,9 @@ NOT_APPLICABLE: dict[tuple[str, str], Value] = {
     ("cpu.core-sched", "host.core-sched"): False,
     ("net.egress", "net.backend"): "none",
     ("img.format-explicit", "img.formats"): (),
+    ("img.origin", "img.formats"): (),
+    ("img.local-origin", "img.formats"): (),
+    ("img.enforced", "img.formats"): (),
 }
 
 

@@ -54,6 +54,8 @@ LAZY = frozenset(
         "joserfc",
         "pysequoia",
         "securesystemslib",
+        "sigstore",
+        "sigstore_models",
         "tuf",
         "zstandard",
         "yaml",
@@ -66,7 +68,7 @@ LAZY_ALLOWED: dict[str, frozenset[str]] = {
 # Standard library, plus what the project declares; anything else is not there after an installation.
 DECLARED = frozenset(
     """msgspec rich cryptography pyseccomp shtab lxml elftools jinja2 cbor2 dcap_qvl hyperscan joserfc pysequoia
-    securesystemslib tuf zstandard yaml""".split()  # noqa: SIM905
+    securesystemslib sigstore sigstore_models tuf zstandard yaml""".split()  # noqa: SIM905
 )
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -24,6 +24,11 @@ so. Without a policy file nothing may be waived. The file (read by `engine/polic
     memory_mib = 65536                 # of one guest
     vcpus = 16                         # of one guest
 
+    [[image.source]]                   # whose signatures an image needs (docs/origin.md); the first match counts
+    match = "https://cloud.example.org/images/*"
+    require = "any"                    # or "all"
+    keys = ["openpgp:0123456789abcdef0123456789abcdef01234567"]
+
 Pure: text in, policy out; the date is given.
 """
 
@@ -42,6 +47,7 @@ from casemate.controls.catalogue.launch import catalogue, launch_controls
 from casemate.controls.drift import DRIFT
 from casemate.controls.model import AppliedWaiver, Control, Gate
 from casemate.errors import Fault, SpecError
+from casemate.image.origin import SourceRule, is_key
 
 NO_POLICY = "no policy file"
 WIDE_PUBLISH_CONTROL = "net.publish-wide"
@@ -102,6 +108,12 @@ class LimitRules(_Table, frozen=True, kw_only=True):
     vcpus: Annotated[int, Meta(ge=1)] | None = None
 
 
+class ImageRules(_Table, frozen=True, kw_only=True):
+    """Who must have signed images from where."""
+
+    source: Annotated[tuple[SourceRule, ...], Meta(max_length=256)] = ()
+
+
 class HostPolicy(_Table, frozen=True, kw_only=True):
     """The whole policy. ``source`` is the file it was read from, and not a key of the file."""
 
@@ -112,6 +124,7 @@ class HostPolicy(_Table, frozen=True, kw_only=True):
     identity: IdentityRules = IdentityRules()
     network: NetworkRules = NetworkRules()
     limits: LimitRules = LimitRules()
+    image: ImageRules = ImageRules()
 
 
 class WaiverRequest(Protocol):
@@ -248,6 +261,12 @@ def _meaning_faults(values: dict[str, Any]) -> list[Fault]:
                 faults.append(Fault(path, "policy.repeated", f"{control} is named {count} times"))
     if waivers and DRIFT.id in waivers.allowed:
         faults.append(Fault("waivers.allowed", "policy.unwaivable", f"{DRIFT.id} cannot be waived"))
+    for index, rule in enumerate(values["image"].source if values.get("image") else ()):
+        faults.extend(
+            Fault(f"image.source[{index}].keys", "policy.key", f"{key[:80]!r} is no key; see docs/origin.md")
+            for key in rule.keys
+            if not is_key(key)
+        )
     if identity:
         uids = identity.uids()
         if uids[-1] > UID_MAX:

@@ -53,6 +53,7 @@ def _plan(spec: Spec, paths: Paths, policy_file: str | None) -> tuple[LaunchPlan
     try:
         who = _free_identity(paths, policy.identity.uids())
         plan = engine.make_plan(spec, paths, PLAN_ID, spec.name or "(new)", who, opened.sizes)
+        engine.declare_origin(plan, paths, policy)
     finally:
         opened.close()
     return plan, engine.judge_declared(plan, waivers, controls_under(policy))

@@ -19,6 +19,7 @@ from casemate.controls.drift import drift
 from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.engine import cgroups
+from casemate.engine.content import ContentChecks, extra_time_s
 from casemate.engine.copies import CopyDigests
 from casemate.engine.devicetree import QUESTIONS, observe_devices
 from casemate.engine.opening import Opened
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 STARTUP_DEADLINE_S = 30.0
 # hw/i386/x86.c and load_elf, QEMU 7.2 to 10
 _NO_KERNEL = ("invalid kernel header", "loading elf kernel", "without PVH ELF Note", "could not load kernel")
+
+
+_OF_THE_LAUNCH = ("host.", "run.rootless", "vm.id", "img.origin-", "img.launch-only")
 
 
 @dataclass
@@ -78,6 +82,7 @@ def launch(
     ours, theirs, log_read, log_write = [], [], -1, -1
     spawned: Spawned | None = None
     copies: CopyDigests | None = None
+    contents = ContentChecks(opened.promises, opened.by_role)
     feed: SecretFeed | None = None
     try:
         qmp_ours, qmp_theirs = socket.socketpair()
@@ -101,6 +106,7 @@ def launch(
         opened.verify_unchanged()
         spawned = _spawn(plan, program, sources, staging)  # 3
         copies = CopyDigests(spawned, plan.wall)
+        contents.begin()
         feed = _feed(plan, spawned, opened)
         clock.lap("wall")
         for end in theirs:
@@ -109,10 +115,11 @@ def launch(
             network.unlink()
         os.close(log_write)
         log_write = -1
-        startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, STARTUP_DEADLINE_S)
+        deadline_s = STARTUP_DEADLINE_S + extra_time_s(opened.promises, opened.by_role)
+        startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, deadline_s)
         version = _greeting(startup, plan, copies)  # 4
         clock.lap("greeting")
-        digests = copies.result(opened.digests) | opened.contents
+        digests = copies.result(opened.digests) | contents.result()
         observed = observe(plan, startup, spawned, opened, digests)  # 5
         observed.update(_observe_beside(plan, network, feed, opened))
         clock.lap("read-back")
@@ -232,7 +239,7 @@ def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened
     know("run.uid-unique", True, "lock on the uid, held for the VM's life")
     for name, fact in plan.declared.items():
         # What the launch itself found out about host and caller moments ago; it is not a promise about the VM.
-        if name.startswith(("host.", "run.rootless", "vm.id")) and isinstance(fact, Known):
+        if name.startswith(_OF_THE_LAUNCH) and isinstance(fact, Known):
             facts[name] = Known(fact.value, fact.source, Stage.OBSERVED)
     return facts
 

@@ -12,7 +12,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from casemate.engine.content import verify_content
+from casemate.engine.content import Promise
 from casemate.engine.paths import Paths
 from casemate.errors import HostError, InputError
 from casemate.image.headers import inspect_image
@@ -26,13 +26,14 @@ from casemate.spec.model import DiskMode, Spec
 class Opened:
     """Descriptors by role, sizes for the plan, promised digests, and what must still be true at use.
 
-    ``digests``: what boot files must hash to, checked on their copies. ``contents``: what images were found to hash to.
+    ``digests``: what boot files must hash to, checked on their copies. ``promises``: what images must be, checked
+    beside the emulator's start-up (`engine.content`).
     """
 
     by_role: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
-    contents: dict[str, str] = field(default_factory=dict)
+    promises: tuple[Promise, ...] = ()
     identities: dict[str, tuple[FileIdentity, str]] = field(default_factory=dict)
     locks: list[int] = field(default_factory=list)
 
@@ -74,8 +75,6 @@ def open_spec_files(spec: Spec) -> Opened:
             opened.sizes[role] = header.virtual_size_bytes
             opened.identities[role] = (identity_of(descriptor), disk.path)
             opened.locks.append(_lock(disk.path, descriptor, writable))
-            if disk.sha256 is not None:
-                opened.contents[role] = verify_content(descriptor, disk)
     except BaseException:
         opened.close()
         raise

@@ -42,7 +42,7 @@ from casemate.engine.prove_collect import Collected, Progress
 from casemate.engine.prove_report import ProofReport, Unexpected, count
 from casemate.engine.prove_run import Run
 from casemate.engine.readback import DANGEROUS
-from casemate.engine.start import judge_declared, make_plan, waivers_of
+from casemate.engine.start import declare_origin, judge_declared, make_plan, waivers_of
 from casemate.engine.vmfiles import Definition
 from casemate.errors import HostError, VmError
 from casemate.facts.fact import Known
@@ -110,6 +110,7 @@ def prove_spec(
         who, uid_lock, notes = _identity(paths, policy)
         locks.append(uid_lock)
         plan = make_plan(spec, paths, proof_id, spec.name or "proof", who, opened.sizes)
+        declare_origin(plan, paths, policy)
         _judge_plan(plan, waivers, policy)
         _open_rest(plan, opened, own, proof_id)
         labels.apply_labels(plan, opened, own, foreign=True)

@@ -33,8 +33,10 @@ from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.controls.policy import HostPolicy, controls_under, effective_waivers
 from casemate.engine import errorwire, files, hostview, identity, labels, state
 from casemate.engine.aftermath import drop_runtime, end_process, settle
+from casemate.engine.content import Promise, extra_time_s, promises_of
 from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
+from casemate.engine.origins import origin_facts, stored_images
 from casemate.engine.paths import Paths, own_directory
 from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, salvage_struct, this_process
 from casemate.engine.wallreport import wall_report
@@ -99,6 +101,14 @@ def make_plan(spec: Spec, paths: Paths, vm_id: str, name: str, who: Identity, si
     return build_plan(spec, host, emulator, Request(vm_id, name, who, sizes))
 
 
+def declare_origin(plan: LaunchPlan, paths: Paths, policy: HostPolicy) -> tuple[Promise, ...]:
+    """Add to the plan's facts where its disks come from; returns what their content must be."""
+    stored = stored_images(plan.spec, paths)
+    promises = promises_of(plan.spec, stored)
+    plan.declared.update(origin_facts(plan.spec, stored, promises, policy.image))
+    return promises
+
+
 def judge_declared(
     plan: LaunchPlan, waivers: tuple[AppliedWaiver, ...], controls: tuple[Control, ...]
 ) -> tuple[Finding, ...]:
@@ -121,6 +131,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
         who, uid_lock = identity.claim(paths, policy.identity.uids())
         locks.append(uid_lock)
         plan = make_plan(definition.spec, paths, definition.id, definition.name, who, opened.sizes)
+        opened.promises = declare_origin(plan, paths, policy)
         controls = controls_under(policy)
         declared = judge_declared(plan, waivers, controls)
         refused = refusals(declared)
@@ -170,7 +181,8 @@ def start(paths: Paths, definition: Definition, policy: HostPolicy) -> LaunchPla
         with os.fdopen(read_end, "rb") as pipe:
             with contextlib.suppress(ChildProcessError):  # the caller ignores SIGCHLD: the kernel has reaped it
                 os.waitpid(middle, 0)
-            _wait_for_word(pipe.fileno())
+            extra_s = extra_time_s(prepared.opened.promises, prepared.opened.by_role)
+            _wait_for_word(pipe.fileno(), LAUNCH_DEADLINE_S + extra_s)
     except BaseException:
         _give_up(paths, definition.id)
         raise
@@ -188,14 +200,14 @@ def _give_up(paths: Paths, vm_id: str) -> None:
         drop_runtime(paths, vm_id)
 
 
-def _wait_for_word(pipe: int) -> None:
+def _wait_for_word(pipe: int, deadline_s: float) -> None:
     data = bytearray()
-    end = time.monotonic() + LAUNCH_DEADLINE_S
+    end = time.monotonic() + deadline_s
     poller = select.poll()
     poller.register(pipe, select.POLLIN)
     while b"\n" not in data and len(data) < RESULT_MAX_BYTES:
         if not poller.poll(max(0.0, end - time.monotonic()) * 1000):
-            raise VmError("the launch did not finish in time", expected=f"{LAUNCH_DEADLINE_S:.0f} s at most")
+            raise VmError("the launch did not finish in time", expected=f"{deadline_s:.0f} s at most")
         chunk = os.read(pipe, 65536)
         if not chunk:
             break

@@ -17,7 +17,7 @@ The keyring is the trust anchor: who is in it may sign. Bytes in, signers out; t
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from casemate.errors import ImageError
@@ -88,6 +88,14 @@ class Keyring:
                 for name in read(packet, what, "fingerprint", "key_id"):
                     if name:
                         self._certs.setdefault(name.lower(), cert)
+
+    @classmethod
+    def joined(cls, rings: Sequence[Keyring]) -> Keyring:
+        """One keyring of several; of two certificates with one key the first counts."""
+        one = cls.__new__(cls)
+        one.what = f"{rings[0].what} and {len(rings) - 1} more keyrings"
+        one._certs = {name: cert for ring in reversed(rings) for name, cert in ring._certs.items()}
+        return one
 
     def cert_of(self, *names: str | None) -> Cert | None:
         """The certificate that has a key of one of these names (fingerprint or key id)."""

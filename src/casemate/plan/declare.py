@@ -37,7 +37,9 @@ def declare(
     say("img.formats", tuple(sorted({file.image_format for file in files if file.image_format})), "specification")
     say("img.shared-writable", (), "lock on every image")
     say("img.backing", (), "header readers refuse every external reference")
-    say("img.digest-checked", tuple(file.role for file in files if file.role in {"kernel", "initrd"}), "plan")
+    promised = tuple(f"disk{index}" for index, disk in enumerate(spec.disks) if disk.sha256 is not None)
+    booted = tuple(file.role for file in files if file.role in {"kernel", "initrd"})
+    say("img.digest-checked", (*booted, *promised), "plan")
     say("console.bounded", True, f"console.log_max_kib = {spec.console.log_max_kib}")
     say("qmp.transport", "inherited-descriptor", "argv: -chardev socket,fd=")
     if is_provisioned(spec):

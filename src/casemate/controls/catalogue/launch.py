@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from casemate.controls.catalogue import confinement, devices, entropy, host, image, kvm, network, process
+from casemate.controls.catalogue import confinement, devices, entropy, host, image, image_origin, kvm, network, process
 from casemate.controls.drift import DRIFT
 from casemate.controls.model import Control
 
 
 def launch_controls() -> tuple[Control, ...]:
     """Every control that `judge` takes for a launch, host first. Drift is compared, not judged: see `catalogue`."""
-    layers = (host, kvm, devices, confinement, process, network, image, entropy)
+    layers = (host, kvm, devices, confinement, process, network, image, image_origin, entropy)
     return tuple(control for layer in layers for control in layer.CONTROLS)
 
 
