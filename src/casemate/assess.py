@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from casemate.audit.capture_collect import Taken
     from casemate.audit.judging import Setting
     from casemate.audit.run import Request
     from casemate.controls.audit_model import Report, TargetReport
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 __all__ = [
     "audit",
     "audit_stream",
+    "capture_script",
+    "collect_capture",
     "detect",
     "drawn_pictures",
     "emulator_recipe",
     "harden",
     "replace_hardened",
     "surface",
+    "write_capture",
     "write_hardened",
     "write_pictures",
 ]
@@ -191,7 +195,12 @@ def replace_hardened(path: str, hardened: Hardened) -> str:
 
 
 def surface(
-    target: Sequence[str] = (), *, pid: int | None = None, report: Callable[[str], None] = lambda step: None
+    target: Sequence[str] = (),
+    *,
+    pid: int | None = None,
+    measure: bool = False,
+    report: Callable[[str], None] = lambda step: None,
+    progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> dict[str, Any]:
     """The device model of one machine, sorted by risk: the document of ``casemate surface --json``.
 
@@ -199,16 +208,28 @@ def surface(
         target: a VM of ours by name or id, ``builtin``, the path of a specification, a libvirt domain or a file with
             a command line; or a whole QEMU command line.
         pid: a running QEMU in place of a target.
-        report: told one line per long step.
+        measure: boot a guest with four devices and count the work per packet and block; then nothing has to be named.
+        report: told one line per long step. progress: told (done, how many, what comes next) while it counts.
 
     Raises:
-        InputError: nothing named, not there, or nothing that describes a machine.
+        InputError: nothing named, not there, or nothing that describes a machine. HostError, VmError: the measuring
+            guest could not be had, or failed.
     """
-    from casemate.audit.surface_targets import look_at
     from casemate.facts.cve_table import table
-    from casemate.surface.build import surface_document
+    from casemate.surface.build import measuring_document, surface_document
 
-    return surface_document(look_at(target, pid, report), table())
+    document = measuring_document()
+    if target or pid is not None or not measure:
+        from casemate.audit.surface_targets import look_at
+
+        document = surface_document(look_at(target, pid, report), table())
+    if measure:
+        from casemate.engine.measure import measure as count
+        from casemate.engine.paths import default_paths
+        from casemate.engine.policy_file import read_policy
+
+        document["measured"] = count(default_paths(), read_policy(None), report=report, progress=progress)
+    return document
 
 
 def drawn_pictures(document: dict[str, Any], width: int = 80) -> list[str]:
@@ -262,3 +283,35 @@ def emulator_recipe(*, tcg: bool = False) -> Recipe:
     from casemate.controls.recipe import build_recipe
 
     return build_recipe(tcg=tcg)
+
+
+def collect_capture(*, progress: Callable[[int, int, str], None] = lambda done, of, what: None) -> Taken:
+    """What ``casemate audit`` needs to judge this host elsewhere, in memory: bounded, filtered, without secrets.
+
+    Raises:
+        HostError: it is larger than a capture may be, or there is no /proc.
+    """
+    from casemate.audit.capture_collect import collect_capture as collect
+    from casemate.audit.run import host_name, tool_version
+    from casemate.facts.root import Root
+
+    return collect(Root(), host_name(Root()), f"casemate {tool_version()}", progress=progress)
+
+
+def write_capture(taken: Taken, path: str) -> int:
+    """Write a capture as an archive (packed when the name ends in .gz or .tgz), all at once; returns its size in bytes.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    from casemate.audit.capture_write import write_capture as write
+
+    return write(taken, path)
+
+
+def capture_script() -> str:
+    """A shell script that makes the same capture on a host without Python."""
+    from casemate.audit.capture_script import script
+    from casemate.audit.run import tool_version
+
+    return script(f"casemate {tool_version()}")

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from casemate.audit.capture_filters import FILTERS, PRIVATE_KEY
-from casemate.audit.capture_model import VERSION, Manifest, Status
+from casemate.audit.capture_model import NUMBER_MAX, VERSION, Manifest, Status
 from casemate.audit.capture_paths import (
     ANSWERS,
     CGROUP_FILES,
@@ -43,6 +43,7 @@ _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ENXIO)
 _RELEASE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,127}")
 _PLAIN: Final = re.compile(r"/[\x20-\x7e]*")
 _KEY_BLOCK: Final = re.compile(PRIVATE_KEY.encode())
+_PF_KTHREAD: Final = 0x0020_0000
 _MATCHES_MAX: Final = 20_000
 _CGROUP_DEPTH: Final = 64
 
@@ -274,7 +275,9 @@ class _Taker:
             self._not_read(path, error)
             return
         which = (found.st_rdev, found.st_dev, found.st_ino, found.st_size)
-        self.status[path] = Status(path, found.st_mode, found.st_uid, found.st_gid, *which)
+        self.status[path] = Status(
+            path, found.st_mode, found.st_uid, found.st_gid, *(number & NUMBER_MAX for number in which)
+        )
 
     def _link(self, path: str) -> None:
         try:
@@ -301,7 +304,8 @@ class _Taker:
             self._process(process.pid, process.start_time)
         pids = {process.pid for process in ours}
         for name in self.names.get("/proc", ()):
-            if name.isdigit() and int(name) not in pids and f"/proc/{name}/stat" in self.files:
+            stat = self.files.get(f"/proc/{name}/stat", b"").rpartition(b")")[2].split()
+            if len(stat) > 6 and int(name) not in pids and not int(stat[6]) & _PF_KTHREAD:
                 try:
                     self._root.list_dir(f"/proc/{name}/fd", MAX_PROCESSES)
                     self.names[f"/proc/{name}/fd"] = ()  # none of them leads to a machine of KVM

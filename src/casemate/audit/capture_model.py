@@ -12,9 +12,12 @@ MANIFEST: Final = "casemate-capture.json"
 TREE: Final = "root/"
 """What the names of all others begin with."""
 VERSION: Final = 1
+ARCHIVE_BYTES: Final = 256 << 20
+"""Of an archive, packed or not."""
 
 _Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]
-_Number = Annotated[int, Meta(ge=0, le=(1 << 64) - 1)]
+NUMBER_MAX: Final = (1 << 63) - 1
+_Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ COLLECTORS: tuple[str, ...] = (
     "casemate.facts.kernel_collect:collect_kernel",
     "casemate.facts.libvirt_config:collect_libvirt",
     "casemate.facts.os_collect:collect_os",
+    "casemate.facts.entropy:collect_entropy",
 )
 """Functions ``(root) -> Facts``. Of two that know a fact under one name the later one counts."""
 
@@ -84,7 +85,7 @@ def _lsm_without_securityfs(root: Root) -> Facts:
     except OSError as error:
         import errno
 
-        if error.errno == errno.EINVAL and root.is_live:
+        if error.errno == errno.EINVAL and root.keeps_errors:
             return {"host.lsm": Known((), "/proc/self/attr/current: no LSM gives labels; securityfs is not mounted")}
         return {"host.lsm": Unknown(f"securityfs is not mounted; /proc/self/attr/current: {error.strerror}")}
     return {"host.lsm": Unknown(f"securityfs is not mounted, and processes have labels ({label[:40]!r})")}

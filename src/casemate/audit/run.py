@@ -55,12 +55,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.targets or self.pids or self.libvirt or self.command_line)
 
 
-class _Audit:
-    """What is looked at once and used by several targets."""
+class HostAudit:
+    """What is looked at once and used by several targets.
 
-    def __init__(self, root: Root, setting: Setting) -> None:
+    ``origin``: what the tree is, for one that is not this host's own. ``belongs``: name of the host that its targets
+    belong to, when that is not this one.
+    """
+
+    def __init__(self, root: Root, setting: Setting, *, origin: str = "", belongs: str = "") -> None:
         self.root = root
         self.setting = setting
+        self.origin = origin
+        self.belongs = belongs
 
     @cached_property
     def host(self) -> tuple[Facts, tuple[str, ...]]:
@@ -74,7 +80,9 @@ class _Audit:
 
     def report_host(self) -> TargetReport:
         facts, notes = self.host
-        target = Target(TargetKind.HOST, host_name(self.root), str(self.root.base))
+        target = Target(
+            TargetKind.HOST, self.belongs or host_name(self.root), self.origin or str(self.root.base), self.belongs
+        )
         stage = Stage.OBSERVED
         return report_on(target, facts, (Subject.HOST,), self.setting, stage=stage, notes=notes)
 
@@ -86,7 +94,8 @@ class _Audit:
         shared = {name: fact for name, fact in self.host[0].items() if name.startswith(HOST_NAMES)}
         facts = shared | live_facts(vm, self.live, self.root, described, files)
         kind = TargetKind.VM if vm.own is not None else TargetKind.PROCESS
-        target = Target(kind, vm.name, f"/proc/{vm.found.pid} ({vm.origin})")
+        where = f"{self.origin} " if self.origin else ""
+        target = Target(kind, vm.name, f"{where}/proc/{vm.found.pid} ({vm.origin})", self.belongs)
         if vm.own is not None:
             notes = (*notes, *vm.own.notes)
         compared = _compare(vm, facts)
@@ -176,7 +185,7 @@ def audit_stream(
     Raises:
         InputError: what was named does not exist or is nothing that can be audited, and it was the only one.
     """
-    audit = _Audit(Root(request.root) if request.root else Root(), setting)
+    audit = HostAudit(Root(request.root) if request.root else Root(), setting)
     if request.is_whole_host:
         yield from audit.report_whole(progress)
         return
@@ -198,7 +207,7 @@ def audit_stream(
     progress(len(steps), len(steps), "")
 
 
-def _steps(request: Request, audit: _Audit) -> Iterator[tuple[str, Callable[[], Iterator[TargetReport]]]]:
+def _steps(request: Request, audit: HostAudit) -> Iterator[tuple[str, Callable[[], Iterator[TargetReport]]]]:
     for pid in request.pids:
         yield f"process {pid}", partial(audit.report_pid, pid)
     if request.command_line:
@@ -216,7 +225,7 @@ def _command_line(command: Sequence[str], setting: Setting) -> Iterator[TargetRe
     yield report_document(TargetKind.COMMAND_LINE, data, "command line", setting)
 
 
-def _named(target: Named, audit: _Audit) -> Iterator[TargetReport]:
+def _named(target: Named, audit: HostAudit) -> Iterator[TargetReport]:
     vms = [vm for vm in audit.live.vms if vm.own is not None and target.is_vm(vm.own.id, vm.own.name)]
     if vms:
         yield from (audit.report_vm(vm) for vm in vms)

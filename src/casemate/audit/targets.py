@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from casemate.audit.capture_model import ARCHIVE_BYTES
 from casemate.audit.documents import HEAD_BYTES, kind_of, report_document, report_image
 from casemate.audit.judging import Setting
 from casemate.audit.text import DOCUMENT_BYTES, open_regular, read_input
@@ -69,15 +70,21 @@ def _file(descriptor: int, name: str, setting: Setting) -> Iterator[TargetReport
         yield report_named_emulator(name, setting)
         return
     if kind == "capture":
-        raise InputError(f"{name}: this kind of target cannot be audited yet", got=kind, expected=_EXPECTED)
+        from casemate.audit.captures import report_capture
+
+        yield from report_capture(_all_of(descriptor, ARCHIVE_BYTES, name), name, setting)
+        return
     if kind == "image":
         yield report_image(descriptor, name, setting)
     else:
-        try:
-            data = read_all(descriptor, DOCUMENT_BYTES, name)
-        except OSError as error:
-            raise InputError(f"cannot read {name}", got=(error.strerror or str(error)).lower()) from None
-        yield from _by_content(kind, data, name, setting)
+        yield from _by_content(kind, _all_of(descriptor, DOCUMENT_BYTES, name), name, setting)
+
+
+def _all_of(descriptor: int, limit_bytes: int, name: str) -> bytes:
+    try:
+        return read_all(descriptor, limit_bytes, name)
+    except OSError as error:
+        raise InputError(f"cannot read {name}", got=(error.strerror or str(error)).lower()) from None
 
 
 def _by_content(kind: str, data: bytes, source: str, setting: Setting) -> Iterator[TargetReport]:

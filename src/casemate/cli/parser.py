@@ -19,7 +19,7 @@ SPEC_HELP = "a specification (TOML), a disk image (qcow2 or raw, told by content
 VM_HELP = "name, id, or unique beginning of the id"
 LAYERS = ("namespaces", "root", "identity", "capabilities", "cgroup", "rlimits", "landlock", "seccomp")
 
-ASSESS: tuple[str, ...] = ("args_audit", "args_risk", "args_harden", "args_surface", "args_emulator", "args_image")
+ASSESS: tuple[str, ...] = ("args_audit", "args_capture", "args_risk", "args_harden", "args_surface", "args_emulator", "args_image")
 """Modules with the arguments of the commands that assess; each has ``add(commands)``."""
 
 EPILOG = """\

@@ -53,6 +53,7 @@ class MemoryRoot(Root):
     def __init__(self, tree: MemoryTree, name: str) -> None:
         super().__init__(_NOWHERE)
         self.name = name
+        self.keeps_errors = True
         self._tree = tree
         self._files = tree.files
 

@@ -30,6 +30,8 @@ class Root:
     def __init__(self, base: Path | str = "/") -> None:
         self.base = Path(base)
         self.is_live = self.base == Path("/")
+        self.keeps_errors = self.is_live
+        """Whether an error is the one that the host's kernel gave, and not one of a copy of its files."""
 
     def __repr__(self) -> str:
         return f"Root({str(self.base)!r})"
