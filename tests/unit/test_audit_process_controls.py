@@ -18,6 +18,8 @@ GOOD: dict[str, Value] = {
     "proc.loader-environment": (),
     "proc.personality": 0,
     "proc.oom-score-adj": 0,
+    "vmm.manager": "libvirt",
+    "vmm.domain-drift": (),
 }
 MUTATIONS: dict[str, tuple[str, Value]] = {
     "proc.helpers": ("proc.helpers-faults", ("swtpm 9: runs as root",)),
@@ -26,6 +28,7 @@ MUTATIONS: dict[str, tuple[str, Value]] = {
     "proc.loader-environment": ("proc.loader-environment", ("LD_PRELOAD",)),
     "proc.personality": ("proc.personality", 0x0004_0000),
     "proc.oom-score-adj": ("proc.oom-score-adj", -1),
+    "vmm.domain-drift": ("vmm.domain-drift", ("device not written down: e1000",)),
 }
 
 

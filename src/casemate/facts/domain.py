@@ -47,6 +47,8 @@ def read_domain(xml: bytes, source: str) -> Machine:
     for number, element in enumerate(devices.children):
         origin = f"devices/{element.tag}[{number}]"
         reader = READERS.get(element.tag)
+        if _is_on_root_bus(element):
+            draft.on_root_bus.add(origin)
         if element.tag == "disk":
             read_disk(draft, element, origin)
         elif reader is None:
@@ -79,7 +81,8 @@ def _implied(draft: DomainDraft, domain: Element) -> None:
     if domain.child("features").child("vmcoreinfo").get("state", "off") == "on":
         draft.device("vmcoreinfo", {}, "features/vmcoreinfo")
     stated = any(device.type == "pcie-root-port" for device in draft.devices)
-    if draft.family == "q35" and not stated and any(_needs_port(device.type) for device in draft.devices):
+    unplaced = [d for d in draft.devices if d.origin not in draft.on_root_bus]
+    if draft.family == "q35" and not stated and any(_needs_port(device.type) for device in unplaced):
         draft.device("pcie-root-port", {}, "libvirt adds PCI Express ports")
     if (
         draft.family == "q35"
@@ -92,6 +95,15 @@ def _implied(draft: DomainDraft, domain: Element) -> None:
 _CONVENTIONAL = frozenset(
     {"rtl8139", "e1000", "pcnet", "ne2k_pci", "i82551", "i6300esb", "lsi53c895a", "AC97", "ES1370", "am53c974", "dc390"}
 )
+
+
+def _is_on_root_bus(element: Element) -> bool:
+    """Whether the domain says itself that the device sits on the root bus, where it needs no port."""
+    address = element.child("address")
+    try:
+        return address.get("type") == "pci" and int(address.get("bus", "0"), 0) == 0
+    except ValueError:
+        return False
 
 
 def _needs_port(kind: str) -> bool:

@@ -32,6 +32,7 @@ def read_disk(draft: DomainDraft, element: Element, origin: str) -> None:
             shareable=element.has("shareable"),
             snapshot=element.has("transient"),
             encrypted=element.has("encryption") or element.child("source").has("encryption") or image_format == "luks",
+            tls=element.child("source").get("tls") == "yes",
             device=kind,
             origin=origin,
             id=name,

@@ -11,7 +11,8 @@ from casemate.facts.qemu_argv_names_data import BACKEND_KEYS
 
 
 class DomainDraft:
-    """Everything found so far. ``family``: pc, q35, microvm …; ``controllers``: kinds that the domain names."""
+    """Everything found so far. ``family``: pc, q35, microvm …; ``controllers``: kinds that the domain names.
+    ``on_root_bus``: origins of elements with an address on PCI bus 0."""
 
     def __init__(self, family: str) -> None:
         self.family = family
@@ -21,6 +22,7 @@ class DomainDraft:
         self.unreadable: list[str] = []
         self.secrets: list[str] = []
         self.controllers: set[str] = set()
+        self.on_root_bus: set[str] = set()
         self.display = ""
         self.serial_console: tuple[Element, str] | None = None
         self._counts: dict[str, int] = {}

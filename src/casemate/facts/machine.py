@@ -37,7 +37,8 @@ class Backend(msgspec.Struct, frozen=True):
 class Disk(msgspec.Struct, frozen=True):
     """One image. ``format``: empty when nobody says it (QEMU would guess). ``device``: QOM type of the front.
     ``protocol``: ``file``, ``host_device`` or a network's (``nbd``, ``rbd``, ``https``). ``backing``: the files below
-    it as the description names them; None when it does not say and the image's own header decides."""
+    it as the description names them; None when it does not say and the image's own header decides. ``tls``: whether the
+    way to a remote image is encrypted by the connection itself."""
 
     path: str
     format: str = ""
@@ -50,6 +51,7 @@ class Disk(msgspec.Struct, frozen=True):
     id: str = ""
     protocol: str = "file"
     backing: tuple[str, ...] | None = None
+    tls: bool = False
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,10 +13,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
-from casemate.facts.machine import Backend, Device, Machine
+from casemate.facts.fact import Facts, Stage
+from casemate.facts.machine import Backend, Device, Disk, Machine
 from casemate.facts.machine_boards import irqchip_of
+from casemate.facts.machine_confidential import may_debug
+from casemate.facts.machine_network import network_facts
 from casemate.facts.machine_risks import is_display, is_insecure, is_usb
+from casemate.facts.machine_sayer import Sayer
 from casemate.facts.qemu_argv_text import is_off, is_on
 
 _HIDING: Final = frozenset(
@@ -39,21 +42,6 @@ _PASSED: Final = re.compile(r"vfio-.*|x-pci-proxy-dev|usb-host|pci-assign|kvm-pc
 _SHARED: Final = re.compile(r"virtio-9p.*|vhost-user-.*|ivshmem.*|virtio-fs.*")
 
 
-class _Sayer:
-    """Collects facts of one stage from one source."""
-
-    def __init__(self, source: str, stage: Stage) -> None:
-        self.source = source
-        self.stage = stage
-        self.facts: Facts = {}
-
-    def say(self, name: str, value: Value, place: str) -> None:
-        self.facts[name] = Known(value, f"{self.source}: {place}", self.stage)
-
-    def miss(self, name: str, why: str) -> None:
-        self.facts[name] = Unknown(f"{self.source}: {why}")
-
-
 def machine_facts(machine: Machine, stage: Stage) -> Facts:
     """The facts of one machine.
 
@@ -61,12 +49,12 @@ def machine_facts(machine: Machine, stage: Stage) -> Facts:
         machine: as a reader gave it.
         stage: DECLARED for a document, OBSERVED when the machine was read from a live process.
     """
-    sayer = _Sayer(machine.source or machine.form, stage)
+    sayer = Sayer(machine.source or machine.form, stage)
     types = tuple(sorted({device.type for device in machine.devices}))
     _board(sayer, machine, types)
     _devices(sayer, machine, types)
     _memory(sayer, machine)
-    _network(sayer, machine)
+    network_facts(sayer, machine)
     _images(sayer, machine)
     _access(sayer, machine)
     _guest(sayer, machine)
@@ -84,7 +72,7 @@ def machine_facts(machine: Machine, stage: Stage) -> Facts:
     return sayer.facts
 
 
-def _board(sayer: _Sayer, machine: Machine, types: tuple[str, ...]) -> None:
+def _board(sayer: Sayer, machine: Machine, types: tuple[str, ...]) -> None:
     options = machine.board_options
     sayer.say("vm.vmm", machine.vmm, "which VMM it is for")
     sayer.say("vm.form", machine.form, "what was read")
@@ -109,7 +97,7 @@ def _board(sayer: _Sayer, machine: Machine, types: tuple[str, ...]) -> None:
     _cpu(sayer, machine)
 
 
-def _cpu(sayer: _Sayer, machine: Machine) -> None:
+def _cpu(sayer: Sayer, machine: Machine) -> None:
     flags = machine.cpu_flags
     model = machine.cpu_model
     stated_on = tuple(
@@ -159,7 +147,7 @@ def _mitigations(machine: Machine) -> str:
     return "none"
 
 
-def _devices(sayer: _Sayer, machine: Machine, types: tuple[str, ...]) -> None:
+def _devices(sayer: Sayer, machine: Machine, types: tuple[str, ...]) -> None:
     place = "devices"
     sayer.say("dev.types", types, place)
     sayer.say("dev.insecure-types", tuple(kind for kind in types if is_insecure(kind)), place)
@@ -208,7 +196,7 @@ def _uses_vhost(backend: Backend) -> bool:
     return forced or any(properties.get(name) for name in ("vhostfd", "vhostfds"))
 
 
-def _memory(sayer: _Sayer, machine: Machine) -> None:
+def _memory(sayer: Sayer, machine: Machine) -> None:
     options = machine.board_options
     sayer.say("mem.merge", not is_off(options.get("mem-merge")), "mem-merge")
     dump = options.get("dump-guest-core")
@@ -231,67 +219,7 @@ def _memory(sayer: _Sayer, machine: Machine) -> None:
     sayer.say("mem.shared", tuple(sorted(shared)), "memory back-ends with share=on")
 
 
-_NET_WORST: Final = ("user", "bridge", "tap", "vde", "l2tpv3", "socket", "dgram", "stream", "af-xdp", "netmap")
-
-
-def _network(sayer: _Sayer, machine: Machine) -> None:
-    nets = [backend for backend in machine.backends if backend.kind == "netdev" and backend.type != "hubport"]
-    kinds = {_net_kind(backend) for backend in nets}
-    rank = {kind: number for number, kind in enumerate(_NET_WORST)}
-    worst = min(kinds, key=lambda kind: (rank.get(kind, len(rank)), kind), default="none")
-    sayer.say("net.backend", worst, "network back-ends")
-    published = tuple(sorted(rule for backend in nets for rule in _published(backend)))
-    sayer.say("net.published", published, "hostfwd and portForward")
-    wide = tuple(rule for rule in published if not rule.startswith(("127.", "[::1]", "::1")))
-    sayer.say("net.publish-wide", wide, "hostfwd and portForward")
-    if not nets:
-        sayer.say("net.egress", "none", "no network")
-        sayer.say("net.host-loopback", False, "no network")
-    else:
-        sayer.say("net.egress", "any", "nothing in the description limits it")
-        if worst == "passt":
-            sayer.miss("net.host-loopback", "how passt was started decides (--no-map-gw), not the description")
-        elif "user" in kinds:
-            limited = all(is_on(b.properties.get("restrict")) for b in nets if b.type == "user")
-            sayer.say("net.host-loopback", not limited, "slirp reaches the host's loopback through its gateway address")
-        else:
-            sayer.say("net.host-loopback", False, "a TAP or socket has no way to the loopback")
-    bridged = [b for b in nets if _net_kind(b) in ("tap", "bridge")]
-    sayer.say("net.bridged", len(bridged), "network back-ends")
-    if machine.form == "libvirt":
-        open_cards = tuple(b.id for b in bridged if "filter" not in b.properties)
-        sayer.say("net.unfiltered", open_cards, "interface/filterref")
-        alone = tuple(b.id for b in bridged if not (is_on(b.properties.get("isolated")) or b.properties.get("vlan")))
-        sayer.say("net.not-isolated", alone, "interface/port and interface/vlan")
-    else:
-        why = "the bridge's own filters decide; a command line does not show them"
-        for name in ("net.unfiltered", "net.not-isolated"):
-            if bridged:
-                sayer.miss(name, why)
-            else:
-                sayer.say(name, (), "no bridged network")
-
-
-def _net_kind(backend: Backend) -> str:
-    if backend.properties.get("passt"):
-        return "passt"
-    if backend.type == "stream" and not backend.path and backend.properties.get("addr.type") == "fd":
-        return "passt" if not is_on(backend.properties.get("server")) else "stream"
-    return backend.type
-
-
-def _published(backend: Backend) -> list[str]:
-    found = []
-    for name, value in backend.properties.items():
-        if name == "hostfwd" or name.startswith("hostfwd."):
-            _, _, rest = value.removeprefix("str=").partition(":")
-            address, _, _ = rest.partition("-")
-            host, _, port = address.rpartition(":")
-            found.append(f"{host or '0.0.0.0'}:{port}")  # noqa: S104  a name for what slirp does
-    return found
-
-
-def _images(sayer: _Sayer, machine: Machine) -> None:
+def _images(sayer: Sayer, machine: Machine) -> None:
     disks = machine.disks
     place = "disks"
     names = [disk.id or disk.path.rpartition("/")[2] or str(number) for number, disk in enumerate(disks)]
@@ -309,7 +237,7 @@ def _images(sayer: _Sayer, machine: Machine) -> None:
         (n, d) for n, d in zip(names, disks, strict=True) if d.protocol not in ("file", "host_device", "host_cdrom")
     ]
     sayer.say("img.remote", tuple(f"{n}: {d.protocol}" for n, d in remote), place)
-    sayer.say("img.remote-clear", tuple(f"{n}: {d.protocol}" for n, d in remote if not d.encrypted), place)
+    sayer.say("img.remote-clear", tuple(f"{n}: {d.protocol}" for n, d in remote if not _is_hidden(d)), place)
     plain = tuple(n for n, d in zip(names, disks, strict=True) if not d.encrypted and not d.read_only)
     sayer.say("img.unencrypted", plain, place)
     sayer.say("img.paths", tuple(sorted({disk.path for disk in disks if disk.path})), place)
@@ -320,10 +248,15 @@ def _images(sayer: _Sayer, machine: Machine) -> None:
             sayer.miss(name, "the description does not say where the images come from")
 
 
+def _is_hidden(disk: Disk) -> bool:
+    """Whether nobody between this host and the store can read along."""
+    return disk.encrypted or disk.tls or disk.protocol in ("https", "ftps", "ssh", "sftp")
+
+
 _WAYS: Final = ("tcp", "telnet", "websocket", "udp", "vc", "unknown", "unix", "pty", "stdio", "pipe", "file", "tty")
 
 
-def _access(sayer: _Sayer, machine: Machine) -> None:
+def _access(sayer: Sayer, machine: Machine) -> None:
     if machine.monitors == ("libvirt",):
         sayer.miss(
             "qmp.transport", "libvirt makes a socket of its own; who can open it shows on the host where it runs"
@@ -404,7 +337,7 @@ def _serial_network(machine: Machine) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _guest(sayer: _Sayer, machine: Machine) -> None:
+def _guest(sayer: Sayer, machine: Machine) -> None:
     sayer.say("ent.virtio-rng", _entropy(machine), "rng devices")
     rngs = [device for device in machine.devices if device.type.startswith("virtio-rng")]
     free = tuple(device.id or device.type for device in rngs if not device.properties.get("max-bytes"))
@@ -415,7 +348,13 @@ def _guest(sayer: _Sayer, machine: Machine) -> None:
     sayer.say("guest.agent", any(name.startswith("org.qemu.guest_agent") for name in channels), "virtio-serial ports")
     sayer.say("cc.type", machine.launch_security or "none", "launch security")
     if machine.launch_security:
-        sayer.miss("cc.debug", "the launch policy is not decoded yet")
+        debug = may_debug(machine)
+        if debug is None:
+            sayer.miss(
+                "cc.debug", f"the launch policy of {machine.launch_security} is not stated, or is none known here"
+            )
+        else:
+            sayer.say("cc.debug", debug, "launch policy")
     sayer.say("vm.firmware", _firmware(machine), "firmware")
     sayer.say("vm.tpm", any(d.type.startswith(("tpm-", "spapr-tpm")) for d in machine.devices), "devices")
 

@@ -94,6 +94,7 @@ def _drive(
         shareable=is_on(front.get("share-rw")),
         snapshot=draft.snapshot or is_on(properties.get("snapshot")),
         encrypted=_encrypted(layout) or image_format == "luks",
+        tls=_has_tls(layout),
         device=kind,
         origin=origin,
         id=name,
@@ -149,6 +150,7 @@ def _node_disk(draft: Draft, nodes: Mapping[str, Properties], name: str, kind: s
         shareable=is_on(front.get("share-rw")),
         snapshot=draft.snapshot,
         encrypted=_encrypted(top) or image_format == "luks",
+        tls=any(_has_tls(node) for node in nodes.values() if node.get("driver") == protocol or node is top),
         device=kind,
         origin=f"-blockdev {name}",
         id=name,
@@ -217,6 +219,10 @@ def _referenced(nodes: Mapping[str, Properties]) -> set[str]:
 
 def _encrypted(properties: Mapping[str, str]) -> bool:
     return any(key.startswith("encrypt.") or key in ("key-secret", "encryption-key-secret") for key in properties)
+
+
+def _has_tls(properties: Mapping[str, str]) -> bool:
+    return any(key.rpartition(".")[2] == "tls-creds" for key in properties)
 
 
 def _protocol(path: str, properties: Mapping[str, str]) -> str:

@@ -25,8 +25,8 @@ def transport(text: str) -> str:
 
 
 def chardev_transport(driver: str, properties: Mapping[str, str]) -> str:
-    """The same for a -chardev. ``fd``: an inherited connection; ``fd-server:N``: an inherited listening socket, to which
-    somebody else made a name."""
+    """The same for a -chardev. ``fd``: an inherited connection; ``fd-server:N``: an inherited listening socket, to
+    which somebody else made a name."""
     if driver == "socket":
         listens = is_on(properties.get("server"))
         if properties.get("fd"):
