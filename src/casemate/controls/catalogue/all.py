@@ -22,6 +22,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "guest_audit",
     "confidential_audit",
     "entropy_audit",
+    "provision_audit",
     "emulator_audit",
 )
 """Modules below this package whose ``CONTROLS`` only audits judge; imported on use, because a launch needs none."""
