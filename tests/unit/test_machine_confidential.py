@@ -12,7 +12,8 @@ from casemate.facts.qemu_argv import read_argv
 def domain(security: str, devices: str = "") -> bytes:
     return (
         f"<domain type='kvm'><name>a</name><os><type machine='q35'>hvm</type></os><features><acpi/></features>"
-        f"<devices><controller type='usb' model='none'/><memballoon model='none'/>{devices}</devices>{security}</domain>"
+        f"<devices><controller type='usb' model='none'/><memballoon model='none'/>{devices}</devices>"
+        f"{security}</domain>"
     ).encode()
 
 
