@@ -13,6 +13,7 @@ examples:
   casemate surface web                             a VM of ours, its live device tree
   casemate surface vm.xml --paths                  a libvirt domain, with the way of each packet and block
   casemate surface --svg paths.svg -- qemu-system-x86_64 -m 1G -nic user,model=e1000
+  casemate surface --measure                       count the work per packet and per block on this host
 
 Rows are sorted by risk: what the history of vulnerabilities says about the part, the host kernel's share first.
 After "hardened" stands how much of that history would still reach what casemate harden makes of the machine.
@@ -48,6 +49,12 @@ def add(commands: Commands) -> None:
     surface.add_argument("--pid", type=int, metavar="PID", help="a running QEMU by its process id")
     surface.add_argument("--paths", action="store_true", help="draw the way of packets and blocks in the terminal")
     surface.add_argument("--svg", metavar="FILE", help="write those pictures to FILE, as one SVG")
+    surface.add_argument(
+        "--measure",
+        action="store_true",
+        help="boot a guest in our wall with e1000, virtio-net, IDE and virtio-blk, and count the work of each packet "
+        "and block; without TARGET only that",
+    )
     add_json(surface)
     detect = add_command(
         commands,

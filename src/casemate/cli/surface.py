@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from casemate import assess
 from casemate.cli import output
 from casemate.errors import ExitCode
 
+_CHIPS = {"on": "in the host's kernel", "split": "split: only the local APIC in the kernel", "off": "in the emulator"}
+_SIDES = (("emulator", "in the emulator"), ("kernel", "in the host's kernel"), ("vmm", "in libvirt and others"))
+
 
 def surface(arguments: argparse.Namespace) -> int:
     """Show one machine, measure, or both."""
-    with output.working("surface") as report:
-        document = assess.surface(arguments.target, pid=arguments.pid, report=report)
+    with output.working("surface") as report, _progress() as progress:
+        document = assess.surface(
+            arguments.target, pid=arguments.pid, measure=arguments.measure, report=report, progress=progress
+        )
     if arguments.svg:
-        _write_svg(arguments.svg, document)
+        assess.write_pictures(arguments.svg, document)
+        output.note(f"pictures of {', '.join(document['paths'])} written to {arguments.svg}")
     if arguments.json:
         output.print_json(document)
         return ExitCode.DONE
-    _print(document)
+    if document["rows"]:
+        _print(document)
+    if document["measured"] is not None:
+        _measured(document["measured"])
     if arguments.paths:
         _draw(document)
     return ExitCode.DONE
 
 
-def _write_svg(path: str, document: dict[str, Any]) -> None:
-    """Write the pictures; without any there is no file."""
-    assess.write_pictures(path, document)
-    output.note(f"pictures of {', '.join(document['paths'])} written to {path}")
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr while it counts, on a terminal only; made when the first word comes."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, what: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    task = bar.add_task("measure", total=None)
+
+    def progress(done: int, total: int, what: str) -> None:
+        if done == 0:
+            bar.start()
+        bar.update(task, completed=done, total=total, description=output.plain(what), refresh=True)
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
 
 
 def _draw(document: dict[str, Any]) -> None:
@@ -57,9 +87,6 @@ def _print(document: dict[str, Any]) -> None:
                 print(f"  {output.plain(line)}")
 
 
-_CHIPS = {"on": "in the host's kernel", "split": "split: only the local APIC in the kernel", "off": "in the emulator"}
-
-
 def _row(row: dict[str, Any]) -> list[str]:
     name = row["type"] if row["count"] == 1 else f"{row['count']} × {row['type']}"
     without = row["go"] + (f" (costs: {row['cost']})" if row["go"] and row["cost"] else "")
@@ -73,11 +100,7 @@ def _history(history: dict[str, Any]) -> None:
         print(f"  unknown: {output.plain(history['hardened_why'])}")
         return
     rows = []
-    for side, words in (
-        ("emulator", "in the emulator"),
-        ("kernel", "in the host's kernel"),
-        ("vmm", "in libvirt and others"),
-    ):
+    for side, words in _SIDES:
         before = [cve for cve in reached if cve["side"] == side]
         after = None if hardened is None else [cve for cve in hardened if cve["side"] == side]
         rows.append(_counts(words, before, after))
@@ -92,3 +115,30 @@ def _history(history: dict[str, Any]) -> None:
 def _counts(words: str, before: list[dict[str, Any]], after: list[dict[str, Any]] | None) -> list[str]:
     code = sum("R" in cve["impact"] for cve in before)
     return [words, str(len(before)), str(code), "unknown" if after is None else str(len(after))]
+
+
+def _measured(measured: dict[str, Any]) -> None:
+    rows = []
+    for row in measured["rows"]:
+        numbers = row["per_unit"]
+        rows.append(
+            [
+                row["device"],
+                row["direction"] + ("" if row["paced"] else ", back to back"),
+                str(row["size_bytes"]),
+                *(f"{numbers[name]:.2f}" for name in ("accesses", "notifications", "interrupts")),
+            ]
+        )
+    print()
+    header = ("DEVICE", "DIRECTION", "BYTES", "ACCESSES", "NOTIFICATIONS", "INTERRUPTS")
+    output.print_table("Work per packet and per block", header, rows)
+    print()
+    _paragraph(measured["how"])
+    _paragraph(f"Exits by reason: {measured['exits']}.")
+    _paragraph(f"vhost-net: {measured['vhost_net']}.")
+
+
+def _paragraph(text: str) -> None:
+    import textwrap
+
+    print(textwrap.fill(output.plain(text), width=100))

@@ -17,7 +17,7 @@ import msgspec
 from casemate.facts.cve_table import Cve, CveTable, marks_of
 from casemate.facts.fact import Facts, Known
 from casemate.surface.kinds_data import kind_of
-from casemate.surface.paths_data import devices_in
+from casemate.surface.paths_data import DEVICES, devices_in
 
 SURFACE_SCHEMA: Final = "casemate.surface/1"
 _OBJECTS: Final = (
@@ -116,6 +116,25 @@ def surface_document(look: Look, table: CveTable) -> dict[str, Any]:
             for key, fact in facts.items()
             if key.startswith(("dev.", "kvm.")) and not isinstance(fact, Known)
         ),
+    }
+
+
+def measuring_document() -> dict[str, Any]:
+    """A document without a machine, for a measurement alone: the paths of every device that is measured."""
+    return {
+        "schema": SURFACE_SCHEMA,
+        "name": "",
+        "source": "",
+        "stage": "",
+        "machine": "",
+        "accel": "tcg",
+        "irqchip": "",
+        "rows": [],
+        "history": None,
+        "paths": [device for device in DEVICES if device != "vhost-net"],
+        "measured": None,
+        "notes": [],
+        "unknown": [],
     }
 
 

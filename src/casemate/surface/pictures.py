@@ -17,7 +17,7 @@ def paths_in(document: dict[str, Any]) -> tuple[Path, ...]:
 
 
 def figures_in(document: dict[str, Any]) -> dict[str, Any] | None:
-    """Numbers per packet and block by device and direction, at the middle size; None when nothing was measured."""
+    """Numbers per packet and block by device and direction; None when nothing was measured."""
     measured = document["measured"]
     return None if measured is None else measured["per_unit"]
 

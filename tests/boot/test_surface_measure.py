@@ -1,0 +1,56 @@
+"""surface --measure for real: a guest in our wall, four devices, packets and blocks that are counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from casemate.engine.measure import Workload, measured_document, run_workload
+from casemate.engine.measure_guest import measure_guest
+from casemate.engine.measure_run import measuring_vm
+from casemate.engine.paths import default_paths
+from casemate.engine.policy_file import read_policy
+from casemate.errors import HostError
+
+pytestmark = [pytest.mark.boot]
+FEW, MANY = 20, 60
+
+
+def test_virtio_needs_less_of_the_emulator_than_old_hardware() -> None:
+    paths = default_paths()
+    try:
+        guest = measure_guest(paths.cache, lambda step: None)
+    except HostError as error:
+        pytest.skip(f"no plain kernel to be had: {error}")
+    works = [
+        Workload(d, way, 512, n)
+        for d in ("e1000", "virtio-net")
+        for way in ("transmit", "receive")
+        for n in (FEW, MANY)
+    ]
+    works += [
+        Workload(d, way, 4096, n) for d in ("ide", "virtio-blk") for way in ("read", "write") for n in (FEW, MANY)
+    ]
+    with measuring_vm(paths, guest, read_policy(None)) as running:
+        counts = {(w.device, w.direction, w.units): run_workload(running, w) for w in works}
+    for (device, direction, units), count in counts.items():
+        assert count.moved == units
+        assert count.interrupts > 0, (device, direction)
+        if not device.startswith("virtio"):
+            assert count.notifications == 0  # only virtio has queues to notify
+        elif direction != "receive":
+            assert count.notifications > 0
+    for device, direction in {(device, direction) for device, direction, _ in counts}:
+        few, many = counts[device, direction, FEW], counts[device, direction, MANY]
+        assert many.interrupts > few.interrupts
+        if direction != "receive" or device == "e1000":
+            assert many.accesses > few.accesses
+    for direction in ("transmit", "receive"):
+        assert counts["virtio-net", direction, MANY].accesses < counts["e1000", direction, MANY].accesses
+    for direction in ("read", "write"):
+        disk, virtio = counts["ide", direction, MANY], counts["virtio-blk", direction, MANY]
+        assert virtio.notifications == MANY
+        assert virtio.accesses < 2 * MANY
+        assert disk.accesses >= 10 * MANY
+        assert disk.interrupts >= MANY
+    document = measured_document(tuple(counts.values()), running.qemu_version, guest.release)
+    assert set(document["per_unit"]) == {"e1000", "virtio-net", "ide", "virtio-blk"}
