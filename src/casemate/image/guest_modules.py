@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from casemate.errors import HostError
@@ -80,7 +80,11 @@ def module_depends(elf: bytes) -> tuple[str, ...]:
 
 
 def load_order(
-    available: Mapping[str, str], builtin: frozenset[str], read_elf: Callable[[str], bytes]
+    available: Mapping[str, str],
+    builtin: frozenset[str],
+    read_elf: Callable[[str], bytes],
+    required: Sequence[tuple[str, str]] = REQUIRED,
+    optional: Sequence[tuple[str, str]] = OPTIONAL,
 ) -> tuple[tuple[str, bytes], ...]:
     """Return ``(name, elf)`` of every module to load, dependencies first.
 
@@ -92,7 +96,7 @@ def load_order(
     Raises:
         HostError: a required feature is neither built in nor a module, or a dependency is missing or circular.
     """
-    missing = [f"{name} ({why})" for name, why in REQUIRED if name not in builtin and name not in available]
+    missing = [f"{name} ({why})" for name, why in required if name not in builtin and name not in available]
     if missing:
         raise HostError(
             f"the kernel has no {', '.join(missing)}", next_step="sudo apt-get install linux-image-cloud-amd64"
@@ -109,7 +113,7 @@ def load_order(
             visit(needed, (*path, name))
         ordered[name] = elf
 
-    for name, _why in REQUIRED + OPTIONAL:
+    for name, _why in (*required, *optional):
         if name in available or name in builtin:
             visit(name, ())
     return tuple(ordered.items())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,37 @@ _META_PACKAGES = ("linux-image-cloud-amd64", "linux-image-amd64")
 _IMAGE_NAME = re.compile(r"linux-image-(?P<release>[0-9][a-z0-9.+~-]*-(?:cloud-)?amd64)$")
 # From Debian 14 the files of one kernel are spread over several packages.
 _KERNEL_PARTS = re.compile(r"linux-(image|binary|modules|base)-[0-9]")
+# The drivers that the built-in guest takes and what they depend on live here.
+_DRIVERS = (
+    "/kernel/drivers/virtio/",
+    "/kernel/drivers/block/virtio",
+    "/kernel/drivers/char/",
+    "/kernel/drivers/net/virtio_net",
+    "/kernel/drivers/net/net_failover",
+    "/kernel/net/core/failover",
+    "/kernel/drivers/input/evdev",
+    "/kernel/drivers/acpi/button",
+    "/kernel/drivers/misc/pvpanic/",
+    "/kernel/lib/",
+)
 _BUSYBOX_PATHS = ("bin/busybox", "usr/bin/busybox")
 _PT_INTERP = 3
 _EM_X86_64 = 62
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTree:
+    """A kernel package, its modules still unread.
+
+    ``available``: module name to the path that ``read_elf`` takes; ``builtin``: names compiled into the kernel.
+    """
+
+    release: str
+    image: bytes
+    available: dict[str, str]
+    builtin: frozenset[str]
+    read_elf: Callable[[str], bytes]
+    packages: tuple[Package, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +63,23 @@ class KernelFiles:
 
 
 def kernel_files(scratch: Path, report: Callable[[str], None]) -> KernelFiles:
+    """The built-in guest's kernel and the modules that it loads; see `kernel_tree`."""
+    tree = kernel_tree(scratch, report, _DRIVERS)
+    order = load_order(tree.available, tree.builtin, tree.read_elf)
+    return KernelFiles(tree.release, tree.image, order, tree.packages)
+
+
+def kernel_tree(
+    scratch: Path,
+    report: Callable[[str], None],
+    folders: Sequence[str],
+    metas: Sequence[str] = _META_PACKAGES,
+) -> KernelTree:
     """Return the cloud kernel (or, failing that, the plain one): installed and intact, or downloaded into ``scratch``.
+
+    Args:
+        folders: parts of the paths of the modules to take out of a downloaded package; a plain kernel has 300 MB.
+        metas: the packages to try, in this order.
 
     Raises:
         HostError: not on x86-64, or no kernel to be had; carries the reason of each attempt.
@@ -45,9 +89,9 @@ def kernel_files(scratch: Path, report: Callable[[str], None]) -> KernelFiles:
         raise HostError("the built-in guest", got=f"a {machine} host", expected="x86_64")
     reasons: list[str] = []
     next_step = ""
-    for meta in _META_PACKAGES:
+    for meta in metas:
         try:
-            return _installed_kernel(meta, report) or _downloaded_kernel(meta, scratch, report)
+            return _installed_kernel(meta, report) or _downloaded_kernel(meta, scratch, report, folders)
         except HostError as error:
             reasons.append(f"{meta}: {error.what}" + (f" ({error.got})" if error.got else ""))
             next_step = next_step or error.next_step
@@ -94,7 +138,7 @@ def is_static_executable(data: bytes) -> bool:
     return _PT_INTERP not in kinds
 
 
-def _installed_kernel(meta: str, report: Callable[[str], None]) -> KernelFiles | None:
+def _installed_kernel(meta: str, report: Callable[[str], None]) -> KernelTree | None:
     flavour = "cloud-amd64" if "cloud" in meta else "amd64"
     found = [
         (match["release"], package)
@@ -116,12 +160,18 @@ def _installed_kernel(meta: str, report: Callable[[str], None]) -> KernelFiles |
         report(f"using the installed kernel package {package.name}")
         available = {name: str(path) for path in sorted(modules.rglob("*.ko*")) if (name := module_name(str(path)))}
         builtin = _builtin_names((modules / "modules.builtin").read_text())
-        order = load_order(available, builtin, lambda path: decompress_module(path, Path(path).read_bytes()))
-        return KernelFiles(release, image.read_bytes(), order, tuple(parts))
+        return KernelTree(
+            release,
+            image.read_bytes(),
+            available,
+            builtin,
+            lambda path: decompress_module(path, Path(path).read_bytes()),
+            tuple(parts),
+        )
     return None
 
 
-def _downloaded_kernel(meta: str, scratch: Path, report: Callable[[str], None]) -> KernelFiles:
+def _downloaded_kernel(meta: str, scratch: Path, report: Callable[[str], None], folders: Sequence[str]) -> KernelTree:
     names = [name for name in packages.dependencies(meta) if _IMAGE_NAME.match(name)]
     match = _IMAGE_NAME.match(names[0]) if names else None
     if match is None:
@@ -137,7 +187,7 @@ def _downloaded_kernel(meta: str, scratch: Path, report: Callable[[str], None]) 
     builtin: frozenset[str] = frozenset()
     files: dict[str, bytes] = {}
     for package in fetched:
-        for path, data in packages.read_members(package, _is_kernel_file):
+        for path, data in packages.read_members(package, lambda path: _is_kernel_file(path, folders)):
             if path == f"boot/vmlinuz-{release}":
                 image = data
             elif path.endswith("/modules.builtin"):
@@ -147,28 +197,14 @@ def _downloaded_kernel(meta: str, scratch: Path, report: Callable[[str], None]) 
     if not image or not builtin:
         raise HostError(f"package {names[0]}", got=f"no {'kernel image' if not image else 'modules.builtin'} in it")
     available = {name: path for path in sorted(files) if (name := module_name(path))}
-    order = load_order(available, builtin, lambda path: decompress_module(path, files[path]))
-    return KernelFiles(release, image, order, fetched)
+    return KernelTree(release, image, available, builtin, lambda path: decompress_module(path, files[path]), fetched)
 
 
-def _is_kernel_file(path: str) -> bool:
+def _is_kernel_file(path: str, folders: Sequence[str]) -> bool:
     below = path.removeprefix("usr/")
     if below.startswith("lib/modules/"):
-        # The drivers we take and what they depend on live here; a whole plain kernel has 300 MB of others.
-        wanted = (
-            "/kernel/drivers/virtio/",
-            "/kernel/drivers/block/virtio",
-            "/kernel/drivers/char/",
-            "/kernel/drivers/net/virtio_net",
-            "/kernel/drivers/net/net_failover",
-            "/kernel/net/core/failover",
-            "/kernel/drivers/input/evdev",
-            "/kernel/drivers/acpi/button",
-            "/kernel/drivers/misc/pvpanic/",
-            "/kernel/lib/",
-            "/modules.builtin",
-        )
-        return any(part in below for part in wanted) and not below.endswith(".modinfo")
+        wanted = any(part in below for part in folders) or "/modules.builtin" in below
+        return wanted and not below.endswith(".modinfo")
     return below.startswith("boot/vmlinuz-")
 
 

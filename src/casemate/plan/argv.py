@@ -44,7 +44,7 @@ class Numbering:
         return ["-add-fd", f"fd={number},set={self._sets}"], f"/dev/fdset/{self._sets}"
 
 
-def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tuple[str, ...]:
+def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering, *, channel: bool = False) -> tuple[str, ...]:
     """The whole argument vector; ``numbering`` collects the descriptors that it needs."""
     microvm = spec.machine.type is MachineType.MICROVM
     argv = [PROGRAM, "-nodefaults", "-no-user-config", "-S"]
@@ -69,6 +69,8 @@ def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering) -> tu
         argv += _provision(spec, numbering, microvm)
     argv += _network(spec, numbering, microvm)
     argv += _passthrough(spec, numbering)
+    if channel:
+        argv += _channel(numbering, microvm)
     return tuple(argv)
 
 
@@ -191,6 +193,14 @@ def _network(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
     if microvm:
         return [*argv, "-device", option("virtio-net-device", netdev="net0", mac=mac)]
     return [*argv, "-device", option("virtio-net-pci", netdev="net0", mac=mac, romfile="")]
+
+
+def _channel(numbering: Numbering, microvm: bool) -> list[str]:
+    """The cell's only way out: one port, and the end of the guest is the end of the emulator."""
+    bus = "virtio-serial-device" if microvm else "virtio-serial-pci"
+    argv = ["-no-reboot", "-chardev", option("socket", id="channel", fd=numbering.inherit("channel", "socket"))]
+    argv += ["-device", option(bus, id="channel-bus", max_ports=2)]
+    return [*argv, "-device", option("virtserialport", chardev="channel", nr=1)]  # 0 is for consoles only
 
 
 def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
