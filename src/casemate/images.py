@@ -6,15 +6,27 @@ raise `CasemateError`. Everything below is imported on use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.engine.imagestore import OpenedImage
     from casemate.image.store import InUse, Store
     from casemate.image.store_model import StoredImage
 
-__all__ = ["add", "inspect_header", "list_images", "open_image", "prune", "remove", "store", "strangers", "tag"]
+__all__ = [
+    "add",
+    "inspect_header",
+    "list_images",
+    "open_image",
+    "prune",
+    "remove",
+    "sign",
+    "store",
+    "strangers",
+    "tag",
+    "verify",
+]
 
 
 def store() -> Store:
@@ -47,6 +59,7 @@ def add(
     name: str | None = None,
     image_format: str | None = None,
     expected_digest: str | None = None,
+    evidence: Mapping[str, object] | None = None,
     quota_bytes: int | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> StoredImage:
@@ -57,6 +70,7 @@ def add(
         name: what it is called; made from the source's name when None.
         image_format: ``raw`` or ``qcow2``; told by content when None.
         expected_digest: SHA-256 that the file must have.
+        evidence: what its origin is verified with, as in `verify`; what holds is noted with the image.
         quota_bytes: how large the store may become; ``store.toml`` says it when None.
         progress: told (bytes done, bytes in all).
 
@@ -67,6 +81,7 @@ def add(
     from pathlib import Path
 
     from casemate.engine.imagestore import default_store, read_settings
+    from casemate.engine.origin_verify import note_tree, seal
     from casemate.image import store_import
     from casemate.image.headers import inspect_image
     from casemate.image.opening import open_image as open_file
@@ -78,19 +93,90 @@ def add(
     descriptor = open_file(path)
     try:
         header = inspect_image(descriptor, source, image_format, settings.max_virtual_bytes, allow_encrypted=True)
-        return store_import.add(
+        found, origin = _verified(descriptor, source, evidence, expected_digest, progress)
+        image = store_import.add(
             place,
             descriptor,
             name=name or name_from(path),
             image_format=header.format,
-            origin={"source": path},
-            expected_digest=expected_digest,
+            origin={"source": path, **origin},
+            expected_digest=found,
             quota_bytes=quota_bytes or settings.quota_bytes,
             max_virtual_bytes=settings.max_virtual_bytes,
+            seal=seal,
             progress=progress,
         )
     finally:
         os.close(descriptor)
+    # An image that was there already keeps its first notes: what was verified now is added to them.
+    if any(image.origin.get(key) != value for key, value in origin.items()):
+        image = place.annotate(image, origin)
+    return note_tree(place, image)
+
+
+def _verified(
+    descriptor: int,
+    source: str,
+    evidence: Mapping[str, object] | None,
+    expected_digest: str | None,
+    progress: Callable[[int, int], None],
+) -> tuple[str | None, dict[str, str]]:
+    """The digest that the import must have, and what to note of the origin."""
+    import msgspec
+
+    from casemate.engine.origin_verify import note_of
+    from casemate.errors import ImageError
+    from casemate.image.origin_check import Evidence
+
+    given = msgspec.convert(evidence or {}, Evidence)
+    if not given.given():
+        return expected_digest, {}
+    digest, origin = note_of(descriptor, source, given, progress)
+    if expected_digest not in {None, digest}:
+        raise ImageError(f"{source} is not the file that was asked for", got=digest, expected=expected_digest or "")
+    return digest, origin
+
+
+def verify(
+    reference: str,
+    evidence: Mapping[str, object],
+    *,
+    policy_file: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """Who vouched for an image or file: the document of ``casemate image verify --json``.
+
+    Args:
+        evidence: fields of `image.origin_check.Evidence`; nothing for what the store has noted.
+        policy_file: in place of the host's policy.
+
+    Raises:
+        InputError: no such image, or evidence that cannot be read.
+    """
+    import msgspec
+
+    from casemate.engine.origin_verify import verify_reference
+    from casemate.image.origin_check import Evidence
+
+    given = msgspec.convert(evidence, Evidence)
+    return verify_reference(reference, given, policy_file=policy_file, progress=progress)
+
+
+def sign(
+    reference: str,
+    *,
+    key: str | None = None,
+    output: str | None = None,
+    namespace: str = "file",
+    passphrase: Callable[[], bytes] = lambda: b"",
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """Sign an image or file as ``ssh-keygen -Y sign`` does; see `engine.origin_verify.sign_reference`."""
+    from casemate.engine.origin_verify import sign_reference
+
+    return sign_reference(
+        reference, key=key, output=output, namespace=namespace, passphrase=passphrase, progress=progress
+    )
 
 
 def tag(reference: str, name: str) -> StoredImage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from casemate.cli.args_image import IMAGE_HELP
+from casemate.cli.args_image_verify import add_evidence
 from casemate.cli.parser import add_command, add_json
 
 TYPE_CHECKING = False
@@ -22,6 +23,7 @@ def add(commands: Commands) -> None:
     )
     take.add_argument("--sha256", metavar="HEX", help="the SHA-256 that FILE must have")
     take.add_argument("--quota", metavar="SIZE", help="how large the store may become, in place of store.toml: 50G")
+    add_evidence(take)
     add_json(take)
     listing = add_command(commands, "ls", "image_store:list_images", "list the images of the store")
     listing.add_argument("-q", "--quiet", action="store_true", help="digests only")

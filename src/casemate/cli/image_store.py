@@ -6,6 +6,7 @@ import argparse
 
 from casemate import images
 from casemate.cli import output
+from casemate.cli.args_image_verify import evidence_of
 from casemate.errors import ExitCode, InputError
 from casemate.units import format_bytes, format_utc, parse_size_bytes
 
@@ -28,6 +29,7 @@ def add(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         image_format=arguments.format,
         expected_digest=arguments.sha256,
+        evidence=evidence_of(arguments),
         quota_bytes=_size(arguments.quota, "--quota"),
     )
     if arguments.json:

@@ -31,7 +31,9 @@ from casemate.image.origin import Signer, refuse
 from casemate.image.origin_digest import Progress, digests_of, nothing
 from casemate.image.store_files import read_small
 
-DISTRIBUTION_KEYRINGS: Final = ("/usr/share/keyrings/debian-*.[gp][pg]p*", "/usr/share/keyrings/ubuntu-*.[gp][pg]*")
+DISTRIBUTION_KEYRINGS: Final = tuple(
+    f"/usr/share/keyrings/{name}-*.{ending}" for name in ("debian", "ubuntu") for ending in ("gpg", "pgp", "asc")
+)
 """Keyrings that Debian's and Ubuntu's packages put there; other publishers use the directory too."""
 _GONE: Final = ("removed", "retired")
 
