@@ -10,7 +10,8 @@ from casemate.facts.root import DEFAULT_LIST_ENTRIES, Root
 
 class RecordingRoot(Root):
     """Answers as the Root it wraps. ``asked``: (operation, path) of each question, where operation is ``content``,
-    ``names``, ``stat``, ``link`` or ``open``."""
+    ``names``, ``exists``,
+    ``stat``, ``lstat``, ``link`` or ``real``."""
 
     def __init__(self, inner: Root) -> None:
         super().__init__(inner.base)
@@ -42,6 +43,14 @@ class RecordingRoot(Root):
     def stat(self, path: str | Path, *, follow: bool = True) -> os.stat_result:
         self._note("stat" if follow else "lstat", path)
         return self._inner.stat(path, follow=follow)
+
+    def exists(self, path: str | Path) -> bool:
+        self._note("exists", path)
+        return self._inner.exists(path)
+
+    def noted_stat(self, path: str | Path) -> os.stat_result | None:
+        self._note("stat", path)
+        return self._inner.noted_stat(path)
 
     def readlink(self, path: str | Path) -> str:
         self._note("link", path)

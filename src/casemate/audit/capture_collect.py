@@ -276,7 +276,7 @@ class _Taker:
             return
         which = (found.st_rdev, found.st_dev, found.st_ino, found.st_size)
         self.status[path] = Status(
-            path, found.st_mode, found.st_uid, found.st_gid, *(number & NUMBER_MAX for number in which)
+            path, found.st_mode, found.st_uid, found.st_gid, *((number or 0) & NUMBER_MAX for number in which)
         )
 
     def _link(self, path: str) -> None:

@@ -119,6 +119,9 @@ KERNEL: Final[tuple[Take, ...]] = (
     ),
     *_take(Kind.CONTENT, "/proc/sys/kernel/yama/ptrace_scope /proc/sys/vm/unprivileged_userfaultfd"),
     *_take(Kind.STATUS, "/proc/modules /sys/firmware /sys/kernel/security/tpm0/binary_bios_measurements"),
+    *_take(Kind.CONTENT, "/proc/sys/kernel/random/entropy_avail /proc/sys/kernel/random/poolsize"),
+    *_take(Kind.CONTENT, "/sys/class/misc/hw_random/rng_current"),
+    *_take(Kind.STATUS, "/var/lib/systemd/random-seed"),
     *_take(Kind.CONTENT, "/sys/kernel/security/lsm /sys/kernel/security/lockdown"),
     *_take(Kind.CONTENT, "/sys/module/module/parameters/sig_enforce /sys/module/apparmor/parameters/enabled"),
     *_take(Kind.CONTENT, "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"),
@@ -129,7 +132,7 @@ KERNEL: Final[tuple[Take, ...]] = (
 
 HOST: Final[tuple[Take, ...]] = (
     *_take(Kind.NAMES, _BIN),
-    *_take(Kind.STATUS, _below("/usr/bin /usr/sbin /usr/local/bin", "passt swtpm newuidmap newgidmap")),
+    *_take(Kind.STATUS, _below("/usr/bin /usr/sbin /bin /sbin /usr/local/bin", "passt swtpm newuidmap newgidmap")),
     *_take(Kind.CONTENT, "/etc/os-release", limit_bytes=16 * KIB),
     *_take(Kind.CONTENT, "/etc/passwd", "accounts", 4 * MIB),
     *_take(Kind.CONTENT, "/etc/group", "groups", 4 * MIB),
