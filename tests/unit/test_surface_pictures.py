@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,3 +122,10 @@ def test_which_pictures_a_machine_gets() -> None:
     assert document_text(empty) == []
     with pytest.raises(ValueError, match="nothing"):
         draw_svg([])
+
+
+def test_the_committed_picture_is_what_the_code_draws() -> None:
+    """docs/surface.svg is made by tools/surface_svg.py; its steps are today's."""
+    root = ET.parse(Path(__file__).parents[2] / "docs" / "surface.svg").getroot()
+    said = [re.sub(r" \([\d.]+ per \w+\)", "", node.text or "") for node in root.iter(f"{SVG}desc")]
+    assert said == [describe(path) for device in DEVICES for path in paths_of(device, kvm=True)]

@@ -23,7 +23,8 @@ _LINE: Final = 16
 _FOOT: Final = 30
 _GAP: Final = 26
 _LANE_WIDTH: Final = 132
-_CHARS: Final = 58
+_CHARS: Final = 52
+_CHAR_WIDTH: Final = 6.6
 
 WORDS: Final[dict[Kind, str]] = {
     Kind.EXIT: "exit",
@@ -128,6 +129,14 @@ def _box(lane: Lane, x: int) -> str:
     )
 
 
+def _balanced(text: str, chars: int) -> list[str]:
+    """Lines of about the same length: no single word is left for the last one."""
+    number = len(textwrap.wrap(text, chars))
+    return next(
+        lines for width in range(len(text) // number, chars + 1) if len(lines := textwrap.wrap(text, width)) <= number
+    )
+
+
 def _arrow(
     path: Path, step: Step, number: int, centre: dict[Lane, int], y: int, figures: dict[str, Any] | None
 ) -> tuple[str, int]:
@@ -135,7 +144,7 @@ def _arrow(
     way = 1 if end > start else -1
     measured = figure_text(path, step, figures)
     text = f"{number}  {WORDS[step.kind]}: {step.text}"
-    lines = textwrap.wrap(text, _CHARS)
+    lines = _balanced(text, max(_CHARS, int(abs(end - start) / _CHAR_WIDTH)))
     if measured:
         lines.append(measured)
     middle = min(max((start + end) / 2, _MARGIN + 180), WIDTH - _MARGIN - 180)
