@@ -6,6 +6,8 @@ the service must stand before it.
 
 from __future__ import annotations
 
+import re
+
 from casemate.scan.model import Level, Rule
 
 _REVOKE = "revoke it at the service, then remove it from the image; give secrets to the machine when it starts"
@@ -32,7 +34,7 @@ def _token(
         title=title,
         severity=severity,
         regex=f"{_START}(?P<secret>{form}){_END}",
-        prefilter="|".join(_literal(word) for word in keywords) if long else "",
+        prefilter=f"(?i)(?:{'|'.join(map(re.escape, keywords))})" if long else "",
         keywords=keywords,
         check=check,
         entropy=entropy,
@@ -40,12 +42,6 @@ def _token(
         after=2048 if long else 160,
         remedy=_REVOKE,
     )
-
-
-def _literal(word: str) -> str:
-    import re
-
-    return f"(?i){re.escape(word)}"
 
 
 def _named(name: str, title: str, service: str, form: str, *, entropy: float = 3.0, check: str = "") -> Rule:
