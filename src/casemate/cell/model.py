@@ -76,8 +76,8 @@ class Volume(msgspec.Struct, frozen=True):
     a volume made of several. ``content``: ``ext4``, ``xfs``, …; ``crypto_LUKS``, ``LVM2_member``, ``linux_raid_member``
     ``swap``; empty when unknown. ``readable``: its files can be listed. ``label`` and ``uuid`` come from its
     superblock, ``partition`` and ``partition_name`` from the partition table. ``notes``: what a reader must know (a
-    journal that was not replayed, why it is not readable). ``root``: path inside the volume below which the system
-    lies (a subvolume of btrfs), if ``os`` is one.
+    journal that was not replayed, why it is not readable). A subvolume of btrfs with a system in it is a volume of its
+    own, ``vda2:@``: absolute links in it lead to its own root.
     """
 
     name: str
@@ -91,7 +91,6 @@ class Volume(msgspec.Struct, frozen=True):
     partition_name: str = ""
     notes: tuple[str, ...] = ()
     os: OsRelease | None = None
-    root: bytes = b""
 
 
 class ImageFile(msgspec.Struct, frozen=True):

@@ -79,7 +79,7 @@ class Volumes:
         """Every volume; those with a file system are mounted once, to tell a readable one and its system."""
         found = self._scan()
         for name in tuple(found):
-            if found[name].content in KINDS:
+            if found[name].content in KINDS and ":" not in name:
                 self._describe(name)
         return tuple(found.values())
 
@@ -99,7 +99,9 @@ class Volumes:
                 got=", ".join(found) or "no volumes",
                 next_step="casemate image inspect lists them",
             )
-        return self._mount(name), raw
+        device, _, subvolume = name.partition(":")
+        root = self._mount(device)
+        return (f"{root}/{subvolume}" if subvolume else root), raw
 
     def system(self) -> Volume:
         """The volume with the operating system, or the only readable one.
@@ -275,15 +277,17 @@ class Volumes:
                 self._note(name, text)
             return
         system, prefix = self._system_in(root, found[name].content)
-        found[name] = msgspec.structs.replace(found[name], readable=True, os=system, root=prefix)
+        volume = msgspec.structs.replace(found[name], readable=True)
+        found[name] = volume if prefix else msgspec.structs.replace(volume, os=system)
+        if prefix:
+            inner = f"{name}:{prefix.decode()}"
+            found[inner] = msgspec.structs.replace(volume, name=inner, os=system, notes=("a subvolume",))
 
     def _system_in(self, root: str, content: str) -> tuple[OsRelease | None, bytes]:
         for prefix in _SUBVOLUMES if content == "btrfs" else (b"",):
             for file in _RELEASE_FILES:
-                path = b"/".join(part for part in (prefix, file) if part)
                 try:
-                    # A link of a subvolume leads to the volume's root, not to the system's: usr/lib is tried next.
-                    text = b"".join(self._session.read(root, path, 0, 1 << 16))
+                    text = b"".join(self._session.read(f"{root}/{prefix.decode()}".rstrip("/"), file, 0, 1 << 16))
                 except (MissingInImageError, DamagedImageError):
                     continue
                 return parse_os_release(text.decode("utf-8", "replace")), prefix
