@@ -24,6 +24,8 @@ __all__ = [
     "failed_at",
     "find_control",
     "format_of",
+    "framework_document",
+    "framework_text",
     "load",
     "printable",
     "render",
@@ -108,6 +110,24 @@ def explain(report: Report, control: Control, changes: Changes, *, width: int | 
     from casemate.report.explain import explain as explain_one
 
     return explain_one(report, control, changes, width=width)
+
+
+def framework_document(name: str, report: Report | None = None) -> dict[str, Any]:
+    """Published measures and the controls that check them; with a report, their verdicts.
+
+    Raises:
+        InputError: no framework of this name.
+    """
+    from casemate.report.framework import framework_document as document
+
+    return document(name, report)
+
+
+def framework_text(name: str, report: Report | None = None, *, width: int | None = None) -> str:
+    """The same for people."""
+    from casemate.report.framework import framework_text as text
+
+    return text(name, report, width=width)
 
 
 def report_of(entries: tuple[TargetReport, ...], *, time: str, profile: str | None, faults: tuple[str, ...]) -> Report:

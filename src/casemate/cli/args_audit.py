@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json", "jsonl", "sarif", "junit", "markdown", "html", "prometheus")
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 PROFILES = ("laptop", "single-tenant", "multi-tenant", "confidential")
+FRAMEWORKS = ("gcp7", "nitro", "anssi", "stig")
 LAYERS = (
     *("hardware", "iommu", "kvm", "kernel", "host", "vmm", "emulator", "devices", "confinement", "network"),
     *("image", "entropy", "guest", "confidential"),
@@ -62,8 +63,9 @@ def add(commands: Commands) -> None:
         "targets",
         nargs="*",
         metavar="TARGET",
-        help="a VM of ours, a libvirt domain XML or configuration directory, an image; without any: this host and all"
-        " that runs on it. After --: a QEMU command line",
+        help="a VM of ours, a libvirt domain XML or configuration directory, an emulator binary, an image, a file of"
+        " Firecracker, cloud-hypervisor or Kata; without any: this host and all that runs on it. After --: the command"
+        " line of QEMU, firecracker, cloud-hypervisor or crosvm",
     )
     where = audit.add_argument_group("where to look")
     where.add_argument(
@@ -96,12 +98,24 @@ def add(commands: Commands) -> None:
     controls.add_argument(
         "--profile", choices=PROFILES, metavar="NAME", help=f"severities under a profile: {', '.join(PROFILES)}"
     )
+    controls.add_argument(
+        "--framework",
+        choices=FRAMEWORKS,
+        metavar="NAME",
+        help=f"published measures and the controls that check them: {', '.join(FRAMEWORKS)}",
+    )
     add_json(controls)
 
 
 def _output(audit: argparse.ArgumentParser) -> None:
     group = audit.add_argument_group("what to print")
     group.add_argument("--explain", metavar="ID", help="everything about one control, with evidence and remedy")
+    group.add_argument(
+        "--framework",
+        choices=FRAMEWORKS,
+        metavar="NAME",
+        help=f"published measures in place of findings: {', '.join(FRAMEWORKS)} (text or --json)",
+    )
     group.add_argument("--all", action="store_true", help="list also what passed, and why what is unknown is")
     group.add_argument(
         "--format",

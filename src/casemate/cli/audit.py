@@ -15,7 +15,6 @@ from casemate.cli.progress import colours, progress_bar
 from casemate.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
-
     from casemate.controls.audit_model import Report
     from casemate.report.view import Changes
 
@@ -27,7 +26,9 @@ def audit(arguments: argparse.Namespace) -> int:
         return ExitCode.DONE
     control = reports.find_control(arguments.explain) if arguments.explain else None
     formats = _formats(arguments)
-    if formats == [("jsonl", "-")] and not arguments.baseline and control is None:
+    if arguments.framework and (control is not None or arguments.baseline):
+        raise InputError("--framework excludes --explain and --baseline")
+    if formats == [("jsonl", "-")] and not arguments.framework and not arguments.baseline and control is None:
         return _stream(arguments)
     old = reports.load(arguments.baseline) if arguments.baseline else None
     with progress_bar() as progress:
@@ -36,13 +37,36 @@ def audit(arguments: argparse.Namespace) -> int:
         for text in reports.unused_waivers(arguments.waivers, report):
             output.note(text)
     report, changes = reports.compare(old, report)
-    if control is not None:
+    if arguments.framework:
+        _print_framework(report, formats, arguments.framework)
+    elif control is not None:
         print(reports.explain(report, control, changes, width=_width()), end="")
     else:
         for name, place in formats:
             _write(report, name, place, changes, everything=arguments.all)
     _say_faults(report.faults, formats)
     return _exit_code(report, arguments)
+
+
+def _print_framework(report: Report, formats: list[tuple[str, str]], framework: str) -> None:
+    """The measures of a framework in place of the findings.
+
+    Raises:
+        InputError: another format than text and JSON.
+    """
+    import json
+
+    for name, place in formats:
+        if name not in ("text", "json"):
+            raise InputError("--framework prints text or JSON", got=name)
+        if name == "json":
+            text = json.dumps(reports.framework_document(framework, report), indent=1, ensure_ascii=False) + "\n"
+        else:
+            text = reports.framework_text(framework, report, width=_width() if place == "-" else None)
+        if place == "-":
+            sys.stdout.write(text)
+        else:
+            write_whole(Path(place), text, mode=0o600)
 
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def read_cpu(text: str) -> tuple[str, Properties]:
     parts = text.split(",")
     for part in parts[1:]:
         name, equals, value = part.partition("=")
-        if name[:1] in "+-" and not equals:
+        if name.startswith(("+", "-")) and not equals:
             flags[name[1:].replace("_", "-")] = "on" if name[0] == "+" else "off"
         elif name:
             flags[name.replace("_", "-")] = "on" if not equals or is_on(value) else ("off" if is_off(value) else value)
