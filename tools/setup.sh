@@ -17,7 +17,6 @@ ca-certificates|lets pip verify where it downloads from
 '
 CHECK_PACKAGES='
 qemu-utils|qemu-img makes the images of tests (never run on an untrusted one)
-busybox-static|runs the capture script beside dash
 strace|traces workloads against the system call rules
 cpio|the reference reader for our initramfs writer
 mmdebstrap|builds the Debian guest of the boot tests
