@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from casemate.engine.imagestore import OpenedImage
+    from casemate.engine.paths import Paths
+    from casemate.image.model import ImageHeader
     from casemate.scan.engine import Engine
-    from casemate.scan.model import Finding
+    from casemate.scan.model import Finding, Hit
     from casemate.scan.outcome import FileHit, Outcome
     from casemate.scan.redact import Redactor
     from casemate.scan.ruleset import RuleSet
-    from casemate.scan.waivers import Waivers
 
 __all__ = ["RULES_MAX_BYTES", "may_publish", "place_of", "read_key", "rule_set", "scan_image", "to_sarif"]
 
@@ -103,14 +105,14 @@ def scan_image(
             progress=lambda done, of: progress("blocks", done, of),
         )
         seconds = time.monotonic() - started
-        files, notes = (
-            _live(opened.fd, opened.header.format, rules, engine, redactor, waivers, progress)
-            if live
-            else ((), ("files were not read by name (--no-files)",))
-        )
+        hits: tuple[FileHit, ...] = ()
+        notes: tuple[str, ...] = ("files were not read by name (--no-files): rules by path were not tried",)
+        left: tuple[str, ...] = ()
+        if live:
+            hits, left, notes = _live(opened, rules, engine, redactor, paths, jobs, progress)
     finally:
         os.close(opened.fd)
-    findings = merge(raw, files, rules)
+    findings = merge(raw, hits, rules)
     today = datetime.datetime.now(datetime.UTC).date()
     covered, stale = apply_waivers(findings, waivers, today)
     return Outcome(
@@ -121,7 +123,7 @@ def scan_image(
         seconds=round(seconds, 3),
         rules=len(rules.rules) + len(rules.paths),
         findings=covered,
-        not_scanned=raw.notes,
+        not_scanned=(*raw.notes, *left),
         notes=(*notes, *stale, *(f"rule not taken: {text}" for text in rules.not_taken)),
     )
 
@@ -196,16 +198,39 @@ def _engine(rules: RuleSet, redactor: Redactor, cache: str, *, plain: bool) -> t
 
 
 def _live(
-    fd: int,
-    image_format: str,
+    opened: OpenedImage,
     rules: RuleSet,
     engine: Engine,
     redactor: Redactor,
-    waivers: Waivers,
+    paths: Paths,
+    jobs: int,
     progress: Progress,
-) -> tuple[tuple[FileHit, ...], tuple[str, ...]]:
-    """Findings in files by name, and notes."""
-    return (), ("files were not read by name: this version has no reader for them; blocks were",)
+) -> tuple[tuple[FileHit, ...], tuple[str, ...], tuple[str, ...]]:
+    """Findings in files by name, what could not be read, and notes.
+
+    A cell that does not start is no pass: rules by path were not tried then.
+    """
+    from casemate.cell.cell import open_cell
+    from casemate.cell.rawscan import raw_scan
+    from casemate.cell.rawscan_files import scan_files
+    from casemate.engine.policy_file import read_policy
+    from casemate.errors import CasemateError
+
+    def jailed(fd: int, header: ImageHeader) -> list[Hit]:
+        names = [rule.id for rule in rules.rules]
+        result = raw_scan(fd, "files", header, engine, names, paths, read_policy().identity.uids(), jobs=jobs)
+        return [raw.hit for raw in result.hits]
+
+    progress("files", 0, 1)
+    try:
+        with open_cell(opened.fd, opened.header, name=opened.name, paths=paths) as cell:
+            found = scan_files(cell, rules.paths, redactor, jailed)
+    except CasemateError as fault:
+        what = f"files were not read by name: {fault.what}" + (f" ({fault.got})" if fault.got else "")
+        return (), (what.splitlines()[0],), ()
+    progress("files", 1, 1)
+    notes = (*found.notes, f"{found.files} files looked at by name, {found.read_files} of them read")
+    return found.hits, found.not_scanned, notes
 
 
 def _read_small(name: str, what: str) -> bytes:

@@ -89,6 +89,8 @@ def merge(blocks: Blocks, files: Sequence[FileHit], rules: RuleSet) -> tuple[Fin
     found: dict[tuple[str, str], Finding] = {}
     for entry in files:
         key = (entry.hit.rule, entry.hit.digest)
+        if entry.hit.rule == "machine-id.block":
+            continue  # files are judged by their names
         rule = known[entry.hit.rule]
         if key in found:
             found[key] = _again(found[key])
@@ -105,8 +107,11 @@ def merge(blocks: Blocks, files: Sequence[FileHit], rules: RuleSet) -> tuple[Fin
             remedy=rule.remedy,
         )
     in_files = set(found)
+    machine_ids = {digest for rule_id, digest in found if rule_id == "machine-id.file"}
     for block in blocks.hits:
         hit = block.hit
+        if hit.rule == "machine-id.block" and hit.digest in machine_ids:
+            continue  # the block of that very file
         key = (hit.rule, hit.digest)
         if key in in_files:
             in_files.discard(key)  # the file's own block: counted once

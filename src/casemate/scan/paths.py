@@ -105,6 +105,7 @@ PATH_RULES: Final[tuple[PathRule, ...]] = (
             "/boot/efi/loader/random-seed",
             "/efi/loader/random-seed",
             "/boot/loader/random-seed",
+            "/loader/random-seed",
             "/var/lib/misc/random-seed",
             "/var/lib/random-seed",
         ),
