@@ -42,6 +42,7 @@ class _CveRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     fixed_in: tuple[str, ...]
     source: str
     since: str = ""
+    checked: str = ""
     product: str = ""
     reached_by: Reach | None = None
     name: str = ""
@@ -87,7 +88,8 @@ class Cve(msgspec.Struct, frozen=True, kw_only=True):
     ``component``, ``side`` (emulator: QEMU's process; kernel: the host's; vmm), ``types`` (patterns of what has to be
     there), ``reached_by`` (who has to act), ``impact`` (letters R code on the host, P privilege, L leak, D denial of
     service; empty: nobody says), ``fixed_in`` (first releases of ``product`` that are known to hold the fix; empty:
-    none known), ``since`` (first release that has it; empty: not known).
+    none known), ``checked`` (where that was looked up; empty: nobody compared it with a changelog), ``since`` (first
+    release that has it; empty: not known).
     """
 
     id: str
@@ -106,6 +108,7 @@ class Cve(msgspec.Struct, frozen=True, kw_only=True):
     public_exploit: bool
     source: str
     weight: int
+    checked: str = ""
 
     @property
     def year(self) -> int:
@@ -164,6 +167,7 @@ def _cve(row: _CveRow, component: _ComponentRow, weights: Weights) -> Cve:
         public_exploit=row.public_exploit,
         source=row.source,
         weight=worst + (weights.public_exploit if row.public_exploit else 0),
+        checked=row.checked,
     )
 
 
