@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from casemate.cli.parser import Commands, Parser
 
-IMAGE_PARTS: tuple[str, ...] = ("args_image_store", "args_image_verify", "args_image_scan", "args_image_contents")
+IMAGE_PARTS: tuple[str, ...] = (
+    "args_image_store",
+    "args_image_verify",
+    "args_image_repo",
+    "args_image_scan",
+    "args_image_contents",
+)
 """Modules with commands of the group, in the order of its help."""
 
 IMAGE_HELP = "an image of the store (name, digest, image:NAME), or a raw or qcow2 file"

@@ -49,7 +49,7 @@ def sign(arguments: argparse.Namespace) -> int:
             key=arguments.key,
             output=arguments.output,
             namespace=arguments.namespace,
-            passphrase=lambda: _passphrase(arguments.passphrase_fd),
+            passphrase=lambda: passphrase_from(arguments.passphrase_fd, "the key"),
             progress=lambda done, of: bar(done >> 20, of >> 20, "MiB read"),
         )
     if arguments.json:
@@ -59,8 +59,12 @@ def sign(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _passphrase(descriptor: int | None) -> bytes:
-    """Of the key: from a descriptor, or typed."""
+def passphrase_from(descriptor: int | None, of: str) -> bytes:
+    """Of a key: from a descriptor, or typed.
+
+    Raises:
+        InputError: neither is possible.
+    """
     if descriptor is not None:
         try:
             data = os.read(descriptor, PASSPHRASE_MAX_BYTES + 1)
@@ -70,7 +74,7 @@ def _passphrase(descriptor: int | None) -> bytes:
             raise InputError(f"--passphrase-fd {descriptor}", got="more than a passphrase")
         return data.rstrip(b"\n")
     if not sys.stdin.isatty():
-        raise InputError("the key has a passphrase", next_step="--passphrase-fd N, or run this in a terminal")
+        raise InputError(f"{of}: a passphrase is needed", next_step="--passphrase-fd N, or run this in a terminal")
     import getpass
 
-    return getpass.getpass("passphrase of the key: ").encode()
+    return getpass.getpass(f"passphrase of {of}: ").encode()
