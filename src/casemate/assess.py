@@ -126,24 +126,24 @@ def _prepare(
     return request, setting
 
 
-def harden(document: str, *, keep: Sequence[str] = (), libvirt: str = "8.0") -> Hardened:
-    """The hardened form of a libvirt domain, with every change, its reason and its cost.
+def harden(document: str | Sequence[str], *, keep: Sequence[str] = (), libvirt: str = "8.0") -> Hardened:
+    """The hardened form of a machine, with every change, its reason and its cost.
 
     Args:
-        document: path of the XML; ``-`` is standard input.
+        document: path of a libvirt domain (the hardened domain comes back), of a Xen ``xl.cfg`` or of a file with a
+            QEMU command line (a specification of ours comes back); ``-`` is standard input. Or a whole command line,
+            as a sequence.
         keep: ids of controls whose changes are not made.
-        libvirt: oldest version that has to understand the result, ``MAJOR.MINOR``.
+        libvirt: oldest version that has to understand a hardened domain, ``MAJOR.MINOR``.
 
     Raises:
-        InputError: not readable, no domain that can be hardened, an unknown id or version.
+        InputError: not readable, nothing that can be hardened, an unknown id or version.
     """
-    from casemate.audit.text import read_input
-    from casemate.harden.context import parse_version
-    from casemate.harden.domain import harden_domain
-    from casemate.harden.reading import MAX_DOCUMENT_BYTES
+    from casemate.audit.harden_targets import harden_argv, harden_document
 
-    version = parse_version(libvirt)
-    return harden_domain(read_input(document, MAX_DOCUMENT_BYTES), document, keep=keep, libvirt=version)
+    if isinstance(document, str):
+        return harden_document(document, keep, libvirt)
+    return harden_argv(tuple(document), keep)
 
 
 def write_hardened(path: str, hardened: Hardened) -> None:
@@ -166,7 +166,8 @@ def replace_hardened(path: str, hardened: Hardened) -> str:
         the name of the backup; empty when nothing was to be changed.
 
     Raises:
-        InputError: standard input, or a file that has changed since it was read. OSError: it cannot be written.
+        InputError: standard input, another kind of document, or a file that has changed since it was read. OSError: it
+            cannot be written.
     """
     import os
 
@@ -174,8 +175,8 @@ def replace_hardened(path: str, hardened: Hardened) -> str:
     from casemate.engine.files import write_atomic
     from casemate.errors import InputError
 
-    if path == "-":
-        raise InputError("--in-place needs a file", next_step="-o FILE")
+    if path == "-" or hardened.kind != "domain":
+        raise InputError("--in-place needs a libvirt domain in a file", next_step="-o FILE")
     if hardened.before == hardened.after:
         return ""
     place = Path(path).resolve()

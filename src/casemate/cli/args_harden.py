@@ -13,9 +13,12 @@ examples:
   casemate harden vm.xml --diff                   what would change, and why
   virsh dumpxml web | casemate harden - -o web.xml
   casemate harden vm.xml --in-place --keep dev.no-display --keep net.isolated
+  casemate harden -o web.toml -- qemu-system-x86_64 -m 2G -hda web.qcow2 -nic user
+  casemate harden /etc/xen/web.cfg -o web.toml    then: casemate plan web.toml
 
-The hardened domain goes to standard output, what was changed and what is left to standard error. Exit code 1 when
-something is left that only the owner can decide, such as a device of the host that is given to the guest.
+A libvirt domain becomes the hardened domain; a QEMU command line or a Xen domain becomes a specification of ours. It
+goes to standard output, what was changed and what is left to standard error. Exit code 1 when something is left that
+only the owner can decide, such as a device of the host that is given to the guest.
 """
 
 
@@ -25,10 +28,16 @@ def add(commands: Commands) -> None:
         commands,
         "harden",
         "harden:harden",
-        "rewrite a libvirt domain so that it satisfies the controls, and say what each change costs",
+        "rewrite a VM's definition so that it satisfies the controls, and say what each change costs",
         epilog=_EPILOG,
     )
-    harden.add_argument("document", metavar="DOMAIN.xml", help="a libvirt domain; - reads standard input")
+    harden.add_argument(
+        "document",
+        nargs="+",
+        metavar="DOCUMENT",
+        help="a libvirt domain, a Xen xl.cfg, a file with a QEMU command line (- reads standard input), or a whole "
+        "command line after --",
+    )
     harden.add_argument(
         "--keep", action="append", default=[], metavar="ID", help="leave what this control asks for; repeat it"
     )

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from casemate.cli import output
-from casemate.errors import ExitCode
+from casemate.errors import ExitCode, InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +19,14 @@ def harden(arguments: argparse.Namespace) -> int:
     """Harden one document and say what happened."""
     from casemate import assess
 
-    name = arguments.document
-    done = assess.harden(name, keep=arguments.keep, libvirt=arguments.libvirt)
+    words = arguments.document
+    is_file = len(words) == 1 and not _is_program(words[0])
+    name = words[0] if is_file else "command line"
+    done = assess.harden(words[0] if is_file else words, keep=arguments.keep, libvirt=arguments.libvirt)
+    if arguments.diff and done.kind != "domain":
+        raise InputError(
+            "--diff compares two forms of one document", got="a specification that was made", next_step="leave it out"
+        )
     if arguments.json:
         output.print_json(_json(name, done))
     elif arguments.diff:
@@ -37,6 +43,10 @@ def harden(arguments: argparse.Namespace) -> int:
         print(done.after, end="")
         _summary(done)
     return ExitCode.FINDINGS if any(left.reason == "decide" for left in done.left) else ExitCode.DONE
+
+
+def _is_program(word: str) -> bool:
+    return word.rpartition("/")[2].startswith(("qemu-system-", "qemu-kvm"))
 
 
 def _json(name: str, done: Hardened) -> dict[str, object]:
@@ -68,7 +78,11 @@ def _summary(done: Hardened) -> None:
         _line(f"    why: {change.why}")
         if change.cost != "none":
             _line(f"    cost: {change.cost}")
-    words = {"decide": "left, for you to decide", "limit": "left, libvirt cannot say it", "kept": "kept"}
+    words = {
+        "decide": "left, for you to decide",
+        "limit": f"left, {'libvirt' if done.kind == 'domain' else 'a specification'} cannot say it",
+        "kept": "kept",
+    }
     for left in done.left:
         _line(f"{words[left.reason.value]}: {left.control}: {left.what}  [{left.where}]")
         if left.next_step:

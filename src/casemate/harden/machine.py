@@ -111,6 +111,9 @@ def harden_machine(
     document["boot"] = machine_boot.boot(machine, notes)  # 2.
     document["disk"] = machine_disks.disks(machine, notes)  # 3.
     document["network"] = machine_network.network(machine, notes)  # 4.
+    limits = _limits(machine, notes)
+    if limits:
+        document["limits"] = limits
     _devices(machine, notes)  # 5.
     _surroundings(machine, notes)  # 6.
     if not document["boot"].get("kernel") and not document["disk"]:
@@ -162,7 +165,15 @@ def _board(machine: Machine, notes: Notes) -> dict[str, Any]:
     if not machine.memory_mib:
         notes.leave("dev.machine", "machine", "no memory size is stated: QEMU's 128 MiB", Reason.DECIDE, "memory_mib")
     board["vcpus"] = machine.vcpus or 1
-    if not machine.accel.startswith("kvm"):
+    if machine.form == "xl":
+        notes.change(
+            "dev.kvm",
+            "type",
+            "a Xen domain becomes a VM under KVM",
+            "the wall is one around QEMU; under Xen the device model often runs in the privileged domain",
+            "a host with /dev/kvm in place of Xen",
+        )
+    elif not machine.accel.startswith("kvm"):
         if notes.wants("dev.kvm", "machine", f"accelerator {machine.accel or 'tcg'} stays"):
             notes.change(
                 "dev.kvm",
@@ -206,6 +217,39 @@ def _cpu(machine: Machine, notes: Notes) -> None:
             Reason.LIMIT,
             "a specification has no CPU model: the VM cannot be migrated to another kind of host",
         )
+
+
+def _limits(machine: Machine, notes: Notes) -> dict[str, int]:
+    """Limits of CPU time and of disk traffic that it has already, in the words of a specification."""
+    found: dict[str, int] = {}
+    cap = machine.limits.get("cap", "")
+    if cap.isascii() and cap.isdigit() and 0 < int(cap[:6]) <= 25_500:
+        found["cpu_percent"] = int(cap)
+    for name, words in _THROTTLES.items():
+        rates = [
+            int(value)
+            for _, argument in machine.options
+            for key, value in re.findall(r"([\w.-]+)=([0-9]{1,15})(?![^,])", argument)
+            if key in words
+        ]
+        if rates:
+            # One limit for the whole VM: the sum of what its disks had, never less than 1 MiB/s.
+            found[name] = min(max(sum(rates) >> 20, 1), 1 << 20)
+            notes.change(
+                "proc.cgroup-cpu",
+                "limits",
+                f"{name} = {found[name]}, for all disks together",
+                "a limit of the control group holds whatever happens to the emulator",
+                "limits of single disks, and bursts",
+            )
+    return found
+
+
+_THROTTLES: Final = {
+    "read_mib_s": ("throttling.bps-read", "bps_rd", "throttling.bps-total", "bps"),
+    "write_mib_s": ("throttling.bps-write", "bps_wr", "throttling.bps-total", "bps"),
+}
+"""-drive's names of limits, in bytes per second."""
 
 
 def _devices(machine: Machine, notes: Notes) -> None:
@@ -315,7 +359,11 @@ def _surroundings(machine: Machine, notes: Notes) -> None:
         notes.change("proc.qemu-sandbox", "argv", "-sandbox on with all denials, inside our wall", "one more filter")
     for part in machine.unreadable[:64]:
         notes.leave(
-            "dev.surface", "argv", f"not understood, and not taken over: {part[:160]}", Reason.DECIDE, "look at it"
+            "dev.surface",
+            machine.form,
+            f"not understood, and not taken over: {part[:160]}",
+            Reason.DECIDE,
+            "look at it",
         )
 
 

@@ -10,6 +10,7 @@ from casemate.harden.model import Notes, Reason
 
 _UEFI: Final = re.compile(r"ovmf|edk2|aavmf|uefi|efi|_code", re.IGNORECASE)
 _OLD_ROOT: Final = re.compile(r"(?<![\w/])(root=)/dev/(?:sd|hd|xvd)([a-h][0-9]*)\b")
+_XEN_CONSOLE: Final = re.compile(r"\bconsole=(hvc0|xvc0|tty0?)\b")
 
 
 def boot(machine: Machine, notes: Notes) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def boot(machine: Machine, notes: Notes) -> dict[str, Any]:
         if machine.initrd:
             found["initrd"] = machine.initrd
         if machine.cmdline:
-            found["cmdline"] = _cmdline(machine.cmdline, notes)
+            found["cmdline"] = _cmdline(machine, notes)
         if machine.firmware:
             notes.leave("dev.uefi", "firmware", "a kernel and a firmware: the kernel boots", Reason.LIMIT)
         return found
@@ -44,7 +45,8 @@ def boot(machine: Machine, notes: Notes) -> dict[str, Any]:
     return {"firmware": "uefi" if uefi else "bios"}
 
 
-def _cmdline(text: str, notes: Notes) -> str:
+def _cmdline(machine: Machine, notes: Notes) -> str:
+    text = machine.cmdline
     changed = _OLD_ROOT.sub(r"\1/dev/vd\2", text)
     if changed != text:
         notes.change(
@@ -54,4 +56,13 @@ def _cmdline(text: str, notes: Notes) -> str:
             "its disk is a virtio one now",
             "say root=UUID=… to be independent of names",
         )
+    console = _XEN_CONSOLE.sub("console=ttyS0", changed)
+    if console != changed and machine.form == "xl":
+        notes.change(
+            "kvm.no-hyperv-xen",
+            "kernel command line",
+            "console=hvc0 becomes console=ttyS0",
+            "Xen's console is a hypercall; a VM of ours has a serial one",
+        )
+        return console
     return changed

@@ -92,6 +92,14 @@ DEVICE_RULES: Final[tuple[DeviceRule, ...]] = (
         "emulated IDE, AHCI and SCSI controllers have had guest-to-host code execution",
         "the guest sees /dev/vda for /dev/sda: mount by UUID; it needs a virtio-blk driver",
     ),
+    _rule(
+        r"xen-.*",
+        REPLACED,
+        "kvm.no-hyperv-xen",
+        "paravirtualised device of Xen",
+        "KVM has no Xen bus unless it emulates one: hypercalls more in the host's kernel",
+        "the guest needs virtio drivers; its disks are called /dev/vda",
+    ),
     _rule(r"virtio-rng.*", OURS),
     _rule(r"virtio-serial.*|virtconsole|isa-serial|serial|pci-serial.*", OURS),
     _rule(

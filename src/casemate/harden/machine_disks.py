@@ -84,6 +84,14 @@ def _disk(disk: Disk, machine: Machine, notes: Notes, taken: set[str]) -> dict[s
             "two VMs that write one image read each other's data and corrupt it",
             "cluster file systems on a shared disk",
         )
+    if disk.path.startswith("/dev/") or disk.protocol == "host_device":
+        notes.leave(
+            "img.exclusive",
+            where,
+            f"{disk.path[:80]} is a device of the host, and a VM of ours has images",
+            Reason.DECIDE,
+            "copy it into an image: qemu-img convert -O raw DEVICE IMAGE, while nobody writes to it",
+        )
     if not disk.path.startswith("/"):
         notes.leave(
             "img.format-explicit",
