@@ -14,20 +14,29 @@ from casemate.errors import InputError
 if TYPE_CHECKING:
     from casemate.controls.audit_model import Report
     from casemate.scenarios.context import Context
+    from casemate.scenarios.difference import Difference
     from casemate.scenarios.formula import State
+    from casemate.scenarios.placements import Comparison
     from casemate.scenarios.reading import Audit
     from casemate.scenarios.risk import Settings, Subject
     from casemate.scenarios.risk_model import RiskReport, VmRisk
 
 __all__ = [
+    "FORMATS",
     "WhatIf",
     "analyse",
     "analyse_stream",
+    "compare_placements",
+    "difference_of",
     "document_of",
     "init_context",
     "line_of",
     "load_audit",
     "load_context",
+    "plain",
+    "render",
+    "render_comparison",
+    "render_difference",
     "render_text",
 ]
 
@@ -69,6 +78,7 @@ def analyse(
     *,
     context: Context | None = None,
     what_if: WhatIf | None = None,
+    with_evidence: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> RiskReport:
     """Audit what is named (or this host and every VM that runs), or read audits made earlier, and analyse all VMs.
@@ -77,6 +87,7 @@ def analyse(
         targets: files written by ``casemate audit --json`` or ``--jsonl``; anything else is a target of an audit, made
             now, together with this host where what is named runs here.
         context: the owner's statements; None takes the defaults.
+        with_evidence: keep what was read for each control, for pages that show it.
 
     Raises:
         InputError: a file is no audit or was made with another catalogue; a target does not exist; a what-if names a
@@ -84,7 +95,7 @@ def analyse(
     """
     audits = list(_audits(targets, progress))
     settings = _settings(context)
-    vms = tuple(vm for audit in audits for vm in _analysed(audit, settings, what_if))
+    vms = tuple(vm for audit in audits for vm in _analysed(audit, settings, what_if, with_evidence=with_evidence))
     return _report(audits, vms, settings.context, what_if)
 
 
@@ -155,9 +166,108 @@ def init_context(path: Path | str, *, replace: bool = False) -> None:
 
 def render_text(report: RiskReport, *, colour: bool = False, everything: bool = False) -> str:
     """The analysis for a terminal."""
+    from casemate.report.risk_clean import clean
     from casemate.report.risk_text import to_text
 
-    return to_text(report, colour=colour, everything=everything)
+    return to_text(clean(report), colour=colour, everything=everything)
+
+
+FORMATS = ("json", "html", "dot", "sarif", "ebios-md", "ebios-html", "ebios-json")
+
+
+def render(report: RiskReport, name: str, *, context: Context | None = None, language: str = "en") -> str:
+    """The analysis in one of `FORMATS`; pages are best made of an analysis ``with_evidence``.
+
+    Args:
+        context: the owner's statements, as the analysis had them; the EBIOS drafts show them.
+        language: ``en`` or ``fr``, for the EBIOS drafts.
+
+    Raises:
+        InputError: there is no such format or language.
+    """
+    import json
+
+    if name not in FORMATS:
+        raise InputError(f"there is no format {name!r}", expected=", ".join(FORMATS))
+    from casemate.report.risk_clean import clean
+
+    report = clean(report)
+    if name == "json":
+        return json.dumps(document_of(report), indent=1, ensure_ascii=True) + "\n"
+    if name == "html":
+        from casemate.report.risk_html import to_html
+
+        return to_html(report)
+    if name == "dot":
+        from casemate.report.risk_dot import to_dot
+
+        return to_dot(report)
+    if name == "sarif":
+        from casemate.report.risk_sarif import to_sarif
+
+        return to_sarif(report)
+    return _ebios(report, name, context, language)
+
+
+def _ebios(report: RiskReport, name: str, context: Context | None, language: str) -> str:
+    import json
+
+    from casemate.report.risk_ebios import ebios_document, to_page
+    from casemate.report.risk_ebios_md import to_markdown
+    from casemate.scenarios.context import Context as Statements
+
+    if language not in ("en", "fr"):
+        raise InputError(f"there is no language {language!r} here", expected="en or fr")
+    said = Statements() if context is None else context
+    document = ebios_document(report, said, "en" if language == "en" else "fr")
+    if name == "ebios-md":
+        return to_markdown(document)
+    return to_page(document) if name == "ebios-html" else json.dumps(document, indent=1, ensure_ascii=True) + "\n"
+
+
+def compare_placements(targets: Sequence[str] = (), *, services: int = 3) -> Comparison:
+    """The same services on separate machines, on one system, in one VM, in one VM each, judged by one VM's controls.
+
+    Args:
+        targets: as in `analyse`; the first VM found gives the controls.
+        services: how many, 2 to 10,000.
+
+    Raises:
+        InputError: as `analyse`; the number is out of range; nothing was found to judge by.
+    """
+    from casemate.facts.cve_table import table
+    from casemate.scenarios.data import graph
+    from casemate.scenarios.placements import compare
+    from casemate.scenarios.reading import subjects_of
+
+    if not 2 <= services <= 10_000:
+        raise InputError("number of services", got=str(services), expected="2 to 10000")
+    for audit in _audits(targets, lambda done, of, what: None):
+        for subject in subjects_of(audit):
+            name = f"{subject.kind} {subject.name} on {subject.host}"
+            return compare(graph(), subject.states, subject.history, table(), services=services, evidence=name)
+    raise InputError("nothing was audited", next_step="name a VM, a libvirt domain or an audit")
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The four columns as text."""
+    from casemate.report.risk_compare import compare_text
+
+    return compare_text(comparison)
+
+
+def difference_of(was: RiskReport, now: RiskReport) -> Difference:
+    """What changed between two analyses, of two dates or two hosts."""
+    from casemate.scenarios.difference import difference
+
+    return difference(was, now)
+
+
+def render_difference(found: Difference) -> str:
+    """The changes as text."""
+    from casemate.report.risk_compare import difference_text
+
+    return difference_text(found)
 
 
 def document_of(report: RiskReport) -> dict[str, Any]:
@@ -165,6 +275,14 @@ def document_of(report: RiskReport) -> dict[str, Any]:
     import msgspec
 
     document: dict[str, Any] = msgspec.to_builtins(report)
+    return document
+
+
+def plain(thing: Comparison | Difference) -> dict[str, Any]:
+    """A comparison or difference as the document that ``--json`` prints."""
+    import msgspec
+
+    document: dict[str, Any] = msgspec.to_builtins(thing)
     return document
 
 
@@ -230,13 +348,15 @@ def _settings(context: Context | None) -> Settings:
     return Settings(prepared(), said, table(), costs.__getitem__, datetime.datetime.now(datetime.UTC).date())
 
 
-def _analysed(audit: Audit, settings: Settings, what_if: WhatIf | None) -> Iterator[VmRisk]:
+def _analysed(
+    audit: Audit, settings: Settings, what_if: WhatIf | None, *, with_evidence: bool = False
+) -> Iterator[VmRisk]:
     import msgspec
 
     from casemate.scenarios.reading import subjects_of
     from casemate.scenarios.risk import risk_of
 
-    for subject in subjects_of(audit):
+    for subject in subjects_of(audit, with_evidence=with_evidence):
         states = subject.states if what_if is None else _assumed(subject, settings, what_if)
         yield risk_of(msgspec.structs.replace(subject, states=states), settings)
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate import risks
 from casemate.cli import output
 from casemate.cli.progress import colours, progress_bar
 from casemate.errors import ExitCode, InputError
+
+if TYPE_CHECKING:
+    from casemate.scenarios.context import Context
 
 DEFAULT_CONTEXT = "risk.toml"
 
@@ -17,26 +22,81 @@ def risk(arguments: argparse.Namespace) -> int:
     """Analyse and print; exit 1 when a path is open."""
     if arguments.targets[:1] == ["init"]:
         return _init(arguments)
+    if arguments.targets[:1] == ["compare"]:
+        return _compare(arguments)
+    formats = _formats(arguments)
     context = risks.load_context(arguments.context) if arguments.context else None
     what_if = _what_if(arguments)
     if arguments.jsonl:
         return _stream(arguments, context, what_if)
     with progress_bar() as progress:
-        report = risks.analyse(arguments.targets, context=context, what_if=what_if, progress=progress)
-    if arguments.json:
-        output.print_json(risks.document_of(report))
+        report = risks.analyse(
+            arguments.targets,
+            context=context,
+            what_if=what_if,
+            with_evidence=formats == ["html"],
+            progress=progress,
+        )
+    if arguments.baseline:
+        return _difference(arguments, report, context, what_if)
+    if formats:
+        text = risks.render(report, formats[0], context=context, language=arguments.lang)
     else:
-        print(risks.render_text(report, colour=colours(sys.stdout), everything=arguments.all), end="")
+        colour = arguments.output is None and colours(sys.stdout)
+        text = risks.render_text(report, colour=colour, everything=arguments.all)
+    _write(text, arguments.output)
     return ExitCode.FINDINGS if any(vm.counts["open"] for vm in report.vms) else ExitCode.DONE
 
 
+def _formats(arguments: argparse.Namespace) -> list[str]:
+    """The one format that was asked for; none is text."""
+    wanted = [name for name in ("json", "html", "dot", "sarif") if getattr(arguments, name)]
+    wanted += [f"ebios-{arguments.ebios}"] if arguments.ebios else []
+    if len(wanted) + arguments.jsonl > 1:
+        raise InputError("one format at a time", got=" ".join(f"--{name}" for name in wanted))
+    if arguments.baseline and (arguments.jsonl or wanted not in ([], ["json"])):
+        raise InputError("--baseline is shown as text or with --json")
+    return wanted
+
+
+def _write(text: str, place: str | None) -> None:
+    if place is None or place == "-":
+        print(text, end="")
+        return
+    from casemate.cli.audit import write_whole
+
+    write_whole(Path(place), text, mode=0o600)
+
+
 def _init(arguments: argparse.Namespace) -> int:
-    place = arguments.targets[1] if len(arguments.targets) > 1 else DEFAULT_CONTEXT
     if len(arguments.targets) > 2:
         raise InputError("init takes one file", got=" ".join(arguments.targets[1:]))
+    place = arguments.targets[1] if len(arguments.targets) > 1 else DEFAULT_CONTEXT
     risks.init_context(place, replace=arguments.force)
     output.note(f"{place} written; change what is not so, then: casemate risk --context {place}")
     return ExitCode.DONE
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    comparison = risks.compare_placements(arguments.targets[1:], services=arguments.services)
+    if arguments.json:
+        output.print_json(risks.plain(comparison))
+    else:
+        _write(risks.render_comparison(comparison), arguments.output)
+    return ExitCode.DONE
+
+
+def _difference(
+    arguments: argparse.Namespace, report: object, context: Context | None, what_if: risks.WhatIf | None
+) -> int:
+    was = risks.analyse([arguments.baseline], context=context, what_if=what_if)
+    found = risks.difference_of(was, report)  # type: ignore[arg-type]
+    if arguments.json:
+        output.print_json(risks.plain(found))
+    else:
+        _write(risks.render_difference(found), arguments.output)
+    worse = any(vm.open_paths[1] > vm.open_paths[0] for vm in found.vms)
+    return ExitCode.FINDINGS if worse else ExitCode.DONE
 
 
 def _what_if(arguments: argparse.Namespace) -> risks.WhatIf | None:
@@ -51,9 +111,9 @@ def _what_if(arguments: argparse.Namespace) -> risks.WhatIf | None:
     return risks.WhatIf(assume=assume, without=arguments.without, fix_all_below=arguments.fix_all_below)
 
 
-def _stream(arguments: argparse.Namespace, context: object, what_if: risks.WhatIf | None) -> int:
+def _stream(arguments: argparse.Namespace, context: Context | None, what_if: risks.WhatIf | None) -> int:
     is_open = False
-    for vm in risks.analyse_stream(arguments.targets, context=context, what_if=what_if):  # type: ignore[arg-type]
+    for vm in risks.analyse_stream(arguments.targets, context=context, what_if=what_if):
         is_open = is_open or bool(vm.counts["open"])
         print(risks.line_of(vm))
     return ExitCode.FINDINGS if is_open else ExitCode.DONE

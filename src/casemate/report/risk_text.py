@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from casemate.controls.catalogue.all import all_controls
-from casemate.report.text import one_line
 from casemate.scenarios.conflicts import CONFLICTS
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import NODES
@@ -51,9 +50,9 @@ def to_text(report: RiskReport, *, colour: bool = False, everything: bool = Fals
     """
     paint = _Paint(colour=colour)
     lines = [f"{len(report.vms)} VM{'' if len(report.vms) == 1 else 's'}, audited {report.audited or 'never'}"]
-    lines[0] += f", context: {one_line(report.context)}"
-    lines += [f"what if: {one_line(text)}" for text in report.assumed]
-    lines += [f"note: {one_line(text)}" for text in report.notes]
+    lines[0] += f", context: {report.context}"
+    lines += [f"what if: {text}" for text in report.assumed]
+    lines += [f"note: {text}" for text in report.notes]
     if len(report.vms) == 1:
         lines += _vm(report.vms[0], paint, everything=everything)
     else:
@@ -64,9 +63,9 @@ def to_text(report: RiskReport, *, colour: bool = False, everything: bool = Fals
 def _vm(vm: VmRisk, paint: _Paint, *, everything: bool) -> Iterator[str]:
     titles = {variant.id: variant.title for variant in graph().variants}
     yield ""
-    yield paint.heading(f"{one_line(vm.name)} ({vm.kind} on {one_line(vm.host)}): {_totals(vm.counts)}")
+    yield paint.heading(f"{vm.name} ({vm.kind} on {vm.host}): {_totals(vm.counts)}")
     for note in vm.notes:
-        yield f"  note: {one_line(note)}"
+        yield f"  note: {note}"
     yield ""
     shown = [item for item in vm.scenarios if everything or _counts(item)]
     width = max((len(titles.get(item.id, item.title)) for item in shown), default=0)
@@ -75,7 +74,7 @@ def _vm(vm: VmRisk, paint: _Paint, *, everything: bool) -> Iterator[str]:
         counts = ", ".join(f"{number} {status}" for status, number in item.counts.items())
         now = f"G{item.gravity} V{item.likelihood}" if item.likelihood else "-"
         after = f"V{item.after}" if item.after else "-"
-        remark = "".join(f"; {one_line(text)}" for text in (item.accepted, item.set_aside) if text)
+        remark = "".join(f"; {text}" for text in (item.accepted, item.set_aside) if text)
         word = paint.level(item.level, f"{item.level.value:<9}")
         yield f"  {word} {titles.get(item.id, item.title):<{width}}  {now:<7} {after:<7} {counts}{remark}"
     closed = [item.id for item in vm.scenarios if not _counts(item) and not item.set_aside]
@@ -148,8 +147,8 @@ def _many(vms: Sequence[VmRisk], paint: _Paint, *, everything: bool) -> Iterator
     yield ""
     ranked = sorted(vms, key=lambda vm: (worst_level(vm)[0], -vm.counts["open"], vm.host, vm.name))
     shown = ranked if everything else ranked[:VMS_SHOWN]
-    name = min(40, max(len(one_line(vm.name)) for vm in shown))
-    host = min(30, max(len(one_line(vm.host)) for vm in shown))
+    name = min(40, max(len(vm.name) for vm in shown))
+    host = min(30, max(len(vm.host) for vm in shown))
     header = f"  {'risk':<9} {'VM':<{name}} {'host':<{host}}"
     yield f"{header} {'open':>5} {'unknown':>7} {'residual':>8}  worst scenario"
     for vm in shown:
@@ -157,7 +156,7 @@ def _many(vms: Sequence[VmRisk], paint: _Paint, *, everything: bool) -> Iterator
         level = _LEVELS[rank]
         numbers = f"{vm.counts['open']:>5} {vm.counts['unknown']:>7} {vm.counts['residual']:>8}"
         word = paint.level(level, f"{level.value:<9}")
-        yield f"  {word} {one_line(vm.name):<{name}} {one_line(vm.host):<{host}} {numbers}  {scenario}"
+        yield f"  {word} {vm.name:<{name}} {vm.host:<{host}} {numbers}  {scenario}"
     if len(ranked) > len(shown):
         yield f"  and {len(ranked) - len(shown)} more (--all)"
     yield ""

@@ -65,3 +65,11 @@ GRAVITIES: Final = (
 def pick(names: tuple[str, str], language: Language) -> str:
     """The name in this language."""
     return names[0] if language == "en" else names[1]
+
+
+def technique_titles(language: Language) -> dict[str, str]:
+    """Titles of all techniques by id."""
+    from casemate.scenarios.data import graph
+    from casemate.scenarios.labels_fr import TECHNIQUES_FR
+
+    return {item.id: item.title for item in graph().techniques} if language == "en" else dict(TECHNIQUES_FR)

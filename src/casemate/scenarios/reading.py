@@ -6,12 +6,13 @@ of another schema or version of the catalogue, or reduced to what changed since 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 
 from casemate.controls.audit_model import Report, TargetKind
+from casemate.controls.model import Verdict
 from casemate.errors import InputError
 from casemate.facts.fact import Stage
 from casemate.scenarios.risk import Subject
@@ -127,7 +128,7 @@ def is_audit(head: bytes) -> bool:
     return head.lstrip()[:1] == b"{" and (AUDIT_SCHEMA.encode() in head or TARGET_SCHEMA.encode() in head)
 
 
-def subjects_of(audit: Audit) -> Iterator[Subject]:
+def subjects_of(audit: Audit, *, with_evidence: bool = False) -> Iterator[Subject]:
     """Every VM of an audit with its host; the host alone, as one subject, when no VM was audited.
 
     Findings about the host hold for all its VMs. Several emulators on one host: a control stands as in the worst of
@@ -135,6 +136,7 @@ def subjects_of(audit: Audit) -> Iterator[Subject]:
     """
     shared = [finding for target in audit.targets if target.kind in _OF_THE_HOST for finding in _staged(target)]
     states = states_of(shared)
+    seen = _evidence(shared) if with_evidence else {}
     vms = [target for target in audit.targets if target.kind in _ABOUT_VMS]
     for target in vms:
         yield Subject(
@@ -144,6 +146,7 @@ def subjects_of(audit: Audit) -> Iterator[Subject]:
             states=states | states_of(_staged(target)),
             history=target.history,
             notes=target.notes,
+            evidence=seen | _evidence(target.findings) if with_evidence else {},
         )
     if not vms and shared:
         yield Subject(
@@ -152,7 +155,18 @@ def subjects_of(audit: Audit) -> Iterator[Subject]:
             host=audit.host,
             states=states,
             notes=("no VM was audited: what depends on one is unknown",),
+            evidence=seen,
         )
+
+
+def _evidence(findings: Iterable[Verdicts]) -> dict[str, str]:
+    """By control: the verdict, the reason where it is no pass, and what was read."""
+    texts: dict[str, str] = {}
+    for found in findings:
+        why = "" if found.verdict is Verdict.PASS else f" ({found.why})"
+        text = f"{found.verdict.value}{why}: {found.evidence}"
+        texts[found.control] = f"{texts[found.control]}; {text}" if found.control in texts else text
+    return texts
 
 
 def _staged(target: Audited) -> Iterator[Verdicts]:

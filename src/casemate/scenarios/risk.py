@@ -73,6 +73,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     states: dict[str, State]
     history: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    evidence: dict[str, str] = {}
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -111,8 +112,14 @@ def risk_of(subject: Subject, settings: Settings) -> VmRisk:
         if len(settings.seen) >= _REMEMBERED:
             settings.seen.clear()
         settings.seen[key] = found
-    named = {"name": subject.name, "kind": subject.kind, "host": subject.host, "notes": subject.notes}
-    return msgspec.structs.replace(found, **named)
+    return msgspec.structs.replace(
+        found,
+        name=subject.name,
+        kind=subject.kind,
+        host=subject.host,
+        notes=subject.notes,
+        evidence={control: subject.evidence[control] for control in prepared.controls if control in subject.evidence},
+    )
 
 
 def _risk_of(subject: Subject, settings: Settings) -> VmRisk:

@@ -118,8 +118,11 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmRisk(msgspec.Struct, frozen=True, kw_only=True):
-    """The risk of one VM on its host. ``plan_cost`` in points; ``plan_exact``: whether no cheaper plan exists.
-    ``remaining``: open paths that no control closes."""
+    """The risk of one VM on its host.
+
+    ``plan_cost``: in points. ``plan_exact``: whether no cheaper plan exists. ``remaining``: open paths that no control
+    closes. ``evidence``: by control, the verdict and what was read; only where it was asked for.
+    """
 
     name: str
     kind: str
@@ -134,6 +137,7 @@ class VmRisk(msgspec.Struct, frozen=True, kw_only=True):
     remaining: int
     conflicts: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    evidence: dict[str, str] = {}
 
 
 class RiskReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,323 @@
+"""The forms of a risk analysis: hostile names stay text, schemas hold, pictures and drafts say what the data say."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import lxml.etree
+import msgspec
+import pytest
+from tests.unit.test_risk_examples import NOBODY_TRUSTED, risk, states
+
+from casemate import risks
+from casemate.cli.main import main
+from casemate.errors import InputError
+from casemate.facts.cve_table import table
+from casemate.report.risk_clean import clean
+from casemate.report.risk_picture import BOX_HEIGHT, BOX_WIDTH, HEIGHT, PLACES, TOP, WIDTH, edges_of, to_svg
+from casemate.report.risk_text import to_text
+from casemate.scenarios.context import Context
+from casemate.scenarios.data import graph
+from casemate.scenarios.labels import technique_titles
+from casemate.scenarios.model import GOODS, POSITIONS
+from casemate.scenarios.placements import compare
+from casemate.scenarios.risk_model import RiskReport, VmRisk
+
+HOSTILE = "<script>alert(1)</script>\"'`|*_[x](javascript:1)\x1b[2J\u202e\n# h {{7*7}} & \\"
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def report(name: str = HOSTILE) -> RiskReport:
+    found = states(fail=["dev.no-floppy", "proc.uid", "cpu.ksm", "cpu.ksm-host"], unknown=["os.no-loop-image"])
+    first = msgspec.structs.replace(
+        risk(found), name=name, host=name, notes=(name,), evidence={"dev.no-floppy": f"fail: {name}"}
+    )
+    second = msgspec.structs.replace(risk(states()), name="quiet")
+    return RiskReport(
+        tool_version="1",
+        catalogue="c" * 16,
+        time="2026-11-23T00:00:00Z",
+        audited="2026-11-22T00:00:00Z",
+        context=name,
+        assumed=(name,),
+        vms=(first, second),
+        notes=(name,),
+    )
+
+
+def rendered(name: str, **options: Any) -> str:
+    return risks.render(report(), name, context=NOBODY_TRUSTED, **options)
+
+
+@pytest.mark.parametrize("name", [*risks.FORMATS, "text"])
+def test_hostile_names_bring_nothing_of_their_own(name: str) -> None:
+    text = risks.render_text(report()) if name == "text" else rendered(name)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "<script>" not in text or name in ("json", "sarif", "dot", "text", "ebios-json")
+    assert "\n# h" not in text
+    assert "49" not in re.findall(r"(?<![\w.#-])49(?![\w.-])", text.split("{{7*7}}")[0])
+
+
+class _Page(HTMLParser):
+    """Tags, ids and links of a page; void elements aside, every one is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in ("meta", "br", "circle", "path", "rect"):
+            self.open.append(tag)
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(str(value))
+            if key == "href":
+                self.links.append(str(value))
+            assert not key.startswith("on")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", ["html", "ebios-html"])
+def test_pages_are_whole_and_self_contained(name: str) -> None:
+    page = _Page()
+    page.feed(rendered(name))
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    identifiers = [item for item in page.ids if not item.startswith("arrow-")]
+    assert len(identifiers) == len(set(identifiers))
+    inner = {link[1:] for link in page.links if link.startswith("#")}
+    assert len(inner) == len(set(page.links)), "no link leads out of the page"
+
+
+def test_every_open_edge_of_the_picture_leads_to_its_evidence() -> None:
+    text = rendered("html")
+    page = _Page()
+    page.feed(text)
+    for link in page.links:
+        target = link[1:]
+        edge_kind = "--" in target
+        assert target in page.ids or edge_kind, link
+    (vm, *_) = report().vms
+    wanted = {f"vm1-{edge.anchor}" for edge in edges_of(vm) if edge.look == "open"}
+    assert wanted
+    assert wanted <= set(page.ids)
+    assert "dev.no-floppy" in text
+
+
+def test_no_open_path_is_never_said_alone() -> None:
+    quiet = msgspec.structs.replace(report(), vms=report().vms[1:])
+    for text in (to_text(quiet), risks.render(quiet, "html")):
+        assert "residual" in text
+    assert re.search(r"0 open, [1-9]\d* residual", to_text(quiet))
+
+
+# ---- the picture ----------------------------------------------------------------------------------------
+
+
+def test_the_picture_is_xml_and_has_every_position() -> None:
+    (vm, _) = clean(report()).vms
+    svg = to_svg(vm, prefix="p-")
+    tree = lxml.etree.fromstring(svg.encode())
+    assert len(tree.findall(".//{*}g[@class='node']")) == len(POSITIONS) == len(PLACES)
+    edges = tree.findall(".//{*}a[@class]")
+    assert all(edge.get("aria-label") for edge in edges)
+    assert len(edges) == len(edges_of(vm))
+    assert all(str(edge.get("href")).startswith("#p-") for edge in edges)
+
+
+def test_boxes_stay_apart_and_inside() -> None:
+    places = list(PLACES.items())
+    for index, (node, (x, y)) in enumerate(places):
+        assert 0 <= x <= WIDTH - BOX_WIDTH
+        assert TOP <= y <= TOP + HEIGHT - BOX_HEIGHT
+        for other, (left, top) in places[index + 1 :]:
+            apart = abs(x - left) >= BOX_WIDTH + 10 or abs(y - top) >= BOX_HEIGHT + 10
+            assert apart, f"{node} lies on {other}"
+
+
+def test_the_picture_has_no_knot() -> None:
+    """Fifteen positions, and few enough edges between them that a person can follow each."""
+    moves = [edge for edge in edges_of(report().vms[0]) if edge.target not in GOODS]
+    assert len(moves) <= 40
+    ids = {item.id for edge in edges_of(report().vms[0]) for item in edge.techniques}
+    assert ids == {technique.id for technique in graph().techniques}, "each technique is on an edge"
+
+
+# ---- formats ---------------------------------------------------------------------------------------------
+
+
+def test_sarif_validates() -> None:
+    schema = json.loads((ROOT / "tests/data/sarif/sarif-schema-2.1.0-rtm.5.json").read_text())
+    log = json.loads(rendered("sarif"))
+    assert list(jsonschema.Draft4Validator(schema).iter_errors(log)) == []
+    results = log["runs"][0]["results"]
+    assert len(results) == 2 * len(graph().variants)
+    failed = [item for item in results if item["kind"] == "fail"]
+    assert failed
+    assert all(item["codeFlows"] for item in failed)
+
+
+def test_dot_has_each_technique_and_quotes_names() -> None:
+    text = rendered("dot")
+    assert text.count("digraph ") == 2
+    assert text.count("->") >= 2 * len(graph().techniques)
+    first = next(line for line in text.splitlines() if line.startswith("digraph "))
+    assert re.fullmatch(r'digraph "(?:[^"\\]|\\.)*" \{', first)
+
+
+def test_json_says_the_report() -> None:
+    document = json.loads(rendered("json"))
+    assert document["schema"] == "casemate.risk/1"
+    assert msgspec.convert(document, RiskReport) == clean(report())
+
+
+def test_ebios_marks_where_each_value_comes_from() -> None:
+    for context, origin in ((Context(trust={}), "assumption"), (Context(trust={}, origin="mine.toml"), "owner")):
+        document = json.loads(risks.render(report(), "ebios-json", context=context))
+        assert {row["gravity"]["from"] for row in document["workshop_1"]["goods"]} == {origin}
+        assert {row["likelihood"]["from"] for row in document["workshop_4"]} == {"evidence"}
+        found = list(_said(document))
+        assert found
+        assert {item["from"] for item in found} <= {"evidence", "owner", "assumption"}
+    for number in range(1, 6):
+        assert document[f"workshop_{number}"]
+
+
+def _said(node: Any) -> Any:
+    if isinstance(node, dict):
+        if node.keys() == {"value", "from"}:
+            yield node
+        for value in node.values():
+            yield from _said(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _said(item)
+
+
+def test_ebios_in_french_has_no_english_titles() -> None:
+    english = {variant.title for variant in graph().variants} | set(technique_titles("en").values())
+    text = rendered("ebios-md", language="fr")
+    assert "Atelier 5" in text
+    assert [title for title in english if title in text] == []
+    assert technique_titles("fr").keys() == technique_titles("en").keys()
+
+
+def test_unknown_formats_and_languages() -> None:
+    with pytest.raises(InputError, match="no format"):
+        rendered("pdf")
+    with pytest.raises(InputError, match="no language"):
+        rendered("ebios-md", language="de")
+
+
+# ---- compare and difference ------------------------------------------------------------------------------
+
+
+def test_compare_worked_out_by_hand() -> None:
+    """Three services; everything holds but that nobody updates the guests and the VMs share a disk.
+
+    - Separate machines: the next service is attacked from the network as the first was: its known bugs are open (1),
+      its unknown ones residual, default passwords closed.
+    - One system: users of one system are separated by its kernel alone. It is updated, so a local known bug is closed;
+      an unknown one is residual.
+    - One VM: the guest's kernel separates the services; nobody updates it: known bug, then loading code, which lockdown
+      closes; so only unknown bugs are left after becoming root. As a path to the kernel: known bug, then an unknown one
+      past lockdown: residual. Nothing open.
+    - One VM each: the shared disk needs root in the guest, which the guest's known bug gives: open. That is one path
+      (known bug, shared disk) for root; the kernel offers the same disk to whoever is root already, so it is not
+      counted twice. Side channels that nobody knows yet stay.
+    """
+    found = compare(
+        graph(), states(fail=["guest.updates", "img.exclusive"]), (), table(), services=3, evidence="by hand"
+    )
+    machines, system, one, each = found.placements
+    assert (machines.isolation.counts["open"], machines.isolation.counts["residual"]) == (1, 1)
+    assert (system.isolation.counts["open"], one.isolation.counts["open"]) == (0, 0)
+    assert system.isolation.counts["residual"] >= 1
+    assert one.isolation.counts["residual"] >= 1
+    assert each.isolation.counts["open"] == 1
+    assert machines.exposure is system.exposure is None
+    assert one.exposure is not None
+    assert each.exposure is not None
+    assert one.exposure.counts["open"] == each.exposure.counts["open"] == 0
+    assert [item.inventory.kernels for item in found.placements] == [3, 1, 2, 4]
+    assert [item.inventory.emulators for item in found.placements] == [0, 0, 1, 3]
+    with pytest.raises(RuntimeError):
+        compare(graph(), {}, (), table(), services=1, evidence="")
+
+
+def _report_of(*vms: VmRisk, audited: str = "2026-01-01T00:00:00Z") -> RiskReport:
+    return msgspec.structs.replace(report(), vms=vms, audited=audited)
+
+
+def test_difference_between_two_dates() -> None:
+    was = risk(states(fail=["dev.no-floppy", "proc.uid"]))
+    now = risk(states(fail=["proc.uid"]))
+    found = risks.difference_of(_report_of(was), _report_of(now))
+    (vm,) = found.vms
+    assert vm.open_paths == (1, 0)
+    (change,) = vm.techniques
+    assert (change.id, change.was, change.now) == ("emu.legacy-device", "open", "closed")
+    assert change.controls == ("dev.no-floppy: fails, now passes",)
+    assert {item.id for item in vm.scenarios} >= {"emulated-device"}
+    text = risks.render_difference(found)
+    assert "1 → 0 open paths" in text
+    assert risks.difference_of(_report_of(was), _report_of(was)).same == ("web",)
+
+
+def test_difference_between_two_hosts() -> None:
+    """Matched by name where the host is another; what is on one side only is said."""
+    here, there = risk(states()), msgspec.structs.replace(risk(states()), host="other")
+    lone = msgspec.structs.replace(risk(states()), name="db")
+    found = risks.difference_of(_report_of(here, lone), _report_of(there))
+    assert (found.same, found.gone, found.added) == (("web",), ("db",), ())
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    domain = str(ROOT / "tests/data/domains/nova.xml")
+    page = tmp_path / "page.html"
+    assert main(["risk", domain, "--html", "-o", str(page)]) == 1
+    assert page.read_text().startswith("<!doctype html>")
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert main(["risk", domain, "--ebios", "html", "--lang", "fr"]) == 1
+    assert 'lang="fr"' in capsys.readouterr().out
+    assert main(["risk", "compare", domain, "--services", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["services"] == 5
+    assert main(["risk", "compare", domain]) == 0
+    assert "one VM each" in capsys.readouterr().out
+    assert main(["risk", domain, "--html", "--dot"]) == 2
+    assert main(["risk", "compare", domain, "--services", "1"]) == 2
+    assert main(["audit", domain, "--json", "-o", str(tmp_path / "old.json")]) in (0, 1)
+    capsys.readouterr()
+    assert main(["risk", domain, "--baseline", str(tmp_path / "old.json")]) == 0
+    assert "0 VMs changed, 1 did not" in capsys.readouterr().out
+    assert main(["risk", domain, "--baseline", str(tmp_path / "old.json"), "--html"]) == 2
+
+
+def test_dates_are_not_read_from_a_clock_in_the_core() -> None:
+    """The day that acceptances end by is given from outside."""
+    source = (ROOT / "src/casemate/scenarios").glob("*.py")
+    assert not [
+        path.name for path in source if re.search(r"datetime\.(now|today|utcnow)|date\.today", path.read_text())
+    ]
+    assert datetime.date(2026, 11, 23)
