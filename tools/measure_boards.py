@@ -1,6 +1,7 @@
 """Measure what each board of an installed QEMU brings along unasked, and print it as a table of data.
 
     python tools/measure_boards.py [/usr/bin/qemu-system-x86_64] > src/casemate/facts/machine_boards_data.py
+    python tools/measure_boards.py /usr/bin/qemu-system-aarch64 virt > src/casemate/facts/machine_boards_arm_data.py
 
 QEMU is started paused (``-S``), asked over QMP for everything below /machine, and stopped again. A device belongs to
 the board when it is there with ``-nodefaults``, to the defaults when it is there only without. Each on/off property of
@@ -20,7 +21,7 @@ from typing import Any
 BOARDS = ("pc", "q35", "microvm", "isapc", "none")
 SWITCHES = (
     *("acpi", "graphics", "hpet", "i8042", "ioapic2", "isa-serial", "pcie", "pic", "pit", "rtc", "sata", "smbus"),
-    *("usb", "vmport", "fd-bootchk"),
+    *("usb", "vmport", "fd-bootchk", "its", "secure", "virtualization", "ras", "mte", "highmem"),
 )
 _DEADLINE_S = 20
 
@@ -114,6 +115,7 @@ def _show(values: set[str] | list[str]) -> str:
 def main() -> None:
     """Print the module."""
     program = sys.argv[1] if len(sys.argv) > 1 else "qemu-system-x86_64"
+    boards = tuple(sys.argv[2:]) or BOARDS
     version = subprocess.run([program, "-version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"version ([0-9.]+)", version)
     lines = [
@@ -131,14 +133,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kernel = Path(folder, "kernel")
         kernel.write_bytes(b"\0" * 4096)
-        for board in BOARDS:
+        for board in boards:
             base = ["-accel", "tcg", "-M"]
             bare = measure(program, "-nodefaults", *base, board)
             board_rows.append((board, bare))
             default_rows.append((board, measure(program, *base, board) - bare))
             for name in sorted(_properties(program, board) & set(SWITCHES)):
                 for value in ("on", "off"):
-                    there = measure(program, "-nodefaults", *base, f"{board},{name}={value}")
+                    try:
+                        there = measure(program, "-nodefaults", *base, f"{board},{name}={value}")
+                    except SystemExit:
+                        continue  # some want another CPU than the board's own
                     if there != bare:
                         switch_rows.append((board, name, value, there - bare, bare - there))
             for accel in _accelerators(program)[1:]:

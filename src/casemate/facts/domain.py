@@ -38,7 +38,7 @@ def read_domain(xml: bytes, source: str) -> Machine:
         raise InputError(f"{source}: no libvirt domain", got=f"<{root.tag[:60]}>", expected="<domain>")
     kind = domain.child("os").child("type")
     board = kind.get("machine") or "pc"
-    draft = DomainDraft(board_family(board))
+    draft = DomainDraft(board_family(board, kind.get("arch") or "x86_64"))
     if domain.get("type") not in _ACCELS:
         draft.miss(f"domain of type {domain.get('type')[:40] or '(none)'}: not a QEMU machine")
     if not draft.family:
@@ -63,7 +63,7 @@ def read_domain(xml: bytes, source: str) -> Machine:
 
 def _implied(draft: DomainDraft, domain: Element) -> None:
     """What libvirt adds when the domain does not speak of it."""
-    if draft.serial_console and not draft.has("isa-serial"):
+    if draft.serial_console and not draft.has("isa-serial") and draft.family != "virt":
         element, origin = draft.serial_console
         READERS["serial"](draft, element, origin)
     if "usb" not in draft.controllers and draft.family in ("pc", "q35"):
@@ -72,7 +72,7 @@ def _implied(draft: DomainDraft, domain: Element) -> None:
         draft.device("virtio-serial-pci", {}, "libvirt adds a serial bus")
     if "#scsi" in draft.controllers and "scsi" not in draft.controllers:
         draft.device("lsi53c895a", {}, "libvirt adds a SCSI controller")
-    if "#balloon" not in draft.controllers and draft.family in ("pc", "q35"):
+    if "#balloon" not in draft.controllers and draft.family in ("pc", "q35", "virt"):
         draft.device("virtio-balloon-pci", {}, "libvirt adds a memory balloon")
     if draft.display and not domain.child("devices").has("video"):
         draft.device("cirrus-vga" if draft.family == "pc" else "VGA", {}, "libvirt adds a graphics card")
@@ -82,7 +82,7 @@ def _implied(draft: DomainDraft, domain: Element) -> None:
         draft.device("vmcoreinfo", {}, "features/vmcoreinfo")
     stated = any(device.type == "pcie-root-port" for device in draft.devices)
     unplaced = [d for d in draft.devices if d.origin not in draft.on_root_bus]
-    if draft.family == "q35" and not stated and any(_needs_port(device.type) for device in unplaced):
+    if draft.family in ("q35", "virt") and not stated and any(_needs_port(device.type) for device in unplaced):
         draft.device("pcie-root-port", {}, "libvirt adds PCI Express ports")
     if (
         draft.family == "q35"
@@ -138,7 +138,9 @@ def _machine(domain: Element, draft: DomainDraft, source: str, board: str, optio
     system = domain.child("os")
     loader, nvram = system.child("loader"), system.child("nvram")
     accel = _ACCELS.get(domain.get("type"), domain.get("type"))
-    own = board_devices(board, options, accel, defaults=False)
+    own = board_devices(
+        board, options, accel, defaults=False, architecture=system.child("type").get("arch") or "x86_64"
+    )
     if loader.get("type") == "pflash" or system.get("firmware") == "efi":
         draft.device("cfi.pflash01", {}, "os/loader")
     model, flags = _cpu(domain)

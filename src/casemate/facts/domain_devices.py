@@ -288,7 +288,7 @@ def _serial(draft: DomainDraft, element: Element, origin: str) -> None:
     _character(draft, element, origin, name)
     target = element.child("target")
     model = target.child("model").get("name") or {"usb-serial": "usb-serial", "pci-serial": "pci-serial"}.get(
-        target.get("type"), "isa-serial"
+        target.get("type"), "pl011" if draft.family == "virt" else "isa-serial"
     )
     draft.device(model, {"chardev": name}, origin)
 

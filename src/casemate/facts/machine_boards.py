@@ -10,10 +10,22 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from casemate.facts import machine_boards_arm_data as arm
+from casemate.facts import machine_boards_data as x86
 from casemate.facts.machine import Device
-from casemate.facts.machine_boards_data import BOARDS, DEFAULTS, IRQCHIPS, SWITCHES
 
 ORIGIN: Final = "machine"
+
+BOARDS: Final = {**x86.BOARDS, **arm.BOARDS}
+DEFAULTS: Final = {**x86.DEFAULTS, **arm.DEFAULTS}
+SWITCHES: Final = {**x86.SWITCHES, **arm.SWITCHES}
+# No KVM of arm64 was there to be measured: these two names are out of QEMU's hw/intc (arm_gic_kvm.c, arm_gicv3_kvm.c).
+IRQCHIPS: Final = {
+    **x86.IRQCHIPS,
+    **arm.IRQCHIPS,
+    ("virt", "on"): (("kvm-arm-gic",), ("arm_gic",)),
+}
+_ARM: Final = frozenset({"aarch64", "arm", "armv7l"})
 
 _FAMILIES: Final = (
     (re.compile(r"q35|pc-q35(-.*)?|ubuntu-q35"), "q35"),
@@ -22,6 +34,7 @@ _FAMILIES: Final = (
     (re.compile(r"isapc"), "isapc"),
     (re.compile(r"none"), "none"),
 )
+_ARM_FAMILIES: Final = ((re.compile(r"virt(-[0-9.]+)?"), "virt"), (re.compile(r"none"), "none"))
 
 _DEFAULT_OF: Final = {
     "VGA": "vga",
@@ -34,11 +47,19 @@ _DEFAULT_OF: Final = {
     "isa-parallel": "parallel",
     "isa-serial": "serial",
     "serial": "serial",
+    "virtio-net-pci": "net",
+    "virtio-net-device": "net",
 }
 """Device that comes without -nodefaults: what keeps it away when the user names one of that kind."""
 
-DEFAULT_NIC: Final = {"pc": "e1000", "q35": "e1000e", "isapc": "ne2k_isa", "microvm": "virtio-net-device"}
-DEFAULT_DISK: Final = {"pc": "ide", "q35": "ide", "isapc": "ide", "microvm": "virtio"}
+DEFAULT_NIC: Final = {
+    "pc": "e1000",
+    "q35": "e1000e",
+    "isapc": "ne2k_isa",
+    "microvm": "virtio-net-device",
+    "virt": "virtio-net-pci",
+}
+DEFAULT_DISK: Final = {"pc": "ide", "q35": "ide", "isapc": "ide", "microvm": "virtio", "virt": "virtio"}
 
 _CHIP_WORDS: Final = {
     "on": "on",
@@ -51,13 +72,26 @@ _CHIP_WORDS: Final = {
 }
 
 
-def board_family(board: str) -> str:
-    """``pc``, ``q35``, ``microvm``, ``isapc`` or ``none``; empty for a board that was not measured."""
-    return next((family for pattern, family in _FAMILIES if pattern.fullmatch(board)), "")
+def board_family(board: str, architecture: str = "x86_64") -> str:
+    """``pc``, ``q35``, ``microvm``, ``isapc``, ``none``, or ``virt`` of arm64; empty for a board that was not measured.
+
+    Other architectures have boards of the same names (``virt`` of RISC-V): those were not measured.
+    """
+    if architecture in ("x86_64", "i386", "i686", ""):
+        families: tuple[tuple[re.Pattern[str], str], ...] = _FAMILIES
+    else:
+        families = _ARM_FAMILIES if architecture in _ARM else ()
+    return next((family for pattern, family in families if pattern.fullmatch(board)), "")
 
 
 def board_devices(
-    board: str, options: Mapping[str, str], accel: str, *, defaults: bool, taken: Collection[str] = ()
+    board: str,
+    options: Mapping[str, str],
+    accel: str,
+    *,
+    defaults: bool,
+    taken: Collection[str] = (),
+    architecture: str = "x86_64",
 ) -> tuple[Device, ...]:
     """The devices of a board.
 
@@ -68,8 +102,9 @@ def board_devices(
         defaults: False when -nodefaults was given.
         taken: kinds of default device that the description itself provides or refuses: vga, net, floppy, cdrom,
             parallel, serial.
+        architecture: as QEMU names it.
     """
-    family = board_family(board)
+    family = board_family(board, architecture)
     if not family:
         return ()
     found = dict.fromkeys(BOARDS[family])

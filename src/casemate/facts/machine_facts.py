@@ -83,7 +83,10 @@ def _board(sayer: Sayer, machine: Machine, types: tuple[str, ...]) -> None:
     else:
         sayer.say("dev.accel", accels[0], f"accelerator ({machine.accel})")
     accelerated = accels[0] == "kvm"
-    sayer.say("kvm.irqchip", irqchip_of(machine.board, options) if accelerated else "none", "kernel-irqchip")
+    if accelerated and machine.architecture not in ("x86_64", "i386", "i686"):
+        sayer.miss("kvm.irqchip", f"{machine.architecture}: KVM has the whole interrupt controller, nothing can be split")
+    else:
+        sayer.say("kvm.irqchip", irqchip_of(machine.board, options) if accelerated else "none", "kernel-irqchip")
     if types:
         sayer.say("kvm.pit", bool(_PIT & set(types)), "board and its pit option")
         sayer.say("kvm.pic", bool(_PIC & set(types)), "board and its pic option")

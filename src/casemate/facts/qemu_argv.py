@@ -118,15 +118,18 @@ def _finish(draft: Draft, emulator: str, source: str) -> Machine:
     if not board and architecture in ("x86_64", "i386"):
         board = "microvm" if emulator.endswith("-microvm") else "pc"
     _apply_sets(draft)
-    finish_nics(draft, board)
-    disks = finish_disks(draft, board)
+    family = board_family(board, architecture)
+    finish_nics(draft, family, board)
+    disks = finish_disks(draft, family)
     draft.machine.pop("#made", None)
     accels = [accel for accel in draft.accels if accel] or _default_accel(emulator)
     defaults = "-nodefaults" not in draft.flags
-    if not board_family(board):
+    if not board_family(board, architecture):
         draft.miss(f"board {board[:60] or '(default)'}: what it brings along was not measured")
-    own = board_devices(board, draft.machine, accels[0], defaults=defaults, taken=draft.taken)
-    if any(device.type == DEFAULT_NIC.get(board_family(board)) for device in own):
+    own = board_devices(
+        board, draft.machine, accels[0], defaults=defaults, taken=draft.taken, architecture=architecture
+    )
+    if any(device.type == DEFAULT_NIC.get(board_family(board, architecture)) for device in own):
         # The card that comes by itself is plugged into slirp.
         draft.backend("netdev", "user", {"id": draft.name("net")}, ORIGIN)
     monitors = finish_monitors(draft, defaults=defaults)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from casemate.facts.machine import Disk
-from casemate.facts.machine_boards import DEFAULT_DISK, board_family
+from casemate.facts.machine_boards import DEFAULT_DISK
 from casemate.facts.qemu_argv_draft import Draft
 from casemate.facts.qemu_argv_text import MAX_DEPTH, OptionFaultError, Properties, is_on, parse_option
 
@@ -40,14 +40,14 @@ def short_drive(option: str, path: str) -> Properties:
     return {"file": path, "if": {"pflash": "pflash", "sd": "sd", "mtdblock": "mtd"}[option]}
 
 
-def finish_disks(draft: Draft, board: str) -> tuple[Disk, ...]:
+def finish_disks(draft: Draft, family: str) -> tuple[Disk, ...]:
     """All images, and as devices the fronts that -drive makes by itself."""
     nodes = {p["node-name"]: p for kind, _, p, _ in draft.backends if kind == "blockdev" and p.get("node-name")}
     fronts: dict[str, tuple[str, Properties]] = {}
     for kind, properties, _ in draft.devices:
         if properties.get("drive"):
             fronts.setdefault(properties["drive"], (kind, properties))
-    disks = [disk for drive in draft.drives if (disk := _drive(draft, board, drive, fronts)) is not None]
+    disks = [disk for drive in draft.drives if (disk := _drive(draft, family, drive, fronts)) is not None]
     for name, (kind, properties) in fronts.items():
         if name in nodes:
             disks.append(_node_disk(draft, nodes, name, kind, properties))
@@ -62,10 +62,9 @@ def finish_disks(draft: Draft, board: str) -> tuple[Disk, ...]:
 
 
 def _drive(
-    draft: Draft, board: str, drive: tuple[Properties, str], fronts: Mapping[str, tuple[str, Properties]]
+    draft: Draft, family: str, drive: tuple[Properties, str], fronts: Mapping[str, tuple[str, Properties]]
 ) -> Disk | None:
     properties, origin = drive
-    family = board_family(board)
     interface = properties.get("if") or DEFAULT_DISK.get(family, "ide")
     name = properties.get("id", "")
     path = properties.get("file", "") or properties.get("file.filename", "")

@@ -108,9 +108,8 @@ def _nic(draft: Draft, text: str, origin: str) -> None:
     draft.backend("netdev", kind or "user", {"id": name, **properties}, origin)
 
 
-def finish_nics(draft: Draft, board: str) -> None:
+def finish_nics(draft: Draft, family: str, board: str) -> None:
     """Give cards without a model the board's own."""
-    family = board_family(board)
     for number, (kind, properties, origin) in enumerate(draft.devices):
         if not kind.startswith("nic:"):
             continue
