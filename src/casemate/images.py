@@ -7,7 +7,7 @@ raise `CasemateError`. Everything below is imported on use.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from casemate.engine.imagestore import OpenedImage
@@ -21,6 +21,7 @@ __all__ = [
     "open_image",
     "prune",
     "remove",
+    "repository",
     "sign",
     "store",
     "strangers",
@@ -58,51 +59,65 @@ def add(
     *,
     name: str | None = None,
     image_format: str | None = None,
+    convert_to: str | None = None,
     expected_digest: str | None = None,
     evidence: Mapping[str, object] | None = None,
     quota_bytes: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> StoredImage:
     """Take an image into the store.
 
     Args:
-        source: a raw or qcow2 file.
+        source: a file: raw, qcow2, vmdk, vhd, vhdx, vdi or an OVA, plain or packed with gzip, xz, bzip2 or zstd.
         name: what it is called; made from the source's name when None.
-        image_format: ``raw`` or ``qcow2``; told by content when None.
-        expected_digest: SHA-256 that the file must have.
+        image_format: what it is (`image.foreign.DRIVERS`); told by content when None.
+        convert_to: ``raw`` or ``qcow2``; None keeps raw and qcow2 as they are and makes qcow2 of the rest.
+        expected_digest: SHA-256 that the source must have, as its publisher gives it.
         evidence: what its origin is verified with, as in `verify`; what holds is noted with the image.
         quota_bytes: how large the store may become; ``store.toml`` says it when None.
-        progress: told (bytes done, bytes in all).
+        progress: told (what is done, bytes done, bytes in all).
 
     Raises:
-        InputError, ImageError: the source is not there or refused. RefusedError: quota. HostError: no room.
+        InputError, ImageError: the source is not there or refused. RefusedError: quota. HostError: no room, no wall.
     """
     import os
     from pathlib import Path
 
+    from casemate.cell.intake import Wanted, take_in
     from casemate.engine.imagestore import default_store, read_settings
     from casemate.engine.origin_verify import note_tree, seal
-    from casemate.image import store_import
-    from casemate.image.headers import inspect_image
+    from casemate.engine.paths import default_paths, prepare
+    from casemate.engine.policy_file import read_policy
     from casemate.image.opening import open_image as open_file
-    from casemate.image.store_model import name_from
+    from casemate.image.store_model import check_name, name_from
 
-    place = default_store()
+    paths = default_paths()
+    prepare(paths)
+    place = default_store(paths)
     settings = read_settings(place)
+    called = check_name(name) if name else name_from(source)
     path = os.path.normpath(Path.cwd() / source)
     descriptor = open_file(path)
     try:
-        header = inspect_image(descriptor, source, image_format, settings.max_virtual_bytes, allow_encrypted=True)
-        found, origin = _verified(descriptor, source, evidence, expected_digest, progress)
-        image = store_import.add(
-            place,
-            descriptor,
-            name=name or name_from(path),
-            image_format=header.format,
-            origin={"source": path, **origin},
+        found, origin = _verified(
+            descriptor, source, evidence, expected_digest, lambda done, of: progress("verifying", done, of)
+        )
+        wanted = Wanted(
+            name=called,
+            image_format=image_format,
+            convert_to=convert_to,
             expected_digest=found,
             quota_bytes=quota_bytes or settings.quota_bytes,
             max_virtual_bytes=settings.max_virtual_bytes,
+        )
+        image = take_in(
+            place,
+            descriptor,
+            source,
+            wanted,
+            origin={"source": path, **origin},
+            paths=paths,
+            reserved=read_policy(None).identity.uids(),
             seal=seal,
             progress=progress,
         )
@@ -177,6 +192,20 @@ def sign(
     return sign_reference(
         reference, key=key, output=output, namespace=namespace, passphrase=passphrase, progress=progress
     )
+
+
+def repository(action: Literal["init", "add", "publish", "renew", "sync"], **options: Any) -> dict[str, Any]:
+    """A TUF repository of images; ``options`` are those of the function of that name in `engine.image_repo`."""
+    from casemate.engine import image_repo
+
+    actions: dict[str, Callable[..., dict[str, Any]]] = {
+        "init": image_repo.init,
+        "add": image_repo.add,
+        "publish": image_repo.publish,
+        "renew": image_repo.renew,
+        "sync": image_repo.sync,
+    }
+    return actions[action](**options)
 
 
 def tag(reference: str, name: str) -> StoredImage:

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from casemate.bpf.syscalls import numbers
 from casemate.jail.choices import build_calls
-from casemate.jail.profiles import ACCELERATORS, DEVICES, passt_profile, qemu_profile, supervisor_profile
+from casemate.jail.profiles import (
+    ACCELERATORS,
+    DEVICES,
+    passt_profile,
+    qemu_img_profile,
+    qemu_profile,
+    supervisor_profile,
+)
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
 from casemate.jail.rulesets import qemu_base, qemu_devices
 from casemate.jail.rulesets.kvm_ioctls import KVM_IOCTLS
@@ -26,6 +33,7 @@ from casemate.jail.rulesets.values import CLONE_THREAD_GLIBC
 ROOT = Path(__file__).resolve().parents[2]
 TRACES = sorted((ROOT / "tests/data/traces").glob("*.json"))
 CORE = frozenset({"blk", "rng", "console"})
+HELPERS = [passt_profile(), supervisor_profile(), qemu_img_profile()]
 
 _DANGEROUS_WORDS = """
     execve execveat fork vfork clone3 ptrace bpf mount umount2 pivot_root chroot move_mount open_tree fsopen fsmount
@@ -80,6 +88,8 @@ def profile_of(trace: dict[str, Any]) -> Profile:
         return passt_profile()
     if trace["program"] == "supervisor":
         return supervisor_profile()
+    if trace["program"] == "qemu-img":
+        return qemu_img_profile()
     return qemu_profile(trace["accel"], frozenset(trace["devices"]))
 
 
@@ -101,14 +111,14 @@ def allowed(profile: Profile, phase: Phase | None = None) -> set[str]:
 def every_profile() -> list[Profile]:
     """Each accelerator with each set of devices, and the helpers."""
     subsets = [frozenset(s) for n in range(len(DEVICES) + 1) for s in itertools.combinations(DEVICES, n)]
-    return [qemu_profile(accel, s) for accel in ACCELERATORS for s in subsets] + [passt_profile(), supervisor_profile()]
+    return [qemu_profile(accel, s) for accel in ACCELERATORS for s in subsets] + HELPERS
 
 
 def test_there_are_traces_of_both_accelerators_both_versions_and_the_helpers() -> None:
     traces = [load(path) for path in TRACES]
     assert {trace.get("accel") for trace in traces if trace["program"] == "qemu"} == {"tcg", "kvm"}
     assert len({trace["version"].split(".")[0] for trace in traces if trace["program"] == "qemu"}) >= 2
-    assert {trace["program"] for trace in traces} == {"qemu", "passt", "supervisor"}
+    assert {trace["program"] for trace in traces} == {"qemu", "passt", "supervisor", "qemu-img"}
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
@@ -138,7 +148,7 @@ def test_every_traced_rule_is_needed_in_its_phase_by_a_trace() -> None:
                 needed.add((name, rule))
     for profile in (qemu_profile("tcg", frozenset(DEVICES)), qemu_profile("kvm", frozenset(DEVICES))):
         known |= {(rule.syscall, rule) for rule in profile.rules if rule.origin is Origin.TRACED}
-    for profile in (passt_profile(), supervisor_profile()):
+    for profile in HELPERS:
         known |= {(rule.syscall, rule) for rule in profile.rules if rule.origin is Origin.TRACED}
     idle = sorted(f"{rule.syscall} {rule.phase} {rule.args}: {rule.reason}" for _, rule in known - needed)
     assert not idle, "rules that no trace needs (remove them, or mark them SOURCE):\n" + "\n".join(idle)

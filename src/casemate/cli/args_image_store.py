@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from casemate.cli.args_image import IMAGE_HELP
+from casemate.cli.args_image_contents import add_opening
 from casemate.cli.args_image_verify import add_evidence
 from casemate.cli.parser import add_command, add_json
 
@@ -10,18 +11,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.cli.parser import Commands
 
+FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi")
 STORED_HELP = "name, digest, or at least eight digits of it"
 
 
 def add(commands: Commands) -> None:
     """Add the commands."""
     take = add_command(commands, "add", "image_store:add", "take an image into the store; prints its digest")
-    take.add_argument("source", metavar="FILE", help="a raw or qcow2 image")
-    take.add_argument("--name", metavar="NAME", help="what to call it; made from the file's name without it")
+    take.add_argument("source", metavar="SOURCE", help="a file: raw, qcow2, vmdk, vhd, vhdx, vdi, OVA; or packed")
+    take.add_argument("--name", metavar="NAME", help="what to call it; made from the source's name without it")
     take.add_argument(
-        "--format", choices=("raw", "qcow2"), metavar="FORMAT", help="raw or qcow2, in place of what the content tells"
+        "--format", choices=FORMATS, metavar="FORMAT", help=f"{', '.join(FORMATS)}, in place of what the content tells"
     )
-    take.add_argument("--sha256", metavar="HEX", help="the SHA-256 that FILE must have")
+    take.add_argument(
+        "--convert-to",
+        choices=("raw", "qcow2"),
+        metavar="FORMAT",
+        help="raw or qcow2; without it raw and qcow2 stay as they are and the rest becomes qcow2",
+    )
+    take.add_argument("--sha256", metavar="HEX", help="the SHA-256 that SOURCE must have, as its publisher gives it")
     take.add_argument("--quota", metavar="SIZE", help="how large the store may become, in place of store.toml: 50G")
     add_evidence(take)
     add_json(take)
@@ -40,7 +48,9 @@ def add(commands: Commands) -> None:
     prune.add_argument("-a", "--all", action="store_true", help="also images with a name")
     prune.add_argument("--dry-run", action="store_true", help="print what would go, and remove nothing")
     add_json(prune)
-    inspect = add_command(commands, "inspect", "image_store:inspect", "show what is known of an image")
+    inspect = add_command(
+        commands, "inspect", "image_store:inspect", "show what is known of an image, and the volumes in it"
+    )
     inspect.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     inspect.add_argument("--header", action="store_true", help="only what its header and the store say")
     inspect.add_argument(
@@ -49,4 +59,5 @@ def add(commands: Commands) -> None:
         metavar="FORMAT",
         help="of a file: raw or qcow2, in place of what its content tells",
     )
+    add_opening(inspect)
     add_json(inspect)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from casemate import images
-from casemate.cli import output
+from casemate.cli import image_contents, output
 from casemate.cli.args_image_verify import evidence_of
+from casemate.cli.image_progress import byte_bar
 from casemate.errors import ExitCode, InputError
 from casemate.units import format_bytes, format_utc, parse_size_bytes
 
@@ -24,14 +25,18 @@ def no_command(arguments: argparse.Namespace) -> int:
 
 def add(arguments: argparse.Namespace) -> int:
     """Take an image in; the digest on stdout."""
-    image = images.add(
-        arguments.source,
-        name=arguments.name,
-        image_format=arguments.format,
-        expected_digest=arguments.sha256,
-        evidence=evidence_of(arguments),
-        quota_bytes=_size(arguments.quota, "--quota"),
-    )
+    quota_bytes = _size(arguments.quota, "--quota")
+    with byte_bar() as progress:
+        image = images.add(
+            arguments.source,
+            name=arguments.name,
+            image_format=arguments.format,
+            convert_to=arguments.convert_to,
+            expected_digest=arguments.sha256,
+            evidence=evidence_of(arguments),
+            quota_bytes=quota_bytes,
+            progress=progress,
+        )
     if arguments.json:
         output.print_json({"schema": SCHEMA, "images": [document(image)]})
     else:
@@ -101,8 +106,10 @@ def prune(arguments: argparse.Namespace) -> int:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """What the header and the store say."""
+    """What the header and the store say, and which volumes a cell finds in it."""
     found = images.inspect_header(arguments.image, declared=arguments.format)
+    if not arguments.header:
+        found = {**found, "volumes": image_contents.volumes_of(arguments)}
     if arguments.json:
         output.print_json(found)
         return ExitCode.DONE
@@ -114,6 +121,8 @@ def inspect(arguments: argparse.Namespace) -> int:
             print(f"{key.replace('_', ' ').removesuffix(' bytes') + ':':<18} {shown}")
     if isinstance(stored, dict):
         _print_stored(stored)
+    if not arguments.header:
+        image_contents.print_volumes(found["volumes"])  # type: ignore[arg-type]
     return ExitCode.DONE
 
 

@@ -30,7 +30,7 @@ class ImageReader:
         if offset < 0 or offset + (size_bytes or 0) > info.st_size:
             raise ImageError(f"{name} is cut short", got=f"a file of {info.st_size} bytes")
         self._fd = fd
-        self._offset = offset
+        self.offset = offset
         self.name = name
         self.size_bytes = info.st_size - offset if size_bytes is None else size_bytes
 
@@ -52,7 +52,7 @@ class ImageReader:
 
     def _pread(self, offset: int, length: int) -> bytes:
         try:
-            part = os.pread(self._fd, length, self._offset + offset)
+            part = os.pread(self._fd, length, self.offset + offset)
         except OSError as error:
             raise ImageError(f"cannot read {self.name}", got=(error.strerror or str(error)).lower()) from None
         if not part:

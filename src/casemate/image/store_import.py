@@ -80,7 +80,7 @@ class Room:
                 next_step="casemate image prune",
             )
 
-    def copy(self, source: int, size_bytes: int, progress: Progress = _nothing) -> str:
+    def copy(self, source: int, size_bytes: int, progress: Progress = _nothing, *, offset: int = 0) -> str:
         """Copy ``size_bytes`` of a seekable file into the image, keeping holes; the SHA-256 of what was written.
 
         Raises:
@@ -89,7 +89,7 @@ class Room:
         with no_room(self.store.directory):
             target = self.create()
             try:
-                digest = _copy(source, target, size_bytes, progress)
+                digest = _copy(source, target, size_bytes, offset, progress)
                 os.fsync(target)
             finally:
                 os.close(target)
@@ -268,20 +268,20 @@ def no_room(directory: str) -> Iterator[None]:
         ) from fault
 
 
-def _copy(source: int, target: int, size_bytes: int, progress: Progress) -> str:
+def _copy(source: int, target: int, size_bytes: int, offset: int, progress: Progress) -> str:
     """Bytes from ``source`` to ``target``; blocks of zeros become holes, holes are hashed without being read."""
     digest = hashlib.sha256()
     os.ftruncate(target, size_bytes)
     at = 0
     while at < size_bytes:
-        begin, end = _next_data(source, at, size_bytes)
+        begin, end = (place - offset for place in _next_data(source, offset + at, offset + size_bytes))
         while at < begin:
             length = min(CHUNK_BYTES, begin - at)
             digest.update(_ZEROS[:length] if length < CHUNK_BYTES else _ZEROS)
             at += length
             progress(at, size_bytes)
         while at < end:
-            chunk = os.pread(source, min(CHUNK_BYTES, end - at), at)
+            chunk = os.pread(source, min(CHUNK_BYTES, end - at), offset + at)
             if not chunk:
                 raise ImageError("the image became shorter while it was copied", next_step="find out who writes to it")
             digest.update(chunk)

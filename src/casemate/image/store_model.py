@@ -102,7 +102,7 @@ def name_from(source: str) -> str:
     ``https://example.org/Debian-12-amd64.qcow2.xz?x=1`` gives ``debian-12-amd64``.
     """
     last = re.split(r"[?#]", source, maxsplit=1)[0].rstrip("/").rpartition("/")[2].lower()
-    endings = (".xz", ".gz", ".zst", ".qcow2", ".raw", ".img", ".vmdk", ".vhdx", ".vhd", ".vdi", ".ova", ".iso")
+    endings = (".xz", ".gz", ".zst", ".bz2", ".qcow2", ".raw", ".img", ".vmdk", ".vhdx", ".vhd", ".vdi", ".ova", ".iso")
     while ending := next((ending for ending in endings if last.endswith(ending) and last != ending), ""):
         last = last.removesuffix(ending)
     name = re.sub(r"[^a-z0-9_.-]+", "-", last).strip("-._")[:63] or "image"

@@ -1,7 +1,7 @@
 """Seccomp profiles: which rule sets make the allowlist of one process. Pure; the rules are data in `rulesets/`.
 
 qemu-<accel>+<devices>   base + accelerator + one part per device
-passt, supervisor        one set each
+passt, supervisor, qemu-img   one set each
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from casemate.jail.rules import Profile, Rule
-from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_kvm, qemu_tcg, supervisor
+from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_img, qemu_kvm, qemu_tcg, supervisor
 
 ACCELERATORS: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType({"tcg": qemu_tcg.RULES, "kvm": qemu_kvm.RULES})
 DEVICES: Final[tuple[str, ...]] = tuple(qemu_devices.PARTS)
@@ -50,3 +50,8 @@ def passt_profile() -> Profile:
 def supervisor_profile() -> Profile:
     """The allowlist of the supervisor once it has nothing left to start."""
     return Profile(name="supervisor", rules=supervisor.RULES, parts=("supervisor",))
+
+
+def qemu_img_profile() -> Profile:
+    """The allowlist of qemu-img while it converts an image between two sockets."""
+    return Profile(name="qemu-img", rules=qemu_img.RULES, parts=("qemu_img",))

@@ -1,0 +1,177 @@
+"""Unpacking of gzip, xz, bzip2 and zstd with every bound that the libraries offer, and ours on top.
+
+A packed file of a few KiB can stand for terabytes: what comes out is written in pieces of one MiB, zeros become holes,
+and the first byte beyond the bound ends it. Bounds on memory: 256 MiB for xz, a window of 128 MiB for zstd. Behind the
+packed data there may be another part of the same kind (as ``cat a.gz b.gz`` makes), or zeros for padding, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from casemate.errors import ImageError
+from casemate.units import format_bytes
+
+PIECE_BYTES: Final = 1 << 20
+XZ_MEMORY_BYTES: Final = 256 << 20
+ZSTD_WINDOW_BYTES: Final = 128 << 20
+BASE_S: Final = 120.0
+SLOWEST_BYTES_S: Final = 1 << 20
+_ZEROS: Final = bytes(PIECE_BYTES)
+
+Progress = Callable[[int, int], None]
+
+
+def unpack(
+    source: int,
+    kind: str,
+    target: int,
+    *,
+    name: str,
+    max_output_bytes: int,
+    progress: Progress = lambda done, of: None,
+) -> int:
+    """Unpack a regular file into an empty one; the number of bytes that came out.
+
+    Args:
+        kind: the name of its signature: ``gzip``, ``xz``, ``bzip2`` or ``zstd``.
+        progress: told (packed bytes read, packed bytes in all).
+
+    Raises:
+        ImageError: damaged, cut short, something behind it, or more than ``max_output_bytes``, memory or time. OSError.
+    """
+    size_bytes = os.fstat(source).st_size
+    end = time.monotonic() + BASE_S + size_bytes / SLOWEST_BYTES_S
+    read = _Reader(source, size_bytes, progress)
+    at = 0
+    try:
+        pieces = _zstd(read) if kind == "zstd" else _streams(read, _decompressor(kind))
+        for piece in pieces:
+            at += len(piece)
+            if at > max_output_bytes:
+                raise _refused(name, f"more than {format_bytes(max_output_bytes)} come out of it")
+            if time.monotonic() > end:
+                raise _refused(name, "unpacking takes longer than any file of this size should")
+            _write(target, piece, at - len(piece))
+    except ImageError:
+        raise
+    except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno is not None:
+            raise  # a full disk; bz2 raises OSError without a number for damaged data
+        raise _refused(name, f"{type(fault).__name__}: {fault}"[:200]) from None
+    os.ftruncate(target, at)
+    return at
+
+
+def _refused(name: str, why: str) -> ImageError:
+    return ImageError(
+        f"{name} cannot be unpacked",
+        got=why,
+        next_step="get it again and compare its checksum; if that fits, do not trust who made it",
+    )
+
+
+class _Reader:
+    """The packed file, piece by piece, from its begin."""
+
+    def __init__(self, source: int, size_bytes: int, progress: Progress) -> None:
+        self._source, self._size, self._progress = source, size_bytes, progress
+        self._at = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes; empty at the end."""
+        data = os.pread(self._source, min(size, PIECE_BYTES) if size >= 0 else PIECE_BYTES, self._at)
+        self._at += len(data)
+        self._progress(self._at, self._size)
+        return data
+
+
+def _decompressor(kind: str) -> Callable[[], Any]:
+    if kind == "gzip":
+        return _Gzip
+    if kind == "xz":
+        import lzma
+
+        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_BYTES)
+    if kind == "bzip2":
+        import bz2
+
+        return bz2.BZ2Decompressor
+    raise RuntimeError(f"nothing unpacks {kind}")
+
+
+class _Gzip:
+    """zlib's decompressor with the interface that the others have."""
+
+    def __init__(self) -> None:
+        import zlib
+
+        self._inflate = zlib.decompressobj(wbits=31)
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """At most ``max_length`` bytes."""
+        return self._inflate.decompress(self._inflate.unconsumed_tail + data, max_length)
+
+    @property
+    def eof(self) -> bool:
+        """The end of one part."""
+        return self._inflate.eof
+
+    @property
+    def needs_input(self) -> bool:
+        """Nothing more comes out without another piece."""
+        return not self._inflate.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        """What follows the part."""
+        return self._inflate.unused_data
+
+
+def _streams(reader: _Reader, make: Callable[[], Any]) -> Iterator[bytes]:
+    """What comes out of one part after the other."""
+    data = reader.read()
+    while True:
+        one = make()
+        while not one.eof:
+            if one.needs_input and not data:
+                data = reader.read()
+                if not data:
+                    raise EOFError("it is cut short")
+            piece = one.decompress(data, PIECE_BYTES)
+            data = b""
+            if piece:
+                yield piece
+        data = one.unused_data
+        while not data.strip(b"\0"):  # xz allows zeros between and behind its streams
+            data = reader.read()
+            if not data:
+                return
+
+
+def _zstd(reader: _Reader) -> Iterator[bytes]:
+    import zstandard
+
+    # A content size that lies, dictionaries and windows beyond the bound are errors of the library.
+    stream = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).stream_reader(
+        reader,  # type: ignore[arg-type]
+        read_across_frames=True,
+    )
+    whole = False
+    while piece := stream.read(PIECE_BYTES):
+        whole = True
+        yield piece
+    if not whole:
+        raise EOFError("it is empty or cut short")
+
+
+def _write(target: int, piece: bytes, at: int) -> None:
+    if piece == _ZEROS[: len(piece)]:
+        return
+    view = memoryview(piece)
+    while view:
+        written = os.pwrite(target, view, at)
+        view, at = view[written:], at + written
