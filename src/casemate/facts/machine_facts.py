@@ -84,7 +84,7 @@ def _board(sayer: Sayer, machine: Machine, types: tuple[str, ...]) -> None:
         sayer.say("dev.accel", accels[0], f"accelerator ({machine.accel})")
     accelerated = accels[0] == "kvm"
     if accelerated and machine.architecture not in ("x86_64", "i386", "i686"):
-        sayer.miss("kvm.irqchip", f"{machine.architecture}: KVM has the whole interrupt controller, nothing can be split")
+        sayer.miss("kvm.irqchip", f"{machine.architecture}: KVM has all of the interrupt controller, none is split")
     else:
         sayer.say("kvm.irqchip", irqchip_of(machine.board, options) if accelerated else "none", "kernel-irqchip")
     if types:
