@@ -23,7 +23,7 @@ from casemate.controls.model import Scenario
 from casemate.facts.cve_table import CveTable
 from casemate.scenarios.formula import State
 from casemate.scenarios.model import Graph, Node, Variant
-from casemate.scenarios.weigh import Masks, Prepared, Status, likelihood_of, masks_of, prepare, status_of, weigh
+from casemate.scenarios.weigh import Masks, Prepared, Status, judge_paths, masks_of, prepare, weigh
 
 COMPARE_SCHEMA: Final = "casemate.risk-compare/1"
 
@@ -179,9 +179,7 @@ def compare(
 
 
 def _tally(question: Variant, prepared: Prepared, masks: Masks) -> Tally:
-    judged = [
-        (status_of(row, masks, prepared.unknown_bugs), likelihood_of(row, masks)) for row in prepared.masks[question.id]
-    ]
+    judged = judge_paths(prepared.masks[question.id], masks, prepared.unknown_bugs)
     counts = Counter(status for status, _ in judged)
     left = [level for status, level in judged if status not in (Status.CLOSED, Status.CONTAINED)]
     return Tally({status.value: counts[status] for status in Status}, max(left, default=0))

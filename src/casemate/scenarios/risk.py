@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from heapq import nsmallest
 from typing import Final
 
@@ -37,13 +36,11 @@ from casemate.scenarios.risk_model import (
 )
 from casemate.scenarios.weigh import (
     STATUS_OF,
-    Masks,
     Prepared,
     Status,
     Weighed,
-    likelihood_of,
+    judge_paths,
     masks_of,
-    status_of,
     weigh,
 )
 
@@ -155,11 +152,8 @@ def _view(states: Mapping[str, State], history: Iterable[str], settings: Setting
     prepared = settings.prepared
     weighed = weigh(prepared, states, history, settings.table)
     masks = masks_of(prepared, weighed)
-    return _View(weighed, {name: _judge(rows, masks, prepared) for name, rows in prepared.masks.items()})
-
-
-def _judge(rows: Iterable[int], masks: Masks, prepared: Prepared) -> tuple[tuple[Status, int], ...]:
-    return tuple((status_of(row, masks, prepared.unknown_bugs), likelihood_of(row, masks)) for row in rows)
+    bugs = prepared.unknown_bugs
+    return _View(weighed, {name: judge_paths(rows, masks, bugs) for name, rows in prepared.masks.items()})
 
 
 def _set_aside(variant: Variant, context: Context) -> str:
@@ -274,11 +268,13 @@ def _technique(index: int, now: _View, states: Mapping[str, State], settings: Se
 def _residuals(now: _View, states: Mapping[str, State], settings: Settings) -> tuple[Residual, ...]:
     """The unknown bugs that stay possible here, with what holds who used one."""
     graph = settings.prepared.graph
-    reached = cache(lambda start: _reached_from(start, now, settings))
+    reached: dict[Node, tuple[Node, ...]] = {}
     found = []
     for technique, weighed in zip(graph.techniques, now.weighed, strict=True):
         if technique.nature is not Nature.UNKNOWN_BUG or weighed.closing is Value.YES:
             continue
+        if technique.target not in reached:
+            reached[technique.target] = _reached_from(technique.target, now, settings)
         contained_by: tuple[str, ...] = technique.contained_by
         holding = tuple(control for control in contained_by if _holds(control, states))
         missing = tuple(control for control in contained_by if control not in holding)
@@ -288,7 +284,7 @@ def _residuals(now: _View, states: Mapping[str, State], settings: Settings) -> t
                 likelihood=weighed.likelihood,
                 holding=holding,
                 missing=missing,
-                reaches=reached(technique.target),
+                reaches=reached[technique.target],
             )
         )
     return tuple(sorted(found, key=lambda item: (-item.likelihood, -len(item.reaches), item.technique)))
@@ -301,12 +297,16 @@ def _holds(control: str, states: Mapping[str, State]) -> bool:
 
 def _reached_from(start: Node, now: _View, settings: Settings) -> tuple[Node, ...]:
     """Goods within reach from a position by techniques that are neither closed nor unknown bugs."""
+    passable = [
+        technique
+        for technique, weighed in zip(settings.prepared.graph.techniques, now.weighed, strict=True)
+        if technique.nature is not Nature.UNKNOWN_BUG and weighed.closing is not Value.YES
+    ]
     seen, todo = {start}, [start]
     while todo:
         node = todo.pop()
-        for technique, weighed in zip(settings.prepared.graph.techniques, now.weighed, strict=True):
-            passable = technique.nature is not Nature.UNKNOWN_BUG and weighed.closing is not Value.YES
-            if passable and node in technique.sources and technique.target not in seen:
+        for technique in passable:
+            if technique.target not in seen and node in technique.sources:
                 seen.add(technique.target)
                 todo.append(technique.target)
     return tuple(good for good in GOODS if good in seen)

@@ -244,7 +244,7 @@ class Masks(msgspec.Struct, frozen=True):
 
 
 def masks_of(prepared_graph: Prepared, weighed: tuple[Weighed, ...]) -> Masks:
-    """Bit masks for `status_of` and `likelihood_of`."""
+    """Bit masks for `judge_paths`."""
     by_value = {value: _mask(i for i, item in enumerate(weighed) if item.closing is value) for value in Value}
     hard = [
         _mask(i for i, item in enumerate(weighed) if item.likelihood <= level) & ~prepared_graph.consequences
@@ -255,17 +255,20 @@ def masks_of(prepared_graph: Prepared, weighed: tuple[Weighed, ...]) -> Masks:
     )
 
 
-def status_of(path: int, masks: Masks, unknown_bugs: int) -> Status:
-    """Steps 3 and 4 for one path, given as a mask."""
-    if path & unknown_bugs:
-        return Status.CONTAINED if path & masks.closed else Status.RESIDUAL
-    if path & masks.closed:
-        return Status.CLOSED
-    if path & masks.paper:
-        return Status.PAPER
-    return Status.UNKNOWN if path & masks.unknown else Status.OPEN
-
-
-def likelihood_of(path: int, masks: Masks) -> int:
-    """Step 5: 1 to 4."""
-    return next((level + 1 for level, mask in enumerate(masks.hard) if path & mask), 4)
+def judge_paths(rows: Iterable[int], masks: Masks, unknown_bugs: int) -> tuple[tuple[Status, int], ...]:
+    """Steps 3 to 5 for paths given as masks: status and likelihood of each."""
+    closed, paper, unknown = masks.closed, masks.paper, masks.unknown
+    one, two, three, _ = masks.hard
+    found = []
+    for row in rows:
+        level = 1 if row & one else 2 if row & two else 3 if row & three else 4
+        if row & unknown_bugs:
+            status = Status.CONTAINED if row & closed else Status.RESIDUAL
+        elif row & closed:
+            status = Status.CLOSED
+        elif row & paper:
+            status = Status.PAPER
+        else:
+            status = Status.UNKNOWN if row & unknown else Status.OPEN
+        found.append((status, level))
+    return tuple(found)

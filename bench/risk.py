@@ -1,0 +1,101 @@
+"""Speed of the risk analysis: growth with the number of VMs, and a fleet of audits. Run: python bench/risk.py [--quick]
+
+Facts are synthetic: the audit of one libvirt domain of the tests, with verdicts drawn anew for every VM (every VM
+differs: the worst case for what is remembered), or drawn anew for each of ten kinds of VM (a fleet as fleets are).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from casemate import assess, reports, risks  # noqa: E402
+
+VERDICTS = ("pass", "pass", "pass", "fail", "unknown")
+
+
+def one_domain() -> dict[str, Any]:
+    report = reports.printable(assess.audit([str(ROOT / "tests/data/domains/nova.xml")]))
+    document: dict[str, Any] = json.loads(reports.render(report, "json"))
+    return document
+
+
+def host_target(target: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    controls = [c["id"] for c in reports.catalogue_document(None, None, None)["controls"] if c["subject"] == "host"]
+    findings = [dict(target["findings"][0], control=name, verdict=chance.choice(VERDICTS)) for name in controls]
+    return dict(target, kind="host", name="h", stage="observed", findings=findings, history=[])
+
+
+def vm_target(target: dict[str, Any], name: str, chance: random.Random) -> dict[str, Any]:
+    findings = [
+        dict(found, verdict=chance.choice(VERDICTS), stage="observed", pending=False) for found in target["findings"]
+    ]
+    return dict(target, kind="vm", name=name, stage="observed", findings=findings)
+
+
+def fleet_audit(document: dict[str, Any], host: str, vms: int, seed: int, *, kinds: int | None) -> bytes:
+    """An audit of one host; with ``kinds`` its VMs are alike but for so many kinds."""
+    target = document["targets"][0]
+    chance = random.Random(seed if kinds is None else 7)
+    base = host_target(target, chance)
+    made = [vm_target(target, f"vm{n}", chance) for n in range(min(vms, kinds or vms))]
+    targets = [dict(made[n % len(made)], name=f"vm{n}") for n in range(vms)]
+    return json.dumps(dict(document, host=host, targets=[base, *targets])).encode()
+
+
+def analyse_files(files: list[str]) -> int:
+    return sum(1 for _ in risks.analyse_stream(files))
+
+
+def growth(document: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    print("one host, every VM different")
+    print(f"  {'VMs':>6} {'seconds':>8} {'ms a VM':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            place = Path(folder) / "audit.json"
+            place.write_bytes(fleet_audit(document, "h", size, 1, kinds=None))
+            started = time.perf_counter()
+            analyse_files([str(place)])
+            taken = time.perf_counter() - started
+            print(f"  {size:>6} {taken:>8.2f} {taken / size * 1000:>8.2f}")
+
+
+def fleet(document: dict[str, Any], hosts: int) -> None:
+    print(f"{hosts} hosts of 20 VMs each, two processes")
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for number in range(hosts):
+            place = Path(folder) / f"{number}.json"
+            # Fifty kinds of hosts, each with ten kinds of VMs.
+            place.write_bytes(fleet_audit(document, f"h{number}", 20, number % 50, kinds=10 if number % 2 else None))
+            files.append(str(place))
+        started = time.perf_counter()
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            total = sum(pool.map(analyse_files, [files[::2], files[1::2]]))
+        taken = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(
+        f"  {total} VMs in {taken:.1f} s (aim 60), {taken / total * 1000:.2f} ms a VM, at most {peak:.0f} MiB a process"
+    )
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    document = one_domain()
+    growth(document, (10, 100) if quick else (10, 100, 1000))
+    for hosts in (10,) if quick else (100, 1000):
+        fleet(document, hosts)
+
+
+if __name__ == "__main__":
+    main()
