@@ -31,6 +31,7 @@ import msgspec
 from casemate.cell.guest import CellGuest, build_cell_guest
 from casemate.cell.model import ImageFile
 from casemate.cell.session import Session
+from casemate.cell.tools import tool_files
 from casemate.controls.judge import refusal_error, refusals
 from casemate.controls.policy import controls_under
 from casemate.engine import files, hostview, identity, labels
@@ -104,6 +105,7 @@ def boot(
             (launched.console.fileno(), launched.log_fd, launched.qmp.fileno()),
             _how_it_ended(launched),
             guest=guest,
+            tools=lambda package: tool_files(package, Path(paths.cache), report),
         )
         session.wait_for_hello()
         yield session

@@ -17,7 +17,7 @@ from casemate.cell.session import Session
 _LVM_CONFIG = (
     "activation{udev_sync=0 udev_rules=0 monitoring=0} global{use_lvmpolld=0 use_lvmlockd=0 event_activation=0}"
     " devices{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source=none"
-    ' filter=["a|/dev/(vd\\|md\\|mapper/luks-)|","r|.*|"]}'
+    ' filter=["a#^/dev/(vd|md|mapper/luks-)#","r#.*#"]}'
     " backup{backup=0 archive=0}"
 )
 _DM_MODULES = ("dm_mod", "dm_mirror", "dm_raid", "dm_snapshot", "dm_thin_pool")

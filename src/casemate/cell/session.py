@@ -289,14 +289,16 @@ class Session:
                 except WireError as fault:
                     raise self._link.lied(fault) from None
                 if end is not None:
-                    complete = True
+                    # From here on another question may be asked, while this generator still waits to be closed.
+                    complete, self._busy = True, False
                     yield end
                     return
                 yield frame
         finally:
-            self._busy = False
-            if not complete and self._link.broken is None:
-                self._unread = request
+            if not complete:
+                self._busy = False
+                if self._link.broken is None:
+                    self._unread = request
 
     def _throw_away(self) -> None:
         """Read what is left of an answer that its reader gave up."""

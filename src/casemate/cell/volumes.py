@@ -272,7 +272,7 @@ class Volumes:
         try:
             root = self._mount(name)
         except ImageError as error:
-            text = error.what if not error.got else f"{error.what}: {error.got}"
+            text = "; ".join(part for part in (error.what, error.got, error.next_step) if part)
             if text not in found[name].notes:
                 self._note(name, text)
             return
@@ -317,7 +317,7 @@ class Volumes:
 
 _MODULE_OF = {"iso9660": "isofs"}
 _ADVICE = {
-    "ntfs": "Debian's cloud kernel has no ntfs3; casemate image inspect --reader dissect reads NTFS",
+    "ntfs": "Debian's cloud kernel is built without ntfs3; image ls-files --reader dissect reads NTFS",
     "crypto_LUKS": "give its key: --key-file FILE or --key-fd N",
     "LVM2_member": "its logical volumes are listed beside it",
     "linux_raid_member": "the array is listed beside it once all of its members are given",
