@@ -44,21 +44,22 @@ def audit(
     root: Path | str | None = None,
     profile: str | None = None,
     waivers: Path | str | None = None,
+    jobs: int | None = None,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> Report:
     """Judge what exists against the catalogue; with nothing named: this host, its emulators and every VM that runs.
 
     Args:
         targets: names or ids of VMs of ours, and paths: libvirt domain XML, a directory of libvirt configuration,
-            a disk image, a file with a QEMU command line. What a path is, its content tells; emulator binaries,
-            configurations of other VMMs and captures are recognised and refused: nothing judges them yet. ``-`` reads
-            a document from standard input.
+            a disk image, an emulator's binary, a VMM's command line or configuration, a capture. What a path is, its
+            content tells. ``-`` reads a document from standard input.
         pid: running emulators by process id.
         libvirt: connection URI; every domain that it has.
         command_line: a QEMU command, program first.
         root: a directory in place of this host's file tree.
         profile: name of the profile that weighs the findings; None takes the default.
         waivers: a waiver file.
+        jobs: how many processes judge files at once; None takes one per core.
         progress: told (done, how many as far as known, what comes next).
 
     Raises:
@@ -67,7 +68,7 @@ def audit(
     """
     from casemate.audit.run import audit_targets
 
-    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers)
+    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers, jobs)
     return audit_targets(request, setting, progress=progress)
 
 
@@ -80,17 +81,19 @@ def audit_stream(
     root: Path | str | None = None,
     profile: str | None = None,
     waivers: Path | str | None = None,
+    jobs: int | None = None,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
     fault: Callable[[str], None] = lambda text: None,
 ) -> Iterator[TargetReport]:
-    """As `audit`, one target after the other: memory does not grow with their number.
+    """As `audit`, one target after the other, in the order given: memory does not grow with their number.
 
     Args:
+        jobs: how many processes judge files at once; None takes one per core.
         fault: told each target that could not be audited at all, and why.
     """
     from casemate.audit.run import audit_stream as stream
 
-    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers)
+    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers, jobs)
     yield from stream(request, setting, progress=progress, fault=fault)
 
 
@@ -102,9 +105,11 @@ def _prepare(
     root: Path | str | None,
     profile: str | None,
     waivers: Path | str | None,
+    jobs: int | None,
 ) -> tuple[Request, Setting]:
     import datetime
 
+    from casemate.audit.ahead import default_jobs
     from casemate.audit.judging import Setting
     from casemate.audit.run import Request
     from casemate.controls.profiles import DEFAULT, named
@@ -122,6 +127,7 @@ def _prepare(
         libvirt=libvirt,
         command_line=tuple(command_line),
         root=None if root is None else str(root),
+        jobs=default_jobs() if jobs is None else jobs,
     )
     return request, setting
 

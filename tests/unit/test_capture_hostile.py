@@ -6,13 +6,17 @@ import datetime
 import gzip
 import io
 import json
+import os
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from casemate.assess import audit_stream
+from casemate.audit import ahead
 from casemate.audit.capture_model import MANIFEST
 from casemate.audit.capture_read import read_capture
 from casemate.audit.capture_tar import MEMBERS_MAX, read_archive
@@ -333,3 +337,61 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     list(report_capture(archive(member("root/x", tarfile.SYMTYPE, f"{tmp_path}/out")), "c", SETTING))
     assert list(tmp_path.iterdir()) == []
+
+
+# Many at once
+
+
+def write_many(folder: Path, count: int) -> list[str]:
+    names = []
+    for number in range(count):
+        path = folder / f"h{number}.tar"
+        path.write_bytes(with_manifest(host=f"host{number}") if number != 3 else b"\x1f\x8bno")
+        names.append(str(path))
+    return names
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_many_come_in_order_with_every_fault(jobs: int, tmp_path: Path) -> None:
+    names = write_many(tmp_path, 11)
+    faults: list[str] = []
+    seen: list[tuple[int, int]] = []
+    found = audit_stream(names, jobs=jobs, fault=faults.append, progress=lambda done, of, what: seen.append((done, of)))
+    assert [report.target.host for report in found] == [f"host{n}" for n in range(11) if n != 3]
+    assert len(faults) == 1
+    assert "h3.tar is damaged" in faults[0]
+    assert seen[-1] == (11, 11)
+
+
+def test_the_same_reports_whoever_judges(tmp_path: Path) -> None:
+    names = write_many(tmp_path, 9)
+    alone = list(audit_stream(names, jobs=1))
+    assert list(audit_stream(names, jobs=2)) == alone
+
+
+def test_leaving_early_leaves_no_worker(tmp_path: Path) -> None:
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    if not children.exists():
+        pytest.skip("this kernel does not list children")
+    before = children.read_text()
+    stream = audit_stream(write_many(tmp_path, 40), jobs=2)
+    next(stream)
+    stream.close()
+    assert children.read_text() == before
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if threading.active_count() > 1:
+        pytest.skip("with threads the workers start afresh and do not see what is replaced here")
+    monkeypatch.setattr(ahead, "judge_one", lambda name, setting: os._exit(9))
+    faults: list[str] = []
+    assert list(audit_stream(write_many(tmp_path, 9), jobs=2, fault=faults.append)) == []
+    assert len(faults) == 9
+    assert all("a process that judged captures died" in fault for fault in faults)
+
+
+def test_work_that_starts_afresh_comes_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = write_many(tmp_path, 9)
+    monkeypatch.setattr(ahead.threading, "active_count", lambda: 2)
+    faults: list[str] = []
+    assert len(list(audit_stream(names, jobs=2, fault=faults.append))) == 8

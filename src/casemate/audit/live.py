@@ -20,6 +20,7 @@ from casemate.facts.vmm_process_seccomp import NEED_RIGHTS
 
 PROCESS_DEADLINE_S = 3.0
 _FILES_MAX = 256
+_NO_VIEW = HostView({}, "", None, None, (), "", {})
 
 
 class OwnVm(msgspec.Struct, frozen=True):
@@ -68,7 +69,8 @@ def look_at_host(root: Root, own: Sequence[OwnVm] = (), *, deadline_s: float = P
         OSError: /proc cannot be listed.
     """
     found = find_processes(root)
-    view = host_view(root)
+    # Without any process to compare with it, nobody asks for it.
+    view = host_view(root) if found.emulators or found.helpers else _NO_VIEW
     notes: list[str] = []
     read: dict[int, VmmProcess] = {}
     everybody = (*found.emulators, *found.helpers)

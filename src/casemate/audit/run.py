@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import msgspec
 
+from casemate.audit.ahead import Ahead
 from casemate.audit.definitions import definition_facts, manager_of
 from casemate.audit.documents import read_command, report_document
 from casemate.audit.host import collect_host_facts
 from casemate.audit.judging import Setting, report_on
-from casemate.audit.live import LiveHost, LiveVm, live_facts, look_at_host
+from casemate.audit.live import LiveHost, LiveVm, OwnVm, live_facts, look_at_host
 from casemate.audit.monitors import monitor_facts
 from casemate.audit.own import filled, own_vms
 from casemate.audit.targets import Named, named_targets
@@ -30,6 +31,8 @@ HOST_NAMES = ("host.", "run.rootless")
 _NOT_PROMISED = ("host.", "run.rootless", "vm.id", "dev.types")
 """Declared facts that are no promise about the VM: found out about the host, or the board's own devices."""
 _READABLE = ("qemu", "firecracker", "cloud-hypervisor", "crosvm")
+Step = tuple[str, Callable[[], Iterator[TargetReport]]]
+"""What comes next, and how to get its reports."""
 Progress = Callable[[int, int, str], None]
 """(done, how many there are as far as known, what comes next)."""
 
@@ -39,7 +42,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     ``targets``: names of VMs of ours, files, directories, ``-`` for a document on standard input. ``command_line``: a
     QEMU command. ``root``: a tree in place of this host's. ``with_host``: this host and its emulators as well, when
-    something that was named runs on it.
+    something that was named runs on it. ``jobs``: how many processes judge files.
     """
 
     targets: tuple[str, ...] = ()
@@ -48,6 +51,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     command_line: tuple[str, ...] = ()
     root: str | None = None
     with_host: bool = False
+    jobs: int = 1
 
     @property
     def is_whole_host(self) -> bool:
@@ -67,6 +71,7 @@ class HostAudit:
         self.setting = setting
         self.origin = origin
         self.belongs = belongs
+        self.ahead: Ahead | None = None
 
     @cached_property
     def host(self) -> tuple[Facts, tuple[str, ...]]:
@@ -74,9 +79,19 @@ class HostAudit:
         return collect_host_facts(self.root)
 
     @cached_property
+    def own(self) -> tuple[OwnVm, ...]:
+        """VMs of ours that are said to run."""
+        return own_vms() if self.root.is_live else ()
+
+    @cached_property
     def live(self) -> LiveHost:
         """Every VM that runs."""
-        return look_at_host(self.root, own_vms() if self.root.is_live else ())
+        return look_at_host(self.root, self.own)
+
+    def close(self) -> None:
+        """End what works in the background."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def report_host(self) -> TargetReport:
         facts, notes = self.host
@@ -189,13 +204,22 @@ def audit_stream(
     if request.is_whole_host:
         yield from audit.report_whole(progress)
         return
-    steps = list(_steps(request, audit))
+    try:
+        yield from _one_by_one(request, audit, list(_steps(request, audit)), progress, fault)
+    finally:
+        audit.close()
+
+
+def _one_by_one(
+    request: Request, audit: HostAudit, steps: Sequence[Step], progress: Progress, fault: Callable[[str], None]
+) -> Iterator[TargetReport]:
     runs_here = False
     for index, (what, step) in enumerate(steps):
         progress(index, len(steps), what)
         try:
             for report in step():
-                runs_here = runs_here or report.target.kind in (TargetKind.VM, TargetKind.PROCESS)
+                here = report.target.kind in (TargetKind.VM, TargetKind.PROCESS) and not report.target.host
+                runs_here = runs_here or here
                 yield report
         except CasemateError as error:
             if len(steps) == 1:
@@ -207,7 +231,7 @@ def audit_stream(
     progress(len(steps), len(steps), "")
 
 
-def _steps(request: Request, audit: HostAudit) -> Iterator[tuple[str, Callable[[], Iterator[TargetReport]]]]:
+def _steps(request: Request, audit: HostAudit) -> Iterator[Step]:
     for pid in request.pids:
         yield f"process {pid}", partial(audit.report_pid, pid)
     if request.command_line:
@@ -216,8 +240,16 @@ def _steps(request: Request, audit: HostAudit) -> Iterator[tuple[str, Callable[[
         from casemate.audit.libvirt import report_libvirt
 
         yield f"libvirt {request.libvirt}", partial(report_libvirt, request.libvirt, audit.root, audit.setting)
-    for target in named_targets(request.targets):
-        yield target.name, partial(_named, target, audit)
+    targets = named_targets(request.targets)
+    ours = {target.name for target in targets if any(target.is_vm(vm.id, vm.name) for vm in audit.own)}
+    audit.ahead = Ahead([t.name for t in targets if t.name not in ours and t.name != "-"], audit.setting, request.jobs)
+    for target in targets:
+        if target.name in ours:
+            yield target.name, partial(_named, target, audit)
+        elif audit.ahead.is_worth_it and target.name != "-":
+            yield target.name, audit.ahead.reports
+        else:
+            yield target.name, partial(target.reports, audit.setting)
 
 
 def _command_line(command: Sequence[str], setting: Setting) -> Iterator[TargetReport]:
@@ -261,6 +293,7 @@ def host_name(root: Root) -> str:
     return os.uname().nodename if root.is_live else root.base.name
 
 
+@cache
 def tool_version() -> str:
     """Ours."""
     from importlib.metadata import PackageNotFoundError, version
@@ -271,6 +304,7 @@ def tool_version() -> str:
         return "unknown"
 
 
+@cache
 def catalogue_version() -> str:
     """A digest over all controls: two reports with the same one asked the same questions."""
     import hashlib

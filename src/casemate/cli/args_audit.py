@@ -27,6 +27,8 @@ examples:
   casemate audit                                 this host, its emulators, every VM that runs
   casemate audit --explain proc.caps             one control: what was found, what was expected, the remedy, its cost
   casemate audit vm.xml -o report.html           a libvirt domain, as a page to hand over
+  casemate audit host7.tar                       what casemate capture took on another host, as of then
+  casemate audit --format jsonl captures/*.tar   thousands of them, a line each as soon as it is judged
   casemate audit -- qemu-system-x86_64 -m 1G -drive file=disk.img
   casemate audit --json -o old.json              and later what changed since:
   casemate audit --baseline old.json --fail-on high
@@ -63,9 +65,9 @@ def add(commands: Commands) -> None:
         "targets",
         nargs="*",
         metavar="TARGET",
-        help="a VM of ours, a libvirt domain XML or configuration directory, an emulator binary, an image, a file of"
-        " Firecracker, cloud-hypervisor or Kata; without any: this host and all that runs on it. After --: the command"
-        " line of QEMU, firecracker, cloud-hypervisor or crosvm",
+        help="a VM of ours, a libvirt domain XML or configuration directory, an emulator binary, an image, a"
+        " capture of another host, a file of Firecracker, cloud-hypervisor or Kata; without any: this host and all that"
+        " runs on it. After --: the command line of QEMU, firecracker, cloud-hypervisor or crosvm",
     )
     where = audit.add_argument_group("where to look")
     where.add_argument(
@@ -73,6 +75,13 @@ def add(commands: Commands) -> None:
     )
     where.add_argument("--libvirt", metavar="URI", help="every domain of a libvirt: qemu:///system")
     where.add_argument("--root", metavar="DIR", help="a file tree in place of this host's")
+    where.add_argument(
+        "-j",
+        "--jobs",
+        type=_jobs,
+        metavar="N",
+        help="how many processes judge captures and files at once (default: one per core)",
+    )
     how = audit.add_argument_group("how to weigh it")
     how.add_argument(
         "--profile",
@@ -105,6 +114,13 @@ def add(commands: Commands) -> None:
         help=f"published measures and the controls that check them: {', '.join(FRAMEWORKS)}",
     )
     add_json(controls)
+
+
+def _jobs(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1024")
+    return value
 
 
 def _output(audit: argparse.ArgumentParser) -> None:

@@ -77,6 +77,7 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
         "root": arguments.root,
         "profile": arguments.profile,
         "waivers": arguments.waivers,
+        "jobs": arguments.jobs,
     }
 
 

@@ -216,4 +216,6 @@ def show_text(text: str) -> str:
     """Text with everything unprintable escaped, so that evidence cannot drive a terminal or break a line."""
     if len(text) > 4 * SHOWN_MAX_CHARS:
         text = text[: 4 * SHOWN_MAX_CHARS]
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

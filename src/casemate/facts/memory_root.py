@@ -56,6 +56,9 @@ class MemoryRoot(Root):
         self.keeps_errors = True
         self._tree = tree
         self._files = tree.files
+        self._sets: dict[str, frozenset[str]] = {}
+        self._plain: set[str] = set()
+        """Directories that no link is on the way to."""
 
     def __repr__(self) -> str:
         return f"MemoryRoot({self.name!r})"
@@ -144,13 +147,20 @@ class MemoryRoot(Root):
         text = str(path)
         if text in self._files or text in self._tree.folders or text in self._tree.status:
             return True
-        try:
-            where = self._resolved(text)
-            if self._is_there(where):
-                return True
-            raise self._missing(where, text)
-        except (FileNotFoundError, NotADirectoryError):
+        where = self._resolved(text)
+        if self._is_there(where):
+            return True
+        error = self._missing(where, text)
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return False
+        raise error
+
+    def present(self, directory: str, names: Iterable[str]) -> list[str]:
+        """As `Root.present`; a directory whose names were noted answers at once."""
+        listed = self._listed(directory)
+        if listed is None:
+            return super().present(directory, names)
+        return [name for name in names if name in listed]
 
     def readlink(self, path: str | Path) -> str:
         """As `Root.readlink`."""
@@ -197,12 +207,19 @@ class MemoryRoot(Root):
         if where in tree.links:
             return True
         parent, _, name = where.rpartition("/")
-        listed = tree.names.get(parent or "/")
+        listed = self._listed(parent or "/")
         return listed is not None and name in listed
+
+    def _listed(self, folder: str) -> frozenset[str] | None:
+        """The names of a directory; None when they were not noted."""
+        found = self._sets.get(folder)
+        if found is None and folder in self._tree.names:
+            found = self._sets[folder] = frozenset(self._tree.names[folder])
+        return found
 
     def _missing(self, where: str, asked: str) -> OSError:
         """Why there is nothing to give at ``where``, which is not in the tree or was not taken."""
-        above = where
+        above = where if self._tree.unread else ""
         while above:
             number = self._tree.unread.get(above)
             if number is not None:
@@ -219,7 +236,7 @@ class MemoryRoot(Root):
             if covered.fullmatch(where) is not None:
                 return True
             where, _, name = where.rpartition("/")
-            listed = self._tree.names.get(where or "/")
+            listed = self._listed(where or "/")
             if listed is not None:
                 return name not in listed
             if where in self._tree.folders or where in self._tree.status:
@@ -233,6 +250,9 @@ class MemoryRoot(Root):
             OSError: ELOOP, ENAMETOOLONG.
         """
         links = self._tree.links
+        parent, _, name = path.rpartition("/")
+        if parent in self._plain and name not in ("", ".", "..") and (path not in links or not follow):
+            return path
         if len(path) > _PATH_BYTES:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path[:200])
         todo = path.split("/")[::-1]
@@ -259,7 +279,10 @@ class MemoryRoot(Root):
             else:
                 done.pop()
             todo += text.split("/")[::-1]
-        return "/" + "/".join(done)
+        where = "/" + "/".join(done)
+        if where == path and not followed:
+            self._plain.add(parent)
+        return where
 
 
 def _stat_result(noted: Noted) -> os.stat_result:

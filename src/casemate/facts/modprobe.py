@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -39,6 +40,7 @@ class ModprobeConfig(msgspec.Struct, frozen=True):
         return next((value for m, n, value in reversed(self.options) if (m, n) == (module, name)), None)
 
 
+@lru_cache(maxsize=512)
 def parse_modprobe(text: str) -> ModprobeConfig:
     """One file of modprobe.d; commands that do not matter here are skipped."""
     blocked: set[str] = set()

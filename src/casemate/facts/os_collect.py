@@ -60,7 +60,7 @@ def _programs(root: Root, names: tuple[str, ...]) -> Fact:
         if not root.exists(_BIN[0]):
             return Unknown(f"{_BIN[0]} does not exist here, so a missing program says nothing")
         for directory in _BIN:
-            found += [f"{directory}/{name}" for name in names if root.exists(f"{directory}/{name}")]
+            found += [f"{directory}/{name}" for name in root.present(directory, names)]
     except OSError as error:
         return Unknown(f"{error.filename or _BIN[0]}: {error.strerror or error}")
     return Known(tuple(found), ", ".join(_BIN))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -136,6 +137,7 @@ def _executable(root: Root, pid: int) -> str:
         return ""
 
 
+@lru_cache(maxsize=4096)
 def _kind_of(executable: str, name: str) -> tuple[str, bool]:
     """(kind or empty, whether it is a helper), by the file that runs or by the process's name, cut to 15 bytes."""
     for word in (executable.removesuffix(_DELETED).rpartition("/")[2], name):

@@ -11,7 +11,7 @@ import errno
 import os
 import stat as stat_module
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -160,6 +160,14 @@ class Root:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+    def present(self, directory: str, names: Iterable[str]) -> list[str]:
+        """Those of the names that lead to something in the directory.
+
+        Raises:
+            OSError: as `exists`.
+        """
+        return [name for name in names if self.exists(f"{directory}/{name}")]
 
     def readlink(self, path: str | Path) -> str:
         """The text of a symbolic link, as it stands in the tree."""
