@@ -18,6 +18,7 @@ from casemate.units import format_bytes
 PIECE_BYTES: Final = 1 << 20
 XZ_MEMORY_BYTES: Final = 256 << 20
 ZSTD_WINDOW_BYTES: Final = 128 << 20
+FEED_BYTES: Final = 1024
 BASE_S: Final = 120.0
 SLOWEST_BYTES_S: Final = 1 << 20
 _ZEROS: Final = bytes(PIECE_BYTES)
@@ -48,8 +49,7 @@ def unpack(
     read = _Reader(source, size_bytes, progress)
     at = 0
     try:
-        pieces = _zstd(read) if kind == "zstd" else _streams(read, _decompressor(kind))
-        for piece in pieces:
+        for piece in _streams(read, _decompressor(kind)):
             at += len(piece)
             if at > max_output_bytes:
                 raise _refused(name, f"more than {format_bytes(max_output_bytes)} come out of it")
@@ -100,6 +100,8 @@ def _decompressor(kind: str) -> Callable[[], Any]:
         import bz2
 
         return bz2.BZ2Decompressor
+    if kind == "zstd":
+        return _Zstd
     raise RuntimeError(f"nothing unpacks {kind}")
 
 
@@ -131,6 +133,42 @@ class _Gzip:
         return self._inflate.unused_data
 
 
+class _Zstd:
+    """zstandard's decompressor with the interface that the others have.
+
+    Its stream reader takes a file that is cut short for one that ends, and its decompressor has no bound on what comes
+    out at once. Fed with `FEED_BYTES` at a time it cannot give more than 32 MiB: a block of 128 KiB needs four bytes.
+    """
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
+        self._waiting = memoryview(b"")
+
+    def decompress(self, data: bytes, _max_length: int) -> bytes:
+        """What a little of the input stands for."""
+        if data:
+            self._waiting = memoryview(bytes(self._waiting) + data)
+        part, self._waiting = self._waiting[:FEED_BYTES], self._waiting[FEED_BYTES:]
+        return self._frame.decompress(bytes(part)) if part else b""
+
+    @property
+    def eof(self) -> bool:
+        """The end of one frame."""
+        return self._frame.eof
+
+    @property
+    def needs_input(self) -> bool:
+        """Nothing more comes out without another piece."""
+        return not self._waiting
+
+    @property
+    def unused_data(self) -> bytes:
+        """What follows the frame."""
+        return self._frame.unused_data + bytes(self._waiting)
+
+
 def _streams(reader: _Reader, make: Callable[[], Any]) -> Iterator[bytes]:
     """What comes out of one part after the other."""
     data = reader.read()
@@ -143,29 +181,13 @@ def _streams(reader: _Reader, make: Callable[[], Any]) -> Iterator[bytes]:
                     raise EOFError("it is cut short")
             piece = one.decompress(data, PIECE_BYTES)
             data = b""
-            if piece:
-                yield piece
+            for start in range(0, len(piece), PIECE_BYTES):
+                yield piece[start : start + PIECE_BYTES]
         data = one.unused_data
         while not data.strip(b"\0"):  # xz allows zeros between and behind its streams
             data = reader.read()
             if not data:
                 return
-
-
-def _zstd(reader: _Reader) -> Iterator[bytes]:
-    import zstandard
-
-    # A content size that lies, dictionaries and windows beyond the bound are errors of the library.
-    stream = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).stream_reader(
-        reader,  # type: ignore[arg-type]
-        read_across_frames=True,
-    )
-    whole = False
-    while piece := stream.read(PIECE_BYTES):
-        whole = True
-        yield piece
-    if not whole:
-        raise EOFError("it is empty or cut short")
 
 
 def _write(target: int, piece: bytes, at: int) -> None:
