@@ -8,39 +8,12 @@ from typing import Any, Final
 from casemate.engine.startup import Startup
 from casemate.errors import VmError
 from casemate.facts.fact import Facts, Known, Stage, Value
+from casemate.facts.machine_risks import is_display, is_insecure, is_usb
 from casemate.plan.model import LaunchPlan
 
 _CHILDREN_MAX: Final = 512
 _FOLDERS_MAX: Final = 16
 _FOLDERS: Final = ("/machine", "/machine/unattached", "/machine/peripheral", "/machine/peripheral-anon", "/objects")
-_DISPLAYS: Final = ("VGA", "vga", "qxl", "cirrus", "virtio-gpu", "ramfb", "bochs")
-_INSECURE: Final = (
-    *("ac97", "adlib", "am53c974", "ati-vga", "bochs", "ccid", "cirrus", "cs4231a", "dc390", "e1000", "ehci", "es1370"),
-    *(
-        "esp",
-        "floppy",
-        "gus",
-        "hda-",
-        "i8255",
-        "i82562",
-        "i82801",
-        "ich9-ahci",
-        "ide-",
-        "igb",
-        "intel-hda",
-        "ipmi",
-        "isa-fdc",
-        "isa-parallel",
-    ),
-    *("ivshmem", "lsi", "megasas", "mptsas", "ne2k", "nvme", "ohci", "pcnet", "piix3-ide", "pvrdma", "pvscsi", "qxl"),
-    *("rocker", "rtl8139", "sb16", "sdhci", "sungem", "tulip", "uhci", "usb-", "vmware", "vmxnet3", "xen", "virtio-9p"),
-)
-"""Device models that QEMU's security policy does not count as virtualisation use case, or that have a long history
-of escapes (cves.md); QEMU marks its own from 11.2 on (``-compat insecure-types``)."""
-
-_USB: Final = ("usb", "xhci", "ehci", "uhci", "ohci")
-
-
 _CPU: Final = "/machine/unattached/device[0]"
 QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     *(("qom-list", {"path": folder}) for folder in _FOLDERS),
@@ -70,9 +43,9 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     know("dev.accel", "kvm" if isinstance(kvm, dict) and kvm.get("enabled") is True else "tcg", "query-kvm")
     machine = str(_get(ask, "/machine", "type"))
     know("dev.machine", _machine_name(machine), "qom-get /machine type")
-    know("dev.insecure-types", tuple(sorted(t for t in types if t.lower().startswith(_INSECURE))), "qom-list")
-    know("dev.display", next((t for t in sorted(types) if t.startswith(_DISPLAYS)), "none"), "qom-list")
-    know("dev.usb", tuple(sorted(t for t in types if any(word in t for word in _USB))), "qom-list")
+    know("dev.insecure-types", tuple(sorted(t for t in types if is_insecure(t))), "qom-list")
+    know("dev.display", next((t for t in sorted(types) if is_display(t)), "none"), "qom-list")
+    know("dev.usb", tuple(sorted(t for t in types if is_usb(t))), "qom-list")
     know("mem.merge", _get(ask, "/machine", "mem-merge") is not False, "qom-get /machine mem-merge")
     know("mem.dump", _get(ask, "/machine", "dump-guest-core") is not False, "qom-get /machine dump-guest-core")
     know("kvm.pit", bool(types & {"isa-pit", "kvm-pit", "pit"}), "qom-list")
@@ -89,9 +62,16 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     live = f"/proc/{startup.spawned.pid}/cmdline, which is the plan's (proc.argv)"
     know_from("dev.nodefaults", "-nodefaults" in argv and "-no-user-config" in argv, live)
     know_from("emu.sandbox", argv[argv.index("-sandbox") + 1], f"{live}, and the number of filters")
-    know_from("emu.debug", tuple(a for a in argv if a in {"-s", "-gdb", "-d", "-trace", "-incoming"}), live)
+    know_from("emu.debug", _debugging(argv), live)
     know_from("qmp.transport", "inherited-descriptor", "the QMP connection itself: a socket pair made before exec")
     return facts
+
+
+def _debugging(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Options that open the emulator; a state that comes in through an inherited descriptor does not."""
+    own = {index for index, word in enumerate(argv[1:]) if argv[index] == "-incoming" and word.startswith("fd:")}
+    words = {"-s", "-gdb", "-d", "-trace", "-incoming"}
+    return tuple(word for index, word in enumerate(argv) if word in words and index not in own)
 
 
 def device_types(ask: Callable[..., Any]) -> set[str]:

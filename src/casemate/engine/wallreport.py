@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import msgspec
 
 from casemate.engine.launch import Launched
 from casemate.engine.opening import Opened
+from casemate.engine.readback import expected_reach
 from casemate.facts.fact import Facts
-from casemate.jail.policy import Device, IdentityMode, RootEntry
 from casemate.plan.model import LaunchPlan
 
 
 def wall_report(plan: LaunchPlan, launched: Launched, opened: Opened) -> dict[str, Any]:
     """The whole file; `Expectations` is the part that audits read."""
-    handed_over = [os.fstat(descriptor) for descriptor in opened.by_role.values()]
-    own_namespace = plan.wall.identity.mode is not IdentityMode.ROOT
+    reach = expected_reach(plan.wall, opened.by_role)
     expected = Expectations(
         declared=plan.declared,
         observed=launched.observed,
-        root=tuple(_target(entry) for entry in plan.wall.root),
-        # A user namespace cannot make a bound device read-only for whom it belongs to.
-        devices=tuple(_target(e) for e in plan.wall.root if isinstance(e, Device)),
-        devices_writable=own_namespace,
-        files=tuple((status.st_dev, status.st_ino) for status in handed_over),
-        rlimits=tuple(limit.name for limit in plan.wall.rlimits),
+        root=reach.root,
+        devices=reach.devices,
+        devices_writable=reach.devices_writable,
+        files=reach.files,
+        rlimits=reach.rlimits,
     )
     return {
         "findings": msgspec.to_builtins(launched.findings),
@@ -53,7 +50,3 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True):
     devices_writable: bool = False
     files: tuple[tuple[int, int], ...] = ()
     rlimits: tuple[str, ...] = ()
-
-
-def _target(entry: RootEntry) -> str:
-    return f"/dev/{entry.name}" if isinstance(entry, Device) else entry.target
