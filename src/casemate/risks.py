@@ -76,6 +76,7 @@ class WhatIf:
 def analyse(
     targets: Sequence[str] = (),
     *,
+    pids: Sequence[int] = (),
     context: Context | None = None,
     what_if: WhatIf | None = None,
     with_evidence: bool = False,
@@ -86,6 +87,7 @@ def analyse(
     Args:
         targets: files written by ``casemate audit --json`` or ``--jsonl``; anything else is a target of an audit, made
             now, together with this host where what is named runs here.
+        pids: running emulators by process id.
         context: the owner's statements; None takes the defaults.
         with_evidence: keep what was read for each control, for pages that show it.
 
@@ -93,7 +95,7 @@ def analyse(
         InputError: a file is no audit or was made with another catalogue; a target does not exist; a what-if names a
             control or layer that does not exist.
     """
-    audits = list(_audits(targets, progress))
+    audits = list(_audits(targets, progress, pids))
     settings = _settings(context)
     vms = tuple(vm for audit in audits for vm in _analysed(audit, settings, what_if, with_evidence=with_evidence))
     return _report(audits, vms, settings.context, what_if)
@@ -293,7 +295,9 @@ def line_of(vm: VmRisk) -> str:
     return msgspec.json.encode({"schema": "casemate.risk-vm/1", **msgspec.to_builtins(vm)}).decode()
 
 
-def _audits(targets: Sequence[str], progress: Callable[[int, int, str], None]) -> Iterator[Audit]:
+def _audits(
+    targets: Sequence[str], progress: Callable[[int, int, str], None], pids: Sequence[int] = ()
+) -> Iterator[Audit]:
     from casemate.scenarios.reading import audit_of
 
     files = [name for name in targets if _is_audit(name)]
@@ -301,8 +305,8 @@ def _audits(targets: Sequence[str], progress: Callable[[int, int, str], None]) -
     for index, name in enumerate(files):
         progress(index, len(files), name)
         yield load_audit(name)
-    if others or not files:
-        yield audit_of(_audit_now(others, progress), ", ".join(others) or "this host")
+    if others or pids or not files:
+        yield audit_of(_audit_now(others, pids, progress), ", ".join(others) or "this host")
 
 
 def _is_audit(name: str) -> bool:
@@ -322,7 +326,7 @@ def _is_audit(name: str) -> bool:
         os.close(descriptor)
 
 
-def _audit_now(targets: Sequence[str], progress: Callable[[int, int, str], None]) -> Report:
+def _audit_now(targets: Sequence[str], pids: Sequence[int], progress: Callable[[int, int, str], None]) -> Report:
     import datetime
 
     from casemate.audit.judging import Setting
@@ -330,7 +334,7 @@ def _audit_now(targets: Sequence[str], progress: Callable[[int, int, str], None]
     from casemate.controls.profiles import DEFAULT, named
 
     setting = Setting(named(DEFAULT), datetime.datetime.now(datetime.UTC).date())
-    return audit_targets(Request(targets=tuple(targets), with_host=True), setting, progress=progress)
+    return audit_targets(Request(targets=tuple(targets), pids=tuple(pids), with_host=True), setting, progress=progress)
 
 
 def _settings(context: Context | None) -> Settings:

@@ -16,15 +16,18 @@ from pathlib import Path
 import pytest
 from bench.libvirt_peer import DEV_WITHOUT_KVM, REAPER
 
-from casemate import assess
+from casemate import assess, risks
 from casemate.controls.audit_model import TargetReport
 from casemate.controls.model import Verdict
 from casemate.engine.paths import default_paths
 from casemate.harden.domain import harden_domain
 from casemate.image.builtin import READY_MARKER, build_builtin
+from casemate.scenarios.risk_model import RiskReport
+from casemate.scenarios.weigh import Status
 
 pytestmark = pytest.mark.boot
 
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 120
 CONFIGURATION = 'listen_tcp = 0\nlisten_tls = 0\nauth_unix_rw = "none"\nlog_outputs = "3:stderr"\n'
 
@@ -244,3 +247,39 @@ def libvirt_has_limits() -> bool:
     if unified.exists():
         return {"memory", "cpu"} <= set(unified.read_text().split()) and os.access("/sys/fs/cgroup", os.W_OK)
     return all(os.access(f"/sys/fs/cgroup/{name}", os.W_OK) for name in ("memory", "cpu"))
+
+
+def risk_of(name: str) -> RiskReport:
+    """The risk of one running domain with this host, as the command would see it."""
+    pid = int(Path(f"/run/libvirt/qemu/{name}.pid").read_text())
+    return risks.analyse(pids=[pid], with_evidence=True)
+
+
+def test_hardening_closes_the_paths_that_its_changes_should_close(libvirt: Libvirt) -> None:
+    for name in libvirt.names:
+        libvirt.virsh("destroy", name)
+    source = document(libvirt, "careless", "pc", CARELESS.format(directory=libvirt.directory))
+    libvirt.create("careless", source)
+    before = risk_of("careless")
+    assert libvirt.virsh("destroy", "careless").returncode == 0
+    hardened = harden_domain(source.encode(), "careless.xml", keep=["dev.kvm"])
+    libvirt.create("careless", re.sub(r"<(memtune|cputune|blkiotune)>.*?</\1>", "", hardened.after, flags=re.DOTALL))
+    after = risk_of("careless")
+    found = risks.difference_of(before, after)
+    (change,) = found.vms
+    # The floppy and its controller, the USB stick and tablet, the VGA card with VNC are gone; entropy and the generation
+    # id came. What is left of the board (AHCI), and an emulator without KVM, no domain can change.
+    closed = {item.id for item in change.techniques if item.now is Status.CLOSED}
+    assert closed == {"emu.floppy", "emu.usb", "emu.display", "guest.predicted-random"}
+    assert {item.now for item in change.techniques} == {Status.CLOSED}, "hardening opens nothing"
+    assert change.open_paths[1] < change.open_paths[0]
+    write_example("libvirt-careless", before)
+    write_example("libvirt-hardened", after)
+
+
+def write_example(name: str, report: RiskReport) -> None:
+    """With CASEMATE_WRITE_EXAMPLES=1 the pages of docs/examples are made anew."""
+    if os.environ.get("CASEMATE_WRITE_EXAMPLES"):
+        page = ROOT / "docs/examples" / f"{name}.html"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(risks.render(report, "html"))

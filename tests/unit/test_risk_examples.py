@@ -100,7 +100,7 @@ def test_3_a_legacy_device_and_an_emulator_with_rights() -> None:
     1, the identity 2, so the plan removes the device."""
     found = states(fail=["dev.no-floppy", "proc.uid"])
     report = risk(found, costs={"dev.no-floppy": 1.0, "proc.uid": 2.0})
-    assert open_paths(report) == {"emulated-device": [("emu.legacy-device", "esc.own-rights", "has.host")]}
+    assert open_paths(report) == {"emulated-device": [("emu.floppy", "esc.own-rights", "has.host")]}
     assert plan(report) == {"dev.no-floppy"}
     assert report.plan_cost == 1.0
     # The other end stays open to an unknown bug: one, not two, away from the host.
@@ -115,7 +115,7 @@ def test_4_a_passing_control_on_a_step_closes_no_second_technique_of_it() -> Non
     report = risk(states(fail=["iommu.no-usb-host", "proc.uid"]))
     assert open_paths(report) == {"emulated-device": [("emu.host-usb", "esc.own-rights", "has.host")]}
     report = risk(states(fail=["dev.no-legacy-nic", "proc.uid"]))
-    assert open_paths(report) == {"emulated-device": [("emu.legacy-device", "esc.own-rights", "has.host")]}
+    assert open_paths(report) == {"emulated-device": [("emu.legacy-nic", "esc.own-rights", "has.host")]}
 
 
 def test_5_vhost_goes_past_the_whole_wall() -> None:
@@ -189,11 +189,11 @@ def test_11_a_waiver_closes_nothing_and_slowing_closes_nothing() -> None:
 
 
 def test_12_history_counts_only_for_devices_that_are_there() -> None:
-    """VENOM and its like make the floppy path likelier on a machine with a floppy, and change nothing without one."""
-    found = states(fail=["dev.no-floppy", "proc.uid", "bin.pie"])
-    floppy = tuple(cve.id for cve in table().cves if cve.component in ("floppy", "usb"))
+    """The past of USB makes the USB path likelier on a machine with USB; that of vhost-net changes nothing about it."""
+    found = states(fail=["dev.no-usb", "proc.uid", "bin.pie"])
+    usb = tuple(cve.id for cve in table().cves if cve.component == "usb")
     assert scenario(risk(found), "emulated-device").likelihood == 2
-    assert scenario(risk(found, history=floppy), "emulated-device").likelihood == 3
+    assert scenario(risk(found, history=usb), "emulated-device").likelihood == 3
     network = tuple(cve.id for cve in table().cves if cve.component == "vhost-net")
     assert scenario(risk(found, history=network), "emulated-device").likelihood == 2
 

@@ -277,7 +277,7 @@ def test_difference_between_two_dates() -> None:
     (vm,) = found.vms
     assert vm.open_paths == (1, 0)
     (change,) = vm.techniques
-    assert (change.id, change.was, change.now) == ("emu.legacy-device", "open", "closed")
+    assert (change.id, change.was, change.now) == ("emu.floppy", "open", "closed")
     assert change.controls == ("dev.no-floppy: fails, now passes",)
     assert {item.id for item in vm.scenarios} >= {"emulated-device"}
     text = risks.render_difference(found)

@@ -41,6 +41,7 @@ def add(commands: Commands) -> None:
         help="reports of casemate audit --json or --jsonl, or what casemate audit takes; init [FILE] writes a context, "
         "compare [TARGET] compares ways to place services",
     )
+    risk.add_argument("--pid", action="append", type=int, default=[], help="a running emulator; repeat it")
     risk.add_argument("--context", metavar="FILE", help="what the owner says (casemate risk init writes one)")
     risk.add_argument("--assume", action="append", default=[], metavar="CONTROL=pass|fail", help="what if; repeat it")
     risk.add_argument(

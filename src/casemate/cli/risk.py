@@ -32,6 +32,7 @@ def risk(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         report = risks.analyse(
             arguments.targets,
+            pids=arguments.pid,
             context=context,
             what_if=what_if,
             with_evidence=formats == ["html"],

@@ -70,7 +70,12 @@ VARIANTS: Final = (
         starts=(Node.GUEST_KERNEL,),
         goals=(Node.HOST,),
         via=(
-            "emu.legacy-device",
+            "emu.floppy",
+            "emu.legacy-nic",
+            "emu.legacy-disk",
+            "emu.usb",
+            "emu.display",
+            "emu.board",
             "emu.slirp",
             "emu.shared-directory",
             "emu.host-usb",

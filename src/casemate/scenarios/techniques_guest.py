@@ -27,10 +27,13 @@ EMULATOR_HOLD: Final = (
 )
 """What holds code that runs in the emulator; the containment of an unknown bug in it."""
 _BINARY: Final = ("bin.pie", "bin.relro", "bin.nx", "bin.canary", "bin.fortify", "proc.no-rwx")
-_LEGACY: Final = tuple(
-    """floppy pcnet rtl8139 ne2k e1000 eepro100 tulip vmxnet3 ide esp megasas pvscsi lsi53c895a nvme sdhci usb cirrus
-    vmware-vga qxl bochs-display ati-vga virtio-gpu vhost-user-gpu pvrdma vnc console audio""".split()  # noqa: SIM905
+_NICS: Final = ("pcnet", "rtl8139", "ne2k", "e1000", "eepro100", "tulip", "vmxnet3", "pvrdma")
+_DISKS: Final = ("ide", "esp", "megasas", "pvscsi", "lsi53c895a", "nvme", "sdhci")
+_SCREENS: Final = (
+    *("cirrus", "vmware-vga", "qxl", "bochs-display", "ati-vga", "virtio-gpu", "vhost-user-gpu"),
+    *("vnc", "console", "audio"),
 )
+_LEGACY: Final = ("floppy", *_NICS, *_DISKS, "usb", *_SCREENS)
 _REMAINING: Final = ("virtio-blk", "virtio-net", "virtio-serial", "virtio-reentrancy", "uart", "block-layer")
 
 INTO_THE_GUEST: Final = (
@@ -159,28 +162,33 @@ INSIDE_THE_GUEST: Final = (
 )
 
 INTO_THE_EMULATOR: Final = (
-    Technique(
-        id="emu.legacy-device",
-        title="bug in an emulated device of real hardware",
-        nature=Nature.WEAKNESS,
-        sources=_INSIDE,
-        target=Node.EMULATOR,
-        closed_when=every(
-            "dev.machine",
-            "dev.nodefaults",
-            "dev.no-floppy",
-            "dev.no-legacy-nic",
-            "dev.no-legacy-disk",
-            "dev.no-usb",
-            "dev.no-display",
-            "dev.insecure-types",
-            "dev.platform-off",
-        ),
-        steps=(_S2,),
-        slows=_BINARY,
-        effort=3,
-        history=_LEGACY,
-        references=("cves.md: floppy to VGA",),
+    *(
+        Technique(
+            id=identifier,
+            title=title,
+            nature=Nature.WEAKNESS,
+            sources=_INSIDE,
+            target=Node.EMULATOR,
+            closed_when=every(*controls),
+            steps=(_S2,),
+            slows=_BINARY,
+            effort=3,
+            history=history,
+            references=("lecture: as few emulated devices as possible", "cves.md, by component"),
+        )
+        for identifier, title, controls, history in (
+            ("emu.floppy", "bug in the floppy controller", ("dev.no-floppy",), ("floppy",)),
+            ("emu.legacy-nic", "bug in an emulated network card of real hardware", ("dev.no-legacy-nic",), _NICS),
+            ("emu.legacy-disk", "bug in an emulated disk controller of real hardware", ("dev.no-legacy-disk",), _DISKS),
+            ("emu.usb", "bug in USB controllers and devices", ("dev.no-usb",), ("usb",)),
+            ("emu.display", "bug in a graphics card, remote display or sound card", ("dev.no-display",), _SCREENS),
+            (
+                "emu.board",
+                "bug in a part of the board that nobody needs, or in a device that QEMU does not secure",
+                ("dev.machine", "dev.nodefaults", "dev.insecure-types", "dev.platform-off"),
+                ("uart",),
+            ),
+        )
     ),
     Technique(
         id="emu.slirp",
