@@ -6,63 +6,24 @@ has no line. On a host that is itself a guest the lines rest on what its hypervi
 
 from __future__ import annotations
 
-from casemate.controls.catalogue.common import HOST, OTHERS, S1, S3, S4, S6, VM, cve, kernel, lecture
-from casemate.controls.expectations import Empty, Expectation, Matches, OneOf
+from casemate.controls.catalogue.common import HOST, OTHERS, S1, S3, S4, S6, VM, cve, kernel
+from casemate.controls.catalogue.vulnerability_class import UPDATE, known_class
+from casemate.controls.expectations import Empty, Matches, OneOf
 from casemate.controls.model import (
-    AttackStep,
     Check,
     Condition,
     Control,
     Cost,
     Gate,
     Remedies,
-    Scenario,
     Severity,
     Subject,
 )
 
-_MITIGATED = Matches(r"Not affected|Mitigation: .*", "not affected, or mitigated")
-_DEFAULT_COST = Cost(performance="what the mitigation costs on this CPU; it is the kernel's default")
-_UPDATE = "install current microcode and a kernel that knows the class, and boot without switches that turn it off"
 _AFFECTED_L1TF = "this CPU is not affected by L1TF"
 
-
-def _known_class(
-    control_id: str,
-    title: str,
-    question: str,
-    kind: str,
-    severity: Severity,
-    ids: tuple[str, ...],
-    document: str,
-    *,
-    cuts: tuple[AttackStep, ...] = (S6, S3),
-    scenarios: tuple[Scenario, ...] = (OTHERS, HOST),
-    expect: Expectation = _MITIGATED,
-    cost: Cost = _DEFAULT_COST,
-    remedy: str = _UPDATE,
-    limits: str = "",
-) -> Control:
-    """One class: the kernel's line about it must say that it is mitigated."""
-    return Control(
-        id=control_id,
-        title=title,
-        question=question,
-        severity=severity,
-        gate=Gate.REPORT,
-        subject=Subject.HOST,
-        checks=(Check(f"cpu.vuln-{kind}", expect),),
-        cuts=cuts,
-        scenarios=scenarios,
-        cost=cost,
-        remedies=Remedies(host=remedy),
-        sources=(cve(*ids), kernel(f"admin-guide/hw-vuln/{document}"), lecture("Matériel: canaux cachés")),
-        limits=limits,
-    )
-
-
 CONTROLS = (
-    _known_class(
+    known_class(
         "cpu.l1tf",
         "L1 terminal fault is mitigated",
         "Does the kernel keep stale page tables from exposing the first-level cache?",
@@ -119,7 +80,7 @@ CONTROLS = (
         sources=(cve("CVE-2018-3646"), kernel("admin-guide/hw-vuln/l1tf: vmentry_l1d_flush")),
         limits="`EPT disabled` fails here on purpose: kvm.two-dim-paging says why EPT has to stay on.",
     ),
-    _known_class(
+    known_class(
         "cpu.mds",
         "Buffers are cleared against MDS",
         "Does the kernel clear the CPU's buffers, so that one side cannot sample what the other left in them?",
@@ -129,7 +90,7 @@ CONTROLS = (
         "mds",
         limits="Threads of one core share the buffers at the same moment: cpu.smt.",
     ),
-    _known_class(
+    known_class(
         "cpu.taa",
         "TSX asynchronous abort is mitigated",
         "Can aborted transactions sample nothing of other guests or the host?",
@@ -138,7 +99,7 @@ CONTROLS = (
         ("CVE-2019-11135",),
         "tsx_async_abort",
     ),
-    _known_class(
+    known_class(
         "cpu.mmio-stale-data",
         "Stale data of device registers is cleared",
         "Can a guest with access to device memory sample no stale data of the CPU's fill buffers?",
@@ -148,7 +109,7 @@ CONTROLS = (
         "processor_mmio_stale_data",
         limits="Matters most with passed-through devices (iommu.no-hostdev).",
     ),
-    _known_class(
+    known_class(
         "cpu.rfds",
         "Register file data sampling is mitigated",
         "Does the kernel clear stale register values of Atom cores before another guest runs?",
@@ -157,7 +118,7 @@ CONTROLS = (
         ("CVE-2023-28746",),
         "reg-file-data-sampling",
     ),
-    _known_class(
+    known_class(
         "cpu.gds",
         "Gather data sampling is mitigated",
         "Can vector gathers sample no data of other guests or the host?",
@@ -167,7 +128,7 @@ CONTROLS = (
         "gather_data_sampling",
         limits="`Microcode (locked)` and `AVX disabled` are mitigations too.",
     ),
-    _known_class(
+    known_class(
         "cpu.srbds",
         "Special register buffers are cleared",
         "Can one core not read the random numbers that another got from RDRAND or RDSEED?",
@@ -178,7 +139,7 @@ CONTROLS = (
         cuts=(S6,),
         scenarios=(OTHERS, VM),
     ),
-    _known_class(
+    known_class(
         "cpu.meltdown",
         "Kernel pages are isolated against Meltdown",
         "Can user code not read the host kernel's memory?",
@@ -190,7 +151,7 @@ CONTROLS = (
         scenarios=(HOST,),
         limits="About user code of the host, an emulator among it; a guest with EPT or NPT has page tables of its own.",
     ),
-    _known_class(
+    known_class(
         "cpu.spectre-v1",
         "Bounds checks are guarded against Spectre v1",
         "Does the kernel use its barriers against speculation past a bounds check?",
@@ -199,7 +160,7 @@ CONTROLS = (
         ("CVE-2017-5753",),
         "spectre",
     ),
-    _known_class(
+    known_class(
         "cpu.spectre-v2",
         "Indirect branches are guarded against Spectre v2",
         "Can a guest not train the indirect branches of the host kernel?",
@@ -289,7 +250,7 @@ CONTROLS = (
         remedies=Remedies(host="no nospectre_v2 on the command line; a kernel from 5.19 on"),
         sources=(cve("CVE-2022-26373"), kernel("admin-guide/hw-vuln/spectre: PBRSB")),
     ),
-    _known_class(
+    known_class(
         "cpu.ssb",
         "Speculative store bypass can be turned off",
         "Does the kernel offer, or force, the mitigation of speculative store bypass?",
@@ -301,7 +262,7 @@ CONTROLS = (
         scenarios=(VM, OTHERS),
         limits="`via prctl` protects those who ask; a guest needs the flag ssbd for its own (cpu.guest-flags).",
     ),
-    _known_class(
+    known_class(
         "cpu.retbleed",
         "Returns are guarded against Retbleed",
         "Can a guest not steer the host kernel's return instructions?",
@@ -312,7 +273,7 @@ CONTROLS = (
         cuts=(S3,),
         scenarios=(HOST,),
     ),
-    _known_class(
+    known_class(
         "cpu.srso",
         "Speculative return stack overflow is mitigated",
         "Are return predictions of AMD CPUs safe from what a guest has put there?",
@@ -323,7 +284,7 @@ CONTROLS = (
         cuts=(S3, S6),
         limits="In a guest the kernel may miss the microcode's announcement and say `no microcode`.",
     ),
-    _known_class(
+    known_class(
         "cpu.tsa",
         "Transient scheduler attacks are mitigated between guests and the host",
         "Does the kernel clear the buffers of AMD CPUs on the way into guests too?",
@@ -335,7 +296,7 @@ CONTROLS = (
             r"Not affected|Mitigation: (?!.*user/kernel boundary).*", "not affected, or mitigated for guests too"
         ),
     ),
-    _known_class(
+    known_class(
         "cpu.its",
         "Indirect target selection is mitigated",
         "Are indirect branches in the lower half of cache lines kept from a guest's predictions?",
@@ -346,7 +307,7 @@ CONTROLS = (
         cuts=(S3,),
         scenarios=(HOST,),
     ),
-    _known_class(
+    known_class(
         "cpu.vmscape",
         "The emulator is shielded from its guest's branch predictions",
         "Does the kernel flush branch predictions between a VM exit and the emulator's own code?",
@@ -358,7 +319,7 @@ CONTROLS = (
         cost=Cost(performance="a predictor flush at each exit that QEMU handles"),
         limits="What it protects are secrets in the emulator, as keys of disks.",
     ),
-    _known_class(
+    known_class(
         "cpu.itlb-multihit",
         "A guest cannot hang the machine with huge pages",
         "Does KVM split huge executable pages on CPUs with the iTLB multihit fault?",
@@ -372,7 +333,7 @@ CONTROLS = (
         remedy="kvm.nx_huge_pages=auto (the default) or force",
         limits="Also passes when VMX is off: then there are no guests.",
     ),
-    _known_class(
+    known_class(
         "cpu.microcode",
         "The microcode is current",
         "Does the kernel know of no newer microcode than the one loaded?",
@@ -394,7 +355,7 @@ CONTROLS = (
         checks=(Check("cpu.vulnerable-others", Empty()),),
         cuts=(S6, S3),
         scenarios=(OTHERS, HOST),
-        remedies=Remedies(host=_UPDATE),
+        remedies=Remedies(host=UPDATE),
         sources=(kernel("ABI/testing/sysfs-devices-system-cpu: vulnerabilities"),),
         limits="Catches classes that came after this catalogue; the known ones have a control each.",
     ),
