@@ -10,6 +10,7 @@ Patterns are regular expressions over the whole text (``fullmatch``): ``$`` woul
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -147,6 +148,9 @@ class SubsetOf(msgspec.Struct, frozen=True, tag="subset-of"):
         return "nothing but " + ", ".join(self.values)
 
 
+_compiled = lru_cache(maxsize=1024)(re.compile)
+
+
 class EachMatches(msgspec.Struct, frozen=True, tag="each-matches"):
     """The list has elements and each one matches. An empty list fails: all of nothing proves nothing."""
 
@@ -156,7 +160,8 @@ class EachMatches(msgspec.Struct, frozen=True, tag="each-matches"):
     def holds(self, value: Value) -> bool | None:
         if not isinstance(value, tuple):
             return None
-        return bool(value) and all(re.fullmatch(self.pattern, element) for element in value)
+        fits = _compiled(self.pattern).fullmatch
+        return bool(value) and all(fits(element) for element in value)
 
     def describe(self) -> str:
         return self.meaning
@@ -171,7 +176,8 @@ class NoneMatches(msgspec.Struct, frozen=True, tag="none-matches"):
     def holds(self, value: Value) -> bool | None:
         if not isinstance(value, tuple):
             return None
-        return not any(re.fullmatch(self.pattern, element) for element in value)
+        fits = _compiled(self.pattern).fullmatch
+        return not any(fits(element) for element in value)
 
     def describe(self) -> str:
         return self.meaning
@@ -206,7 +212,10 @@ def show(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        text = ", ".join(show_text(element) for element in value) or "(none)"
+        text = ", ".join(value)
+        if len(text) > 4 * SHOWN_MAX_CHARS or not text.isprintable():
+            text = ", ".join([show_text(element) for element in value])
+        text = text or "(none)"
     else:
         text = show_text(str(value)) or "(empty)"
     return text if len(text) <= SHOWN_MAX_CHARS else f"{text[:SHOWN_MAX_CHARS]}… ({len(text)} characters)"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -28,12 +29,18 @@ from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """What one check or condition came to. ``holds`` None: unknown. ``pending``: holds, but only as declared."""
+    """What one check or condition came to. ``holds`` None: unknown. ``names``: facts that were read, for evidence.
+    ``pending``: holds, but only as declared."""
 
     holds: bool | None
-    evidence: str
+    names: tuple[str, ...]
     why: str = ""
     pending: bool = False
+
+
+_TEXTS_MAX: Final = 4096
+_texts: dict[int, tuple[Control, str, str]] = {}
+"""By the identity of a control: itself, what it expects, its remedies. The same for every target that is judged."""
 
 
 def judge(
@@ -112,56 +119,57 @@ def _refuse_repeats(what: str, names: Iterable[str]) -> None:
 
 def _judge_one(control: Control, facts: Facts, stage: Stage) -> Finding:
     # 1. Does it apply?
-    conditions = [_ask(condition, control, facts, stage) for condition in control.applies_when]
-    for condition, answer in zip(control.applies_when, conditions, strict=True):
+    undecided = []
+    for condition in control.applies_when:
+        answer = _ask(condition, control, facts, stage)
         if answer.holds is False:
-            return _finding(control, stage, Verdict.NOT_APPLICABLE, [answer], condition.otherwise)
-    undecided = [answer for answer in conditions if answer.holds is None]
+            return _finding(control, facts, stage, Verdict.NOT_APPLICABLE, [answer], condition.otherwise)
+        if answer.holds is None:
+            undecided.append(answer)
     if undecided:
         why = "whether this applies is not known: " + "; ".join(answer.why for answer in undecided)
-        return _finding(control, stage, Verdict.UNKNOWN, undecided, why)
+        return _finding(control, facts, stage, Verdict.UNKNOWN, undecided, why)
     # 2. Manual?
     if control.manual:
-        return _finding(control, stage, Verdict.MANUAL, [], control.manual)
+        return _finding(control, facts, stage, Verdict.MANUAL, [], control.manual)
     # 3. Read each fact.
     answers = [_ask(check, control, facts, stage) for check in control.checks]
     # 4. Fold.
     failed = [answer for answer in answers if answer.holds is False]
     if failed:
-        return _finding(control, stage, Verdict.FAIL, failed, "; ".join(answer.why for answer in failed))
+        return _finding(control, facts, stage, Verdict.FAIL, failed, "; ".join(answer.why for answer in failed))
     unknown = [answer for answer in answers if answer.holds is None]
     if unknown:
-        return _finding(control, stage, Verdict.UNKNOWN, unknown, "; ".join(answer.why for answer in unknown))
+        return _finding(control, facts, stage, Verdict.UNKNOWN, unknown, "; ".join(answer.why for answer in unknown))
     if any(answer.pending for answer in answers):
-        finding = _finding(
-            control, stage, Verdict.UNKNOWN, answers, "declared so; the live process has still to be read"
-        )
-        return msgspec.structs.replace(finding, pending=True)
-    return _finding(control, stage, Verdict.PASS, answers, "as expected")
+        why = "declared so; the live process has still to be read"
+        return _finding(control, facts, stage, Verdict.UNKNOWN, answers, why, pending=True)
+    return _finding(control, facts, stage, Verdict.PASS, answers, "as expected")
 
 
 def _ask(question: Check | Condition, control: Control, facts: Facts, stage: Stage) -> _Answer:
     """Read the fact (and the one set aside) and put the expectation to its value."""
     value, known, why = _read(question.fact, facts, control, stage)
-    evidence = _evidence(question.fact, facts)
+    names: tuple[str, ...] = (question.fact,)
     if value is None:
-        return _Answer(None, evidence, why)
+        return _Answer(None, names, why)
     declared_only = known
-    if isinstance(question, Check) and question.minus:
+    is_check = isinstance(question, Check)
+    if is_check and question.minus:
         aside, aside_declared, why = _read(question.minus, facts, control, stage)
-        evidence = f"{evidence}; {_evidence(question.minus, facts)}"
+        names = (question.fact, question.minus)
         if aside is None:
-            return _Answer(None, evidence, why)
+            return _Answer(None, names, why)
         if not isinstance(aside, tuple) or not isinstance(value, tuple):
-            return _Answer(None, evidence, f"{question.fact} or {question.minus} is not a list")
+            return _Answer(None, names, f"{question.fact} or {question.minus} is not a list")
         value = tuple(element for element in value if element not in aside)
         declared_only = declared_only or aside_declared
     holds = question.expect.holds(value)
     if holds is None:
-        return _Answer(None, evidence, f"{question.fact} is of a kind this control cannot judge")
+        return _Answer(None, names, f"{question.fact} is of a kind this control cannot judge")
     # A condition settled by a declared fact leaves nothing pending: the observed stage asks it again.
-    pending = holds and declared_only and isinstance(question, Check)
-    return _Answer(holds, evidence, "" if holds else f"{question.fact}: {show(value)}", pending)
+    pending = holds and declared_only and is_check
+    return _Answer(holds, names, "" if holds else f"{question.fact}: {show(value)}", pending)
 
 
 def _read(name: str, facts: Facts, control: Control, stage: Stage) -> tuple[Value | None, bool, str]:
@@ -180,15 +188,23 @@ def _read(name: str, facts: Facts, control: Control, stage: Stage) -> tuple[Valu
 def _evidence(name: str, facts: Facts) -> str:
     fact = facts.get(name)
     if isinstance(fact, Known):
-        return f"{name} = {show(fact.value)}, {fact.stage.value} from {show(fact.source)}"
+        return f"{name} = {show(fact.value)}, {fact.stage} from {show(fact.source)}"
     return f"{name}: unknown"
 
 
-def _finding(control: Control, stage: Stage, verdict: Verdict, answers: Sequence[_Answer], why: str) -> Finding:
-    expected = "; ".join(
-        f"{check.fact}{f' apart from {check.minus}' if check.minus else ''}: {check.expect.describe()}"
-        for check in control.checks
-    )
+def _finding(
+    control: Control,
+    facts: Facts,
+    stage: Stage,
+    verdict: Verdict,
+    answers: Sequence[_Answer],
+    why: str,
+    *,
+    pending: bool = False,
+) -> Finding:
+    known = _texts.get(id(control))
+    if known is None or known[0] is not control:
+        known = _texts_of(control)
     return Finding(
         control_id=control.id,
         title=control.title,
@@ -196,11 +212,25 @@ def _finding(control: Control, stage: Stage, verdict: Verdict, answers: Sequence
         gate=control.gate,
         stage=stage,
         verdict=verdict,
-        evidence="; ".join(answer.evidence for answer in answers),
-        expected=expected,
+        evidence="; ".join([_evidence(name, facts) for answer in answers for name in answer.names]),
+        expected=known[1],
         why=why,
-        remedy="" if verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE) else control.remedies.text(),
+        remedy="" if verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE) else known[2],
+        pending=pending,
     )
+
+
+def _texts_of(control: Control) -> tuple[Control, str, str]:
+    """What it expects and how to satisfy it, put together once."""
+    expected = "; ".join(
+        f"{check.fact}{f' apart from {check.minus}' if check.minus else ''}: {check.expect.describe()}"
+        for check in control.checks
+    )
+    if len(_texts) >= _TEXTS_MAX:
+        _texts.clear()
+    # The control itself is kept beside its texts, so that its identity is not given to another one.
+    _texts[id(control)] = control, expected, control.remedies.text()
+    return _texts[id(control)]
 
 
 def _waive(finding: Finding, waiver_of: dict[str, AppliedWaiver]) -> Finding:
