@@ -34,6 +34,15 @@ gnupg|makes the OpenPGP signatures that tests verify
 openssh-client|ssh-keygen makes and judges the SSH signatures of tests
 minisign|makes the minisign signatures of tests
 cryptsetup-bin|veritysetup judges our hash trees
+gcc|compiles the cell's agent, once (src/casemate/cell/agent)
+xfsprogs|makes the XFS image of the cell's tests
+btrfs-progs|makes the btrfs image of the cell's tests
+exfatprogs|makes the exFAT image of the cell's tests
+ntfs-3g|makes the NTFS image of the cell's tests
+udftools|makes the UDF image of the cell's tests
+squashfs-tools|makes the squashfs image of the cell's tests
+erofs-utils|makes the erofs image of the cell's tests
+genisoimage|makes the ISO 9660 image of the cell's tests
 '
 
 MIN_DEBIAN=12

@@ -9,6 +9,10 @@ python tests/fuzz/fuzz_cell.py [libFuzzer options] [corpus directory]
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.cell.wire import Frame
 
 LIMIT_S = 1.0
 
@@ -45,11 +49,11 @@ def one_input(data: bytes) -> None:
         leads_out(parts, stream)
 
 
-def _frames(stream: bytes, step: int) -> tuple[list[object], str]:  # type: ignore[type-arg]
+def _frames(stream: bytes, step: int) -> tuple[list[Frame], str]:
     from casemate.cell.wire import FrameReader, WireError
 
     reader = FrameReader()
-    found: list[object] = []
+    found: list[Frame] = []
     try:
         for at in range(0, len(stream), step):
             found += reader.feed(stream[at : at + step])

@@ -112,6 +112,7 @@ class Copier:
         self._count = 0
         self._file = -1
         self._position = 0
+        self._mtime_s = 0
         self._late: list[tuple[bytes, int, int]] = []
         self.copied = Copied()
 
@@ -175,7 +176,7 @@ class Copier:
             self._file = self._open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             self._position = 0
             os.fchmod(self._file, entry.mode & 0o755 | 0o600)
-            _set_time(self._file, entry.mtime_s)
+            self._mtime_s = entry.mtime_s
             self.copied.files += 1
             return
         parent = self._open(b"/".join(parts[:-1]) or b".", os.O_PATH | os.O_DIRECTORY)
@@ -227,6 +228,7 @@ class Copier:
 
     def _close(self) -> None:
         if self._file >= 0:
+            _set_time(self._file, self._mtime_s)
             os.close(self._file)
             self._file = -1
 
