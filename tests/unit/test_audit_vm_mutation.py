@@ -7,6 +7,7 @@ catalogue: a control without such a case, here or at the tables of other subject
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from casemate.controls.model import Subject, Verdict
 from casemate.facts.fact import Stage
 from casemate.facts.machine_facts import machine_facts
 
-DATA = Path(__file__).parents[1] / "data" / "vmm"
+HERE = Path(__file__).parent
+DATA = HERE.parent / "data" / "vmm"
 
 XML = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>
 <memory dumpCore='off'>1048576</memory><memoryBacking><nosharepages/></memoryBacking><genid/>
@@ -76,6 +78,7 @@ BASES: dict[str, str] = {
 }
 
 WEIGHT = "what has to do with USB weighs more by its history than the budget has left"
+BOARD_OF_1996 = {"dev.no-floppy": "the board has a floppy controller"}
 SAME_DEVICE = "the device is named by both: a list of the legacy ones and QEMU's list of insecure ones"
 
 # control -> (base, old text, new text, other controls that this change must fail as well and why)
@@ -83,7 +86,12 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
     # What only documents and audits judge.
     "dev.no-secret-args": ("argv", "-kernel /k", "-kernel /k -append password=x", {}),
     "dev.uefi": ("xml", "<loader secure='yes'/>", "", {}),
-    "dev.tpm": ("argv", "-device tpm-tis-device,tpmdev=t", "", {}),
+    "dev.tpm": (
+        "xml",
+        "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>",
+        "",
+        {},
+    ),
     "dev.surface": ("argv", "-device vmgenid", "-device vmgenid -device virtio-crypto-device", {}),
     "dev.hotplug-ports": ("ports", "<target hotplug='off'/>", "", {}),
     "mem.no-shared-backend": ("xml", "<nosharepages/>", "<nosharepages/><access mode='shared'/>", {}),
@@ -149,7 +157,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "kvm.nested-off": ("argv", "-cpu host,vmx=off", "-cpu host", {}),
     "cpu.ksm": ("argv", "mem-merge=off", "mem-merge=on", {}),
     "dev.nodefaults": ("argv", "-no-user-config", "", {}),
-    "dev.machine": ("xml", "machine='q35'", "machine='pc-q35-rhel9'", {}),
+    "dev.machine": ("xml", "machine='q35'", "machine='pc-i440fx-9.0'", BOARD_OF_1996),
     "dev.insecure-types": ("argv", "-device vmgenid", "-device vmgenid -device ipmi-bmc-sim", {}),
     "dev.no-floppy": (
         "argv",
@@ -224,7 +232,8 @@ def test_one_change_of_the_document_fails_exactly_this_control(control: str) -> 
 
 
 def cases_of_other_subjects() -> set[str]:
-    """Controls whose case stands in another table: facts of a launch, of a process, of an emulator, trees of a host."""
+    """Controls whose case stands in another table: facts of a launch, of a process, of an emulator, trees of a host,
+    and ``CATALOGUE_CASES`` of any other test file: ids of controls that it shows to pass and to fail."""
     layers = host_tree.layers()
     return {
         *(control for control, _ in launch_cases.MUTATIONS),
@@ -232,7 +241,14 @@ def cases_of_other_subjects() -> set[str]:
         *(control for control, _ in emulator_cases.MUTATIONS),
         *(control for layer in layers for control in layer.mutations),
         *ELSEWHERE,
+        *(control for name in sorted(HERE.glob("test_*.py")) for control in _declared_in(name)),
     }
+
+
+def _declared_in(path: Path) -> frozenset[str]:
+    if path == Path(__file__) or "CATALOGUE_CASES" not in path.read_text():
+        return frozenset()
+    return frozenset(import_module(f"tests.unit.{path.stem}").CATALOGUE_CASES)
 
 
 def test_every_control_of_the_catalogue_has_a_case() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.controls.catalogue.common import S9, VM, kernel, libvirt
+from casemate.controls.catalogue.common import ACCELERATED, S9, VM, kernel, libvirt
 from casemate.controls.expectations import Equals, NotEquals, OneOf
 from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Source
 
@@ -14,6 +14,7 @@ CONTROLS: tuple[Control, ...] = (
         severity=Severity.INFO,
         gate=Gate.REPORT,
         checks=(Check("cc.type", OneOf(("sev-snp", "tdx", "s390-pv"))),),
+        applies_when=(ACCELERATED,),
         cuts=(S9,),
         scenarios=(VM,),
         cost=Cost(performance="a few percent", features="no live migration, bounce buffers for devices"),

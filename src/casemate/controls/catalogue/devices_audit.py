@@ -87,6 +87,13 @@ CONTROLS: tuple[Control, ...] = (
         severity=Severity.LOW,
         gate=Gate.REPORT,
         checks=(Check("vm.tpm", Equals(True)),),
+        applies_when=(
+            Condition(
+                "vm.firmware",
+                NotEquals("kernel"),
+                "the kernel is given from outside: no firmware is there that would measure it (img.hash does)",
+            ),
+        ),
         cuts=(
             S9,
             S10,
