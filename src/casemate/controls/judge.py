@@ -154,8 +154,7 @@ def _ask(question: Check | Condition, control: Control, facts: Facts, stage: Sta
     if value is None:
         return _Answer(None, names, why)
     declared_only = known
-    is_check = isinstance(question, Check)
-    if is_check and question.minus:
+    if isinstance(question, Check) and question.minus:
         aside, aside_declared, why = _read(question.minus, facts, control, stage)
         names = (question.fact, question.minus)
         if aside is None:
@@ -168,7 +167,7 @@ def _ask(question: Check | Condition, control: Control, facts: Facts, stage: Sta
     if holds is None:
         return _Answer(None, names, f"{question.fact} is of a kind this control cannot judge")
     # A condition settled by a declared fact leaves nothing pending: the observed stage asks it again.
-    pending = holds and declared_only and is_check
+    pending = holds and declared_only and isinstance(question, Check)
     return _Answer(holds, names, "" if holds else f"{question.fact}: {show(value)}", pending)
 
 
