@@ -132,7 +132,13 @@ def _prepare(
     return request, setting
 
 
-def harden(document: str | Sequence[str], *, keep: Sequence[str] = (), libvirt: str = "8.0") -> Hardened:
+def harden(
+    document: str | Sequence[str],
+    *,
+    keep: Sequence[str] = (),
+    libvirt: str = "8.0",
+    io_limit_mib_s: int | None = None,
+) -> Hardened:
     """The hardened form of a machine, with every change, its reason and its cost.
 
     Args:
@@ -141,6 +147,7 @@ def harden(document: str | Sequence[str], *, keep: Sequence[str] = (), libvirt: 
             as a sequence.
         keep: ids of controls whose changes are not made.
         libvirt: oldest version that has to understand a hardened domain, ``MAJOR.MINOR``.
+        io_limit_mib_s: limit disk traffic that has no limit yet: of each disk of a domain, of the whole VM otherwise.
 
     Raises:
         InputError: not readable, nothing that can be hardened, an unknown id or version.
@@ -148,8 +155,8 @@ def harden(document: str | Sequence[str], *, keep: Sequence[str] = (), libvirt: 
     from casemate.audit.harden_targets import harden_argv, harden_document
 
     if isinstance(document, str):
-        return harden_document(document, keep, libvirt)
-    return harden_argv(tuple(document), keep)
+        return harden_document(document, keep, libvirt, io_limit_mib_s)
+    return harden_argv(tuple(document), keep, io_limit_mib_s)
 
 
 def write_hardened(path: str, hardened: Hardened) -> None:

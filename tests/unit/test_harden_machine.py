@@ -143,7 +143,7 @@ def check(machine: Machine, done: HardenedSpec) -> None:
     assert parse_spec(text, "again", Path("/"), today=TODAY) == done.spec
     verdicts = judged(done)
     assert [c for c in done.hardened.claims if verdicts.get(c) is Verdict.FAIL] == []
-    spoken = " ".join(item.what for item in (*done.hardened.changes, *done.hardened.left))
+    spoken = " ".join([c.what for c in done.hardened.changes] + [left.what for left in done.hardened.left])
     ours = [rule.pattern for rule in DEVICE_RULES if rule.rule is OURS]
     for device in machine.devices:
         if device.origin != ORIGIN and not any(pattern.fullmatch(device.type) for pattern in ours):
@@ -191,7 +191,7 @@ def test_every_control_that_is_named_exists() -> None:
     assert {rule.control for rule in DEVICE_RULES if rule.rule is not OURS} <= known
     for line in LINES.values():
         done = hardened(line).hardened
-        assert {item.control for item in (*done.changes, *done.left)} <= known
+        assert {c.control for c in done.changes} | {left.control for left in done.left} <= known
 
 
 def test_network_and_ports() -> None:
@@ -226,6 +226,10 @@ def test_limits_are_taken_over() -> None:
     limits = hardened(LINES["throttled"]).spec.limits
     assert (limits.read_mib_s, limits.write_mib_s) == (10, 5)
     assert harden_machine(read_xl(XEN_HVM, "x")).spec.limits.cpu_percent == 150
+    asked = harden_machine(read_argv(shlex.split(LINES["bare"]), "t"), io_limit_mib_s=50).spec.limits
+    assert (asked.read_mib_s, asked.write_mib_s) == (50, 50)
+    stays = harden_machine(read_argv(shlex.split(LINES["throttled"]), "t"), io_limit_mib_s=50).spec.limits
+    assert (stays.read_mib_s, stays.write_mib_s) == (10, 5)
 
 
 def test_what_only_the_owner_decides_is_said() -> None:
@@ -394,8 +398,13 @@ def test_the_command_writes_a_specification(tmp_path: Path, capsys: pytest.Captu
         (["/bin/sh"], "cannot be hardened"),
         (["/etc/hostname"], "cannot be hardened"),
         (["--keep", "dev.no-usb", "--", Q, "/d.img"], "cannot keep this"),
+        (["--io-limit", "0", "--", Q, "/d.img"], "no number of MiB per second"),
     ],
 )
 def test_what_does_not_fit_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["harden", *words]) == 2
+    try:
+        code = main(["harden", *words])
+    except SystemExit as ended:  # argparse
+        code = int(str(ended.code))
+    assert code == 2
     assert said in capsys.readouterr().err

@@ -17,7 +17,7 @@ from casemate.harden.model import Hardened
 _EXPECTED = "a libvirt domain, a Xen xl.cfg, or a QEMU command line"
 
 
-def harden_document(name: str, keep: Sequence[str], libvirt: str) -> Hardened:
+def harden_document(name: str, keep: Sequence[str], libvirt: str, io_limit_mib_s: int | None) -> Hardened:
     """Harden what a file, or standard input for ``-``, holds.
 
     Raises:
@@ -32,15 +32,17 @@ def harden_document(name: str, keep: Sequence[str], libvirt: str) -> Hardened:
     if kind == TargetKind.DOMAIN:
         from casemate.harden.domain import harden_domain
 
-        return harden_domain(data, source, keep=keep, libvirt=version)
+        return harden_domain(data, source, keep=keep, libvirt=version, io_limit_mib_s=io_limit_mib_s)
     text = data.decode("utf-8", "backslashreplace")
     if "\0" not in text and looks_like_xl(text):
         from casemate.facts.xen_config import read_xl
         from casemate.harden.machine import harden_machine
 
-        return harden_machine(read_xl(data, source), keep=keep, before=text, base_dir=Path.cwd()).hardened
+        machine = read_xl(data, source)
+        done = harden_machine(machine, keep=keep, before=text, base_dir=Path.cwd(), io_limit_mib_s=io_limit_mib_s)
+        return done.hardened
     if kind == TargetKind.COMMAND_LINE:
-        return harden_argv(split_command(data, source), keep, source)
+        return harden_argv(split_command(data, source), keep, io_limit_mib_s, source)
     raise InputError(
         f"{source} cannot be hardened",
         got={"image": "neither XML nor a configuration that is known"}.get(kind, kind),
@@ -49,7 +51,9 @@ def harden_document(name: str, keep: Sequence[str], libvirt: str) -> Hardened:
     )
 
 
-def harden_argv(command: Sequence[str], keep: Sequence[str], source: str = "command line") -> Hardened:
+def harden_argv(
+    command: Sequence[str], keep: Sequence[str], io_limit_mib_s: int | None, source: str = "command line"
+) -> Hardened:
     """The specification that a QEMU command line becomes.
 
     Raises:
@@ -59,4 +63,5 @@ def harden_argv(command: Sequence[str], keep: Sequence[str], source: str = "comm
 
     machine = read_argv(command, source)
     before = " ".join(command) + "\n"
-    return harden_machine(machine, keep=keep, before=before, base_dir=Path.cwd()).hardened
+    done = harden_machine(machine, keep=keep, before=before, base_dir=Path.cwd(), io_limit_mib_s=io_limit_mib_s)
+    return done.hardened

@@ -47,6 +47,12 @@ def add(commands: Commands) -> None:
         default="8.0",
         help="oldest libvirt that has to understand the result (default 8.0); 9.1 allows passt, 10.7 no PS/2",
     )
+    harden.add_argument(
+        "--io-limit",
+        type=_mib_s,
+        metavar="MIB_S",
+        help="limit disk traffic that has no limit yet, in MiB per second",
+    )
     where = harden.add_mutually_exclusive_group()
     where.add_argument("--diff", action="store_true", help="print a unified diff in place of the document")
     where.add_argument(
@@ -56,3 +62,11 @@ def add(commands: Commands) -> None:
     )
     where.add_argument("-o", "--output", metavar="FILE", help="write the document there")
     add_json(where)  # type: ignore[arg-type]
+
+
+def _mib_s(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:8]) <= 1 << 20):
+        raise ArgumentTypeError(f"{text[:20]} is no number of MiB per second from 1 to {1 << 20}")
+    return int(text)

@@ -22,7 +22,12 @@ def harden(arguments: argparse.Namespace) -> int:
     words = arguments.document
     is_file = len(words) == 1 and not _is_program(words[0])
     name = words[0] if is_file else "command line"
-    done = assess.harden(words[0] if is_file else words, keep=arguments.keep, libvirt=arguments.libvirt)
+    done = assess.harden(
+        words[0] if is_file else words,
+        keep=arguments.keep,
+        libvirt=arguments.libvirt,
+        io_limit_mib_s=arguments.io_limit,
+    )
     if arguments.diff and done.kind != "domain":
         raise InputError(
             "--diff compares two forms of one document", got="a specification that was made", next_step="leave it out"

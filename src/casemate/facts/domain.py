@@ -87,7 +87,7 @@ def _implied(draft: DomainDraft, domain: Element) -> None:
     if (
         draft.family == "q35"
         and not draft.has("pcie-pci-bridge")
-        and any(d.type in _CONVENTIONAL for d in draft.devices)
+        and any(d.type in _CONVENTIONAL for d in unplaced)
     ):
         draft.device("pcie-pci-bridge", {}, "libvirt adds a bridge for conventional PCI devices")
 

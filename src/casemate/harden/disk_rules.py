@@ -269,3 +269,26 @@ def _controllers(domain: Domain) -> None:
             Reason.LIMIT,
             "libvirt has no element for it; `casemate run` starts q35 with sata=off",
         )
+
+
+def io_limit(domain: Domain, mib_s: int) -> None:
+    """A limit of traffic for each disk that has none; asked for, because no number is right for every host.
+
+    QEMU's own throttling: a weight or a limit of the control group stops a VM from starting where the host's scheduler
+    of that disk has none.
+    """
+    limited = 0
+    for disk in domain.devices.elements("disk"):
+        if disk.get("device") in ("cdrom", "floppy") or disk.first("iotune") is not None:
+            continue
+        tune = disk.add("iotune", after=(disk.elements("target") or [None])[0])  # type: ignore[list-item]
+        tune.add("total_bytes_sec", str(mib_s << 20))
+        limited += 1
+    if limited:
+        domain.notes.change(
+            "proc.cgroup-cpu",
+            "devices/disk",
+            f"{limited} disks at most {mib_s} MiB/s each",
+            "one guest that reads and writes for ever slows every other one of the host down",
+            "bursts above it",
+        )

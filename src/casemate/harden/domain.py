@@ -60,7 +60,14 @@ CONTROLS: Final = (
 """What the rules satisfy, and what ``--keep`` takes."""
 
 
-def harden_domain(data: bytes, source: str, *, keep: Iterable[str] = (), libvirt: Version = OLDEST_LIBVIRT) -> Hardened:
+def harden_domain(
+    data: bytes,
+    source: str,
+    *,
+    keep: Iterable[str] = (),
+    libvirt: Version = OLDEST_LIBVIRT,
+    io_limit_mib_s: int | None = None,
+) -> Hardened:
     """Harden one domain.
 
     Args:
@@ -68,6 +75,7 @@ def harden_domain(data: bytes, source: str, *, keep: Iterable[str] = (), libvirt
         source: what to call it in messages.
         keep: ids of controls whose changes are not made.
         libvirt: oldest version that has to understand the result.
+        io_limit_mib_s: limit the traffic of each disk that has no limit.
 
     Raises:
         InputError: not a domain that these rules are for; an id that no rule has.
@@ -89,6 +97,8 @@ def harden_domain(data: bytes, source: str, *, keep: Iterable[str] = (), libvirt
     board_rules.limits(domain)
     device_rules.host_devices(domain)
     disk_rules.disks(domain)
+    if io_limit_mib_s is not None:
+        disk_rules.io_limit(domain, io_limit_mib_s)
     device_rules.usb(domain)
     device_rules.display(domain)
     device_rules.shares(domain)

@@ -82,7 +82,12 @@ class HardenedSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def harden_machine(
-    machine: Machine, *, keep: Iterable[str] = (), before: str = "", base_dir: Path = Path("/")
+    machine: Machine,
+    *,
+    keep: Iterable[str] = (),
+    before: str = "",
+    base_dir: Path = Path("/"),
+    io_limit_mib_s: int | None = None,
 ) -> HardenedSpec:
     """Turn a machine into a specification.
 
@@ -90,6 +95,7 @@ def harden_machine(
         keep: ids out of `KEEPABLE` whose changes are not made.
         before: the text that was read, for the document.
         base_dir: where relative paths start from.
+        io_limit_mib_s: limit reads and writes of the VM, where it has no limit yet.
 
     Raises:
         InputError: not x86, nothing to boot, an id that cannot be kept; SpecError when the result breaks a rule of
@@ -111,7 +117,7 @@ def harden_machine(
     document["boot"] = machine_boot.boot(machine, notes)  # 2.
     document["disk"] = machine_disks.disks(machine, notes)  # 3.
     document["network"] = machine_network.network(machine, notes)  # 4.
-    limits = _limits(machine, notes)
+    limits = _limits(machine, notes, io_limit_mib_s)
     if limits:
         document["limits"] = limits
     _devices(machine, notes)  # 5.
@@ -219,7 +225,7 @@ def _cpu(machine: Machine, notes: Notes) -> None:
         )
 
 
-def _limits(machine: Machine, notes: Notes) -> dict[str, int]:
+def _limits(machine: Machine, notes: Notes, io_limit_mib_s: int | None) -> dict[str, int]:
     """Limits of CPU time and of disk traffic that it has already, in the words of a specification."""
     found: dict[str, int] = {}
     cap = machine.limits.get("cap", "")
@@ -241,6 +247,12 @@ def _limits(machine: Machine, notes: Notes) -> dict[str, int]:
                 f"{name} = {found[name]}, for all disks together",
                 "a limit of the control group holds whatever happens to the emulator",
                 "limits of single disks, and bursts",
+            )
+        elif io_limit_mib_s is not None:
+            found[name] = io_limit_mib_s
+            why = "one guest that reads and writes for ever slows every other one of the host down"
+            notes.change(
+                "proc.cgroup-cpu", "limits", f"{name} = {io_limit_mib_s}, as asked for", why, "bursts above it"
             )
     return found
 

@@ -53,6 +53,8 @@ def _not_ours(domain: Domain, node: Element, kind: str) -> None:
         "vhostuser": ("dev.no-share", "a virtio interface on a bridge: this one shares the guest's whole memory"),
     }[kind]
     _left(domain, node, control, f"an interface of type {kind} stays", step)
+    if kind == "vhostuser":
+        _left(domain, node, "dev.no-slirp", "its back end is another process, not passt", step)
 
 
 def _model(domain: Domain, node: Element) -> None:

@@ -23,6 +23,7 @@ def slots(domain: Domain) -> None:
     notes = domain.notes
     if not domain.is_q35 or not notes.wants(CONTROL, "devices", "PCI Express ports stay"):
         return
+    _state_serial_bus(domain)
     devices = [node for node in domain.devices.elements() if _is_pci(node)]
     ports = [c for c in domain.devices.elements("controller") if _BRIDGES.fullmatch(c.get("model") or "")]
     passed = [node for node in devices if node.name == "hostdev" or node.get("type") == "hostdev"]
@@ -50,6 +51,15 @@ def slots(domain: Domain) -> None:
             "hot-plug code and empty ports are devices a guest can talk to (CVE-2015-5166, CVE-2024-6519)",
             "nothing can be added while the guest runs; names of network cards may change",
         )
+
+
+def _state_serial_bus(domain: Domain) -> None:
+    """libvirt adds a controller for virtio channels and consoles by itself, behind a port: state it."""
+    devices = domain.devices
+    used = any(node.value("target", "type") == "virtio" for node in devices.elements("channel", "console"))
+    if used and not any(c.get("type") == "virtio-serial" for c in devices.elements("controller")):
+        before = devices.elements("channel", "console")[0]
+        devices.add('controller type="virtio-serial" index="0"', before=before)
 
 
 def _is_pci(node: Element) -> bool:

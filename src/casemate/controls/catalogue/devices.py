@@ -28,7 +28,7 @@ CONTROLS = (
         checks=(
             Check(
                 "dev.machine",
-                Matches(r"(microvm|q35|pc-q35-[0-9]+(\.[0-9]+)+)(-machine)?", "microvm, or q35 of some version"),
+                Matches(r"(microvm|q35|pc-q35-[a-z]*[0-9a-z.+-]+)(-machine)?", "microvm, or q35 of some version"),
             ),
         ),
         cuts=(S2,),
