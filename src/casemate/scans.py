@@ -6,12 +6,17 @@ on use. No secret leaves the scanner: findings are redacted, digests are keyed w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from casemate.cell.cell import Cell
+    from casemate.controls.audit_model import TargetReport
     from casemate.engine.imagestore import OpenedImage
     from casemate.engine.paths import Paths
+    from casemate.facts.root import Root
     from casemate.image.model import ImageHeader
     from casemate.scan.engine import Engine
     from casemate.scan.model import Finding, Hit
@@ -19,7 +24,17 @@ if TYPE_CHECKING:
     from casemate.scan.redact import Redactor
     from casemate.scan.ruleset import RuleSet
 
-__all__ = ["RULES_MAX_BYTES", "may_publish", "place_of", "read_key", "rule_set", "scan_image", "to_sarif"]
+__all__ = [
+    "RULES_MAX_BYTES",
+    "audit_image",
+    "bill_of_materials",
+    "may_publish",
+    "place_of",
+    "read_key",
+    "rule_set",
+    "scan_image",
+    "to_sarif",
+]
 
 RULES_MAX_BYTES = 4 << 20
 
@@ -147,6 +162,115 @@ def may_publish(outcome: Outcome) -> None:
         expected="an image without secrets of anybody",
         next_step="casemate image scan IMAGE shows them; remove them, or waive each by name: --allow-file waivers.toml",
     )
+
+
+def audit_image(
+    reference: str,
+    *,
+    image_format: str | None = None,
+    keys: Sequence[bytes] = (),
+    security_lists: str | None = None,
+    profile: str | None = None,
+    waiver_file: str | None = None,
+) -> TargetReport:
+    """Judge the guest of an image by its files: updates, accounts, sshd, sudo, kernel settings, identity.
+
+    Args:
+        keys: passphrases or key files of encrypted volumes.
+        security_lists: a directory with ``var/lib/apt/lists`` below it, for images that carry none.
+        profile, waiver_file: as for `assess.audit`.
+
+    Raises:
+        InputError, ImageError: the image is refused, or has no system. HostError, VmError: the cell did not start.
+    """
+    import datetime
+
+    from casemate.audit.judging import Setting, report_on
+    from casemate.audit.text import read_document
+    from casemate.cell.guest_audit import guest_facts
+    from casemate.controls.audit_model import Target, TargetKind
+    from casemate.controls.catalogue.guest_image_audit import CONTROLS
+    from casemate.controls.profiles import DEFAULT, named
+    from casemate.controls.waivers import parse_waivers
+    from casemate.facts.fact import Known, Stage
+
+    waivers = parse_waivers(read_document(waiver_file), waiver_file) if waiver_file else ()
+    setting = Setting(named(profile or DEFAULT), datetime.datetime.now(datetime.UTC).date(), waivers)
+    lists = _lists(security_lists)
+    with _open_cell(reference, image_format, keys) as cell:
+        facts, _root = guest_facts(cell, reference, lists)
+    system = facts["guest.os"]
+    notes = (f"guest: {system.value}",) if isinstance(system, Known) else ()
+    target = Target(TargetKind.IMAGE, reference.rpartition("/")[2], reference)
+    return report_on(target, facts, (), setting, stage=Stage.OBSERVED, notes=notes, controls=CONTROLS)
+
+
+def bill_of_materials(
+    reference: str, kind: str, version: str, *, image_format: str | None = None, keys: Sequence[bytes] = ()
+) -> dict[str, Any]:
+    """The packages of an image as ``cyclonedx`` (1.5) or ``spdx`` (2.3).
+
+    Raises:
+        ImageError: no system in it, or its packages cannot be listed. Others as `audit_image`.
+    """
+    import datetime
+    import re
+
+    from casemate.cell.guest_tree import guest_root
+    from casemate.engine.imagestore import default_store, look_up
+    from casemate.errors import ImageError
+    from casemate.facts.fact import Unknown
+    from casemate.facts.guest_packages import installed_packages
+    from casemate.scan.sbom import build
+
+    now = datetime.datetime.now(datetime.UTC)
+    with _open_cell(reference, image_format, keys) as cell:
+        root = guest_root(cell, reference, now.timestamp())
+    packages = installed_packages(root)
+    if isinstance(packages, Unknown):
+        raise ImageError(f"the packages of {reference} cannot be listed", got=packages.why)
+    stored = look_up(default_store(), reference, Path.cwd())
+    digest = stored.digest.removeprefix("sha256:") if stored is not None else ""
+    text = root.read_text("/etc/os-release") if root.exists("/etc/os-release") else ""
+    found = re.search(r"^ID=[\"']?([a-z0-9._-]+)", text, re.MULTILINE)
+    name = stored.label if stored is not None else reference.rpartition("/")[2]
+    return build(kind, packages, name, digest, found[1] if found else "", version, now)
+
+
+@contextmanager
+def _open_cell(reference: str, image_format: str | None, keys: Sequence[bytes]) -> Iterator[Cell]:
+    import os
+
+    from casemate.cell.cell import open_cell
+    from casemate.engine.imagestore import open_reference
+
+    opened = open_reference(reference, declared=image_format)
+    try:
+        with open_cell(opened.fd, opened.header, name=opened.name, keys=keys) as cell:
+            yield cell
+    finally:
+        os.close(opened.fd)
+
+
+def _lists(directory: str | None) -> Root | None:
+    if directory is None:
+        return None
+    from casemate.errors import InputError
+    from casemate.facts.root import Root
+    from casemate.facts.updates import LISTS
+
+    root = Root(Path(directory).resolve())
+    try:
+        there = root.exists(LISTS)
+    except OSError:
+        there = False
+    if not there:
+        raise InputError(
+            f"{directory} holds no lists of packages",
+            expected=f"a directory with {LISTS.lstrip('/')} below it",
+            next_step="--security-lists / takes this host's own, if it is the same distribution and apt update ran",
+        )
+    return root
 
 
 def to_sarif(outcome: Outcome, version: str) -> str:

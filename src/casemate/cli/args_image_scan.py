@@ -1,4 +1,4 @@
-"""Arguments of image scan and sbom. Only argparse."""
+"""Arguments of image scan, audit and sbom. Only argparse."""
 
 from __future__ import annotations
 
@@ -36,13 +36,50 @@ def add(commands: Commands) -> None:
     add_json(how)  # type: ignore[arg-type]
     how.add_argument("--sarif", action="store_true", help="print SARIF 2.1.0, for code scanning")
     scan.add_argument("--list-rules", action="store_true", help="print the rules in force, and scan nothing")
+    audit = add_command(
+        commands,
+        "audit",
+        "image_scan:audit",
+        "judge the guest of an image by its files: updates, accounts, sshd, kernel settings",
+        epilog=_AUDIT_EPILOG,
+    )
+    audit.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
+    _add_format(audit)
+    audit.add_argument(
+        "--security-lists",
+        metavar="DIR",
+        help="lists of the distribution's security suite (DIR/var/lib/apt/lists); / takes this host's",
+    )
+    audit.add_argument("--waivers", metavar="FILE", help="what is accepted, as for casemate audit")
+    audit.add_argument("--all", action="store_true", help="list also what passed, and why what is unknown is")
+    add_json(audit)
+    sbom = add_command(commands, "sbom", "image_scan:sbom", "list the packages of an image as a bill of materials")
+    sbom.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
+    _add_format(sbom)
+    sbom.add_argument(
+        "--as", dest="kind", choices=("cyclonedx", "spdx"), default="cyclonedx", metavar="KIND",
+        help="cyclonedx (1.5, default) or spdx (2.3), both JSON",
+    )  # fmt: skip
+
+
+_AUDIT_EPILOG = """\
+examples:
+  casemate image audit debian --security-lists /
+  casemate image audit disk.img --format raw --all
+
+The files are read by a throwaway VM and nothing is mounted. Exit code 1 when a control fails or is unknown.
+"""
+
+
+def _add_format(parser: Parser) -> None:
+    parser.add_argument(
+        "--format", choices=("raw", "qcow2"), metavar="FORMAT", help="of a file: raw or qcow2, in place of its content"
+    )
 
 
 def add_scan_options(parser: Parser) -> None:
     """Options of everything that scans."""
-    parser.add_argument(
-        "--format", choices=("raw", "qcow2"), metavar="FORMAT", help="of a file: raw or qcow2, in place of its content"
-    )
+    _add_format(parser)
     parser.add_argument(
         "--rules",
         metavar="FILE",

@@ -1,8 +1,9 @@
-"""image scan: the face of `casemate.scans`."""
+"""image scan, audit and sbom: the face of `casemate.scans`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import contextmanager
 
@@ -36,6 +37,42 @@ def scan(arguments: argparse.Namespace) -> int:
     else:
         _print(outcome)
     return ExitCode.FINDINGS if outcome.failed else ExitCode.DONE
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """Judge the guest; exit 1 when a control fails or is unknown."""
+    import datetime
+
+    from casemate import reports
+    from casemate.cli.progress import colours
+
+    entry = scans.audit_image(
+        arguments.image,
+        image_format=arguments.format,
+        security_lists=arguments.security_lists,
+        waiver_file=arguments.waivers,
+    )
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    report = reports.printable(reports.report_of((entry,), time=now, profile=None, faults=()))
+    if arguments.json:
+        print(reports.render(report, "json"), end="")
+    else:
+        _, changes = reports.compare(None, report)
+        width = os.get_terminal_size().columns if sys.stdout.isatty() else None
+        text = reports.render_text(report, changes, width=width, colour=colours(sys.stdout), everything=arguments.all)
+        print(text, end="")
+    bad = {"fail", "unknown"}
+    return ExitCode.FINDINGS if any(f.verdict.value in bad for f in entry.findings) else ExitCode.DONE
+
+
+def sbom(arguments: argparse.Namespace) -> int:
+    """A bill of materials on stdout."""
+    from casemate.cli.misc import version_text
+
+    output.print_json(
+        scans.bill_of_materials(arguments.image, arguments.kind, version_text(), image_format=arguments.format)
+    )
+    return ExitCode.DONE
 
 
 def run(arguments: argparse.Namespace) -> Outcome:

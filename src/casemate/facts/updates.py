@@ -135,6 +135,12 @@ def _releases(root: Root) -> tuple[_Release, ...] | Unknown:
     return tuple(found)
 
 
+def security_releases(root: Root) -> tuple[tuple[str, int], ...] | Unknown:
+    """The security suites whose lists are there: what names of their lists begin with, Unix time (0: not said)."""
+    found = _releases(root)
+    return found if isinstance(found, Unknown) else tuple((release.prefix, release.date_s) for release in found)
+
+
 def _unix(text: str) -> int:
     """A date of a Release file as Unix time; 0 when there is none to be understood."""
     match = _DATE.fullmatch(text.strip())

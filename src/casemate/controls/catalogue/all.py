@@ -20,6 +20,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "network_audit",
     "image_audit",
     "guest_audit",
+    "guest_image_audit",
     "confidential_audit",
     "entropy_audit",
     "provision_audit",
