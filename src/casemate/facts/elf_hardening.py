@@ -6,6 +6,7 @@ pyelftools reads through a stream that counts: a file that makes it read for eve
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import IO, Any, Final, Literal, cast
 
 import msgspec
@@ -129,17 +130,31 @@ def read_hardening(descriptor: int) -> Hardening:
     Raises:
         ElfFormatError: no ELF file, broken, or too large to be an honest one.
     """
-    from elftools.elf.elffile import ELFFile
-
     size_bytes = os.fstat(descriptor).st_size
     if size_bytes > _FILE_LIMIT_BYTES:
         raise ElfFormatError(f"larger than {_FILE_LIMIT_BYTES} bytes")
     try:
-        return _inspect(ELFFile(cast("IO[bytes]", _Counted(descriptor, size_bytes))))
+        return _inspect(_elf_file()(cast("IO[bytes]", _Counted(descriptor, size_bytes))))
     except ElfFormatError:
         raise
     except Exception as error:  # whatever pyelftools stumbles over in a hostile file is the file's fault
         raise ElfFormatError(f"broken: {type(error).__name__}: {str(error)[:100]}") from error
+
+
+@cache
+def _elf_file() -> Any:
+    """pyelftools' file, which does not read hash tables word by word: nothing here looks at them."""
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import Section
+
+    class Light(ELFFile):
+        def _make_gnu_hash_section(self, header: Any, name: str) -> Any:
+            return Section(header, name, self)
+
+        def _make_elf_hash_section(self, header: Any, name: str) -> Any:
+            return Section(header, name, self)
+
+    return Light
 
 
 def _inspect(elf: Any) -> Hardening:
