@@ -9,7 +9,7 @@ from tests.unit.elf_builder import put
 
 from casemate.audit.definitions import DEFINED, RUNNING, definition_facts, manager_of
 from casemate.facts.domain import read_domain
-from casemate.facts.domain_compare import differences
+from casemate.facts.domain_compare import beyond, differences
 from casemate.facts.fact import Known, Unknown
 from casemate.facts.machine import Machine
 from casemate.facts.qemu_argv import read_argv
@@ -83,17 +83,33 @@ def test_one_change_of_the_definition_is_one_difference(name: str) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["-monitor", "tcp:127.0.0.1:4444,server"], "argument past libvirt not written down: -monitor tcp:127"),
-        (["-s"], "argument past libvirt not written down: -s"),
-        (["-device", "vfio-pci,host=0000:01:00.0"], "host device not written down: 0000:01:00.0"),
-        (["-device", "e1000"], "device not written down: e1000"),
-        (["-drive", "file=/etc/shadow,format=raw,if=virtio"], "disk not written down: /etc/shadow (raw)"),
+        (["-monitor", "tcp:127.0.0.1:4444,server"], "argument past libvirt: -monitor tcp:127"),
+        (["-s"], "argument past libvirt: -s"),
+        (["-drive", "file=/etc/shadow,format=raw,if=virtio"], "disk not written down: /etc/shadow"),
     ],
 )
 def test_what_the_process_has_more_is_said_even_beside_what_libvirt_believes(more: list[str], said: str) -> None:
     machine = read_argv([*command("install"), *more], "argv")
-    found = differences(written("install"), machine, extra_only=True)
+    found = beyond(written("install"), machine)
     assert any(text.startswith(said) for text in found), found
+
+
+def test_what_was_taken_away_since_its_start_is_no_difference() -> None:
+    machine = read_argv([*command("install"), "-drive", "file=/gone.img,format=raw,if=virtio"], "argv")
+    assert beyond(written("install"), machine, held=["/srv/vm/install.img"]) == ()
+    assert beyond(written("install"), machine, held=["/gone.img"]) == ("disk not written down: /gone.img",)
+    unplugged = written("install", "status", ("<input type='tablet' bus='usb'", "<input type='mouse' bus='ps2'"))
+    assert beyond(unplugged, running("install")) == ()
+    assert beyond(written("install", "status", ("machine='pc-q35-7.2'", "machine='pc-q35-7.1'")), running("install"))
+
+
+def test_a_base_below_a_snapshot_is_known() -> None:
+    below = "<backingStore type='file'><format type='raw'/><source file='/srv/vm/install.img'/><backingStore/></backingStore>"
+    text = (DATA / "install.status.xml").read_text()
+    disk = text[text.index("<disk ") : text.index("</disk>")]
+    changed = disk.replace("install.img", "overlay.qcow2").replace("type='raw'", "type='qcow2'")
+    changed = changed.replace("<backingStore/>", below)
+    assert beyond(read_domain(text.replace(disk, changed).encode(), "t"), running("install")) == ()
 
 
 def facts(tree: Path, machine: Machine) -> Known | Unknown:

@@ -7,11 +7,11 @@ devices plugged in later included. Both are root's: to anybody else the differen
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from casemate.errors import InputError
-from casemate.facts.domain_compare import differences
+from casemate.facts.domain_compare import beyond, differences
 from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.machine import Machine
 from casemate.facts.root import Root
@@ -28,11 +28,12 @@ def manager_of(command: Sequence[str]) -> str:
     return "libvirt" if any(_OF_LIBVIRT.search(word) for word in command) else "none"
 
 
-def definition_facts(machine: Machine, manager: str, root: Root) -> Facts:
+def definition_facts(machine: Machine, manager: str, root: Root, held: Collection[str] | None = None) -> Facts:
     """Compare one live machine, as its command line describes it, with what libvirt has written down.
 
     Args:
         manager: ``libvirt``; any other one has no definitions here.
+        held: paths that the process has open; None when nobody could look.
     """
     facts: Facts = {"vmm.manager": Known(manager, f"{machine.source}: what its arguments are called")}
     if manager != "libvirt":
@@ -48,7 +49,7 @@ def definition_facts(machine: Machine, manager: str, root: Root) -> Facts:
     sources = []
     if believed is not None:
         # What libvirt plugged in later is in its file and not among the arguments.
-        found += [f"{text} (libvirt knows nothing of it)" for text in differences(believed, machine, extra_only=True)]
+        found += [f"{text} (libvirt knows nothing of it)" for text in beyond(believed, machine, held)]
         sources.append(f"{RUNNING}/{name}.xml")
     if defined is not None:
         found += differences(defined, machine if believed is None else believed)

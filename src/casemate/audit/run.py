@@ -166,7 +166,9 @@ def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[
     facts = machine_facts(machine, Stage.OBSERVED)
     if vm.found.kind == "qemu":
         manager = "casemate" if vm.own is not None else manager_of(vm.read.process.command)
-        facts |= definition_facts(machine, manager, root)
+        descriptors = vm.read.process.descriptors
+        held = None if descriptors is None else frozenset(item.target for item in descriptors)
+        facts |= definition_facts(machine, manager, root, held)
     return facts, tuple(path for path in files if path), notes, machine.monitors
 
 

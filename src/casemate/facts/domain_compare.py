@@ -7,12 +7,15 @@ that libvirt chose, devices that it adds to every VM), there is no difference. L
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from typing import Final
 
-from casemate.facts.machine import Machine
+from casemate.facts.machine import Disk, Machine
 from casemate.facts.machine_boards import ORIGIN, board_family
 
 _SHOWN_MAX: Final = 24
+_ADJUSTABLE: Final = frozenset({"memory in MiB", "virtual CPUs"})
+"""Values that a manager may change while the VM runs."""
 _ADDED: Final = frozenset(
     """pcie-root-port pci-bridge pcie-pci-bridge i82801b11-bridge ioh3420 virtio-serial-pci ich9-ahci ahci isa-fdc
     usb-hub vmcoreinfo cfi.pflash01 isa-serial serial tpm-tis-device""".split()  # noqa: SIM905
@@ -21,22 +24,42 @@ _ADDED: Final = frozenset(
 _USB: Final = re.compile(r"(piix\d|ich9|vt82c686b|nec|qemu|pci)-(usb-)?(xhci|uhci\d?|ehci\d?|ohci).*|usb-ehci")
 
 
-def differences(written: Machine, running: Machine, *, extra_only: bool = False) -> tuple[str, ...]:
-    """What differs, in plain words; empty when nothing does.
+def differences(written: Machine, running: Machine) -> tuple[str, ...]:
+    """What differs between a definition and what runs, in plain words; empty when nothing does."""
+    found = _changed(_values(written, running))
+    for what, before, now in _sets(written, running):
+        found += [f"{what} not written down: {_short(item)}" for item in sorted(now - before)]
+        found += [f"{what} written down and not there: {_short(item)}" for item in sorted(before - now)]
+    return _bounded(found)
+
+
+def beyond(believed: Machine, running: Machine, held: Collection[str] | None = None) -> tuple[str, ...]:
+    """What a process has and its manager knows nothing of.
+
+    The arguments are those of its start: devices and disks may have been taken away since. So only what cannot change
+    is compared as a whole, disks as far as the process still holds them, and options that open a way in.
 
     Args:
-        written: the definition. running: what is there.
-        extra_only: leave out what only the definition has (it may have been plugged in later).
+        held: paths that the process has open; None when nobody could look.
     """
-    found: list[str] = []
-    if not extra_only:
-        for what, before, now in _values(written, running):
-            if before and now and before != now:
-                found.append(f"{what}: written {_short(before)}, running {_short(now)}")
-    for what, before_set, now_set in _sets(written, running):
-        found += [f"{what} not written down: {_short(item)}" for item in sorted(now_set - before_set)]
-        if not extra_only:
-            found += [f"{what} written down and not there: {_short(item)}" for item in sorted(before_set - now_set)]
+    found = _changed(value for value in _values(believed, running) if value[0] not in _ADJUSTABLE)
+    known = {disk.path for disk in believed.disks} | {path for disk in believed.disks for path in disk.backing or ()}
+    for disk in running.disks:
+        if _is_local(disk) and disk.path not in known and (held is None or disk.path in held):
+            found.append(f"disk not written down: {_short(disk.path)}")
+    found += [f"argument past libvirt: {_short(item)}" for item in sorted(_foreign(believed, running))]
+    return _bounded(found)
+
+
+def _changed(values: Iterable[tuple[str, str, str]]) -> list[str]:
+    return [
+        f"{what}: written {_short(before)}, running {_short(now)}"
+        for what, before, now in values
+        if before and now and before != now
+    ]
+
+
+def _bounded(found: list[str]) -> tuple[str, ...]:
     if len(found) > _SHOWN_MAX:
         return (*found[:_SHOWN_MAX], f"and {len(found) - _SHOWN_MAX} more")
     return tuple(found)
@@ -77,16 +100,28 @@ def _sets(written: Machine, running: Machine) -> list[tuple[str, set[str], set[s
         ("disk", _disks(written), _disks(running)),
         ("device", _devices(written), _devices(running)),
         ("host device", _passed(written), _passed(running)),
-        ("argument past libvirt", set(), _foreign(written, running)),
+        ("argument past libvirt", set(), _foreign(written, running) if running.form == "argv" else set()),
     ]
+
+
+def _is_local(disk: Disk) -> bool:
+    """A file or device of this host by name: names of volumes and of remote images are spelled differently on each
+    side, and a transient disk is written to a file that libvirt makes."""
+    return disk.path.startswith("/") and disk.protocol in ("file", "host_device") and not disk.snapshot
 
 
 def _disks(machine: Machine) -> set[str]:
     return {
-        f"{disk.path} ({disk.format or 'format guessed'}{', read-only' if disk.read_only else ''})"
+        f"{disk.path} ({_format(disk)}{', read-only' if disk.read_only else ''})"
         for disk in machine.disks
-        if disk.path
+        if _is_local(disk)
     }
+
+
+def _format(disk: Disk) -> str:
+    if disk.encrypted and disk.format in ("raw", "luks"):
+        return "luks"
+    return disk.format or "format guessed"
 
 
 def _devices(machine: Machine) -> set[str]:
@@ -108,7 +143,7 @@ def _passed(machine: Machine) -> set[str]:
     return found
 
 
-_MONITOR: Final = frozenset({"-monitor", "-qmp", "-qmp-pretty", "-gdb", "-s", "-incoming", "-plugin", "-d", "-trace"})
+_MONITOR: Final = frozenset({"-monitor", "-qmp", "-qmp-pretty", "-gdb", "-s", "-plugin", "-d", "-trace"})
 
 
 def _foreign(written: Machine, running: Machine) -> set[str]:
