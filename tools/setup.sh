@@ -34,6 +34,8 @@ gnupg|makes the OpenPGP signatures that tests verify
 openssh-client|ssh-keygen makes and judges the SSH signatures of tests
 minisign|makes the minisign signatures of tests
 cryptsetup-bin|veritysetup judges our hash trees
+fsverity|judges our fs-verity digests
+binutils|as assembles the listings beside machine code
 gcc|compiles the cell's agent, once (src/casemate/cell/agent)
 xfsprogs|makes the XFS image of the cell's tests
 btrfs-progs|makes the btrfs image of the cell's tests

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add",
+    "build_verity",
     "inspect_header",
     "list_images",
     "open_image",
@@ -192,6 +193,21 @@ def sign(
     return sign_reference(
         reference, key=key, output=output, namespace=namespace, passphrase=passphrase, progress=progress
     )
+
+
+def build_verity(
+    reference: str,
+    directory: str,
+    *,
+    overlay: bool = False,
+    memory_mib: int = 256,
+    report: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """A dm-verity root with kernel, initrd and specification in a new directory; see `engine.verity_image`."""
+    from casemate.engine.verity_image import build
+
+    return build(reference, directory, overlay=overlay, memory_mib=memory_mib, report=report, progress=progress)
 
 
 def repository(action: Literal["init", "add", "publish", "renew", "sync"], **options: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ IMAGE_PARTS: tuple[str, ...] = (
     "args_image_store",
     "args_image_verify",
     "args_image_repo",
+    "args_image_build",
     "args_image_scan",
     "args_image_contents",
 )
