@@ -71,6 +71,7 @@ class Overrides:
     allow: Sequence[str] = ()
     publish: Sequence[str] = ()
     disks: Sequence[str] = ()
+    saveable: bool | None = None
 
 
 def load_target(

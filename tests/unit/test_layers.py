@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "casemate"
 # Top row first; the names are packages or modules directly below src/casemate.
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "daemon", "oci"}),
-    frozenset({"app", "assess", "reports", "images", "contents", "scans", "risks", "attests"}),
+    frozenset({"app", "assess", "reports", "images", "contents", "scans", "risks", "attests", "provisions"}),
     frozenset({"report", "audit", "cell", "release"}),
     frozenset({"engine", "scenarios"}),
     frozenset({"plan", "controls", "provision", "measure", "harden", "surface", "scan"}),

@@ -12,7 +12,7 @@ import pytest
 from tests.support.hosts import EMULATOR, HOST, KVM_HOST, plan_of
 
 from casemate.errors import HostError
-from casemate.jail.policy import Device, Identity, IdentityMode
+from casemate.jail.policy import Device, Identity, IdentityMode, OneShot
 from casemate.plan.model import CgroupBase, Host, LaunchPlan
 from casemate.spec.model import Spec
 from casemate.spec.parse import parse_spec
@@ -26,6 +26,8 @@ CASES = {
     "microvm-disks": KVM_HOST,
     "q35-uefi-net": KVM_HOST,
     "q35-bios": HOST,
+    "microvm-provision": HOST,
+    "q35-provision": KVM_HOST,
 }
 
 
@@ -69,6 +71,27 @@ def test_descriptor_numbers_are_dense_and_match_the_arguments(name: str) -> None
     text = " ".join(made.wall.argv)
     for item in made.wall.descriptors[3:]:
         assert f"fd={item.number}" in text or f"addr.str={item.number}" in text, item
+
+
+def test_secrets_reach_the_emulator_by_files_of_its_root_and_never_as_words() -> None:
+    """``string=`` and ``data=`` would put a value into the arguments."""
+    for name in ("microvm-provision", "q35-provision"):
+        made = plan(name, CASES[name])
+        text = "\n".join(made.wall.argv)
+        assert not any(word in text for word in ("string=", "data=", "/root/key.txt", "pass show"))
+        pipes = {entry.target for entry in made.wall.root if isinstance(entry, OneShot)}
+        named = {part.split("=")[1] for word in made.wall.argv for part in word.split(",") if "/provision/" in part}
+        assert named == pipes
+        assert pipes
+
+
+def test_only_a_vm_that_may_be_saved_has_what_saving_needs() -> None:
+    plain, saveable = plan("q35-uefi-net", KVM_HOST), plan("q35-provision", KVM_HOST)
+    assert "vmgenid,guid=auto,id=vmgenid0" in saveable.wall.argv
+    assert not any("vmgenid" in word or "org.casemate.clone" in word for word in plain.wall.argv)
+    assert "writev" in {rule.syscall for rule in saveable.profile.rules}
+    assert "writev" not in {rule.syscall for rule in plain.profile.rules}
+    assert "-incoming" not in saveable.wall.argv
 
 
 def test_kvm_without_tsc_deadline_keeps_the_timers_and_says_why() -> None:

@@ -19,7 +19,16 @@ SPEC_HELP = "a specification (TOML), a disk image (qcow2 or raw, told by content
 VM_HELP = "name, id, or unique beginning of the id"
 LAYERS = ("namespaces", "root", "identity", "capabilities", "cgroup", "rlimits", "landlock", "seccomp")
 
-ASSESS: tuple[str, ...] = ("args_audit", "args_capture", "args_risk", "args_harden", "args_surface", "args_emulator", "args_image")
+ASSESS: tuple[str, ...] = (
+    "args_audit",
+    "args_capture",
+    "args_risk",
+    "args_harden",
+    "args_surface",
+    "args_emulator",
+    "args_image",
+    "args_save",
+)
 """Modules with the arguments of the commands that assess; each has ``add(commands)``."""
 
 EPILOG = """\
@@ -143,6 +152,9 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
         metavar="PATH[:OPT,..]",
         help="add a disk; OPT: raw, qcow2, overlay (default: writes die with the VM), persistent, read-only",
     )
+    group.add_argument(
+        "--saveable", action="store_true", default=None, help="let casemate save write its state (docs/save.md)"
+    )
     group.add_argument("--net", metavar="MODE", help="none, or user (rootless, through passt)")
     group.add_argument("--egress", metavar="WHICH", help="what the guest may reach: none, internet or list")
     group.add_argument(
@@ -223,6 +235,11 @@ def _grace(parser: argparse.ArgumentParser) -> None:
 def _start_commands(commands: Commands) -> None:
     run = add_command(commands, "run", "runs:run", "define a VM and start it", epilog=_RUN_EPILOG)
     run.add_argument("-d", "--detach", action="store_true", help="print the id and return once the guest runs")
+    group = run.add_argument_group("go on from a saved state")
+    group.add_argument("--from", dest="from_file", metavar="FILE", help="what casemate save wrote, instead of a target")
+    group.add_argument("--age-identity", metavar="FILE", help="opens a state that was sealed with --age-recipient")
+    group.add_argument("--key-file", metavar="FILE", help="the key that it was sealed with, mode 0600")
+    group.add_argument("--key-fd", type=int, metavar="N", help="the key comes from this open descriptor")
     _run_options(run)
     create = add_command(commands, "create", "runs:create", "define a VM without starting it; prints its id")
     _run_options(create)

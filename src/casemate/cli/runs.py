@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from casemate import app
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casemate.engine.state import Exit
     from casemate.spec.model import Spec
 
+Begin = Callable[[], tuple[str, tuple[str, ...]]]
 RUN_SCHEMA = "casemate.run/1"
 CREATE_SCHEMA = "casemate.create/1"
 INTERRUPTED = 130
@@ -43,6 +44,7 @@ def overrides(arguments: argparse.Namespace) -> app.Overrides:
         allow=arguments.allow,
         publish=arguments.publish,
         disks=arguments.disk,
+        saveable=arguments.saveable,
     )
 
 
@@ -56,11 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Define and start; detached or with the console attached."""
     from casemate.cli.console import Interrupts
 
-    spec = load(arguments)
+    begin = _from_state(arguments) if arguments.from_file is not None else _from_spec(arguments)
     with Interrupts() as interrupts:
-        vm_id, warnings = app.run(
-            spec, timeout_s=arguments.timeout_s, remove_on_exit=arguments.rm, policy_file=arguments.policy
-        )
+        vm_id, warnings = begin()
         _warn(warnings)
         if not arguments.detach:
             return _foreground(vm_id, interrupts, json=arguments.json, console=not arguments.json)
@@ -73,6 +73,45 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(vm_id)
     return ExitCode.DONE
+
+
+def _from_spec(arguments: argparse.Namespace) -> Begin:
+    spec = load(arguments)
+    options = {"timeout_s": arguments.timeout_s, "remove_on_exit": arguments.rm, "policy_file": arguments.policy}
+    return lambda: app.run(spec, **options)
+
+
+def _from_state(arguments: argparse.Namespace) -> Begin:
+    """`run --from`: the specification is in the file; of the flags that would change it only ``--name`` is left."""
+    from casemate import provisions
+    from casemate.cli.saves import key_of
+
+    others = _given(overrides(arguments))
+    if arguments.target is not None:
+        others.insert(0, arguments.target)
+    if others:
+        raise InputError(
+            "a saved state brings its own specification", got=" ".join(others), expected="--from FILE, --name, --rm, -d"
+        )
+    return lambda: provisions.run_from(
+        arguments.from_file,
+        key=key_of(arguments),
+        name=arguments.name,
+        timeout_s=arguments.timeout_s,
+        remove_on_exit=arguments.rm,
+        policy_file=arguments.policy,
+    )
+
+
+def _given(flags: app.Overrides) -> list[str]:
+    """Flags, other than ``--name``, that were given."""
+    import dataclasses
+
+    return [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(flags)
+        if field.name != "name" and getattr(flags, field.name)
+    ]
 
 
 def create(arguments: argparse.Namespace) -> int:

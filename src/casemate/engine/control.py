@@ -86,10 +86,26 @@ def ask(connection: socket.socket, verb: str, **fields: Any) -> tuple[dict[str, 
     """
     try:
         connection.sendall(json.dumps({"do": verb, **fields}).encode() + b"\n")
+    except OSError as fault:
+        raise _no_answer(verb, fault) from None
+    return _answer(connection, verb)
+
+
+def read_answer(connection: socket.socket, verb: str) -> dict[str, Any]:
+    """The answer to a request that was sent before; errors of `ask`."""
+    return _answer(connection, verb)[0]
+
+
+def _no_answer(verb: str, fault: Exception) -> VmError:
+    return VmError(f"the supervisor did not answer to {verb}", got=str(fault) or type(fault).__name__)
+
+
+def _answer(connection: socket.socket, verb: str) -> tuple[dict[str, Any], bytes]:
+    try:
         line, rest = _read_line(connection)
         answer = msgspec.json.decode(line)
     except (OSError, msgspec.MsgspecError) as fault:
-        raise VmError(f"the supervisor did not answer to {verb}", got=str(fault) or type(fault).__name__) from None
+        raise _no_answer(verb, fault) from None
     if not isinstance(answer, dict) or "error" in answer:
         said = answer.get("error") if isinstance(answer, dict) else answer
         raise VmError(f"{verb} failed", got=str(said)[:400])

@@ -35,6 +35,7 @@ from casemate.plan.provisioning import is_provisioned
 
 if TYPE_CHECKING:
     from casemate.engine.network import Network
+    from casemate.engine.restore import Restore
     from casemate.engine.secretfeed import SecretFeed
 
 STARTUP_DEADLINE_S = 30.0
@@ -59,6 +60,7 @@ class Launched:
     early_log: bytes
     notifications: dict[str, int]
     timings_ms: dict[str, float] = field(default_factory=dict)
+    clone: socket.socket | None = None
     digests: dict[str, str] = field(default_factory=dict)
     observed: Facts = field(default_factory=dict)
 
@@ -70,8 +72,12 @@ def launch(
     staging: str,
     waivers: tuple[AppliedWaiver, ...],
     controls: tuple[Control, ...],
+    restore: Restore | None = None,
 ) -> Launched:
     """Start, read back, judge, release.
+
+    Args:
+        restore: the saved state that the guest goes on from; it is read before the read-back.
 
     Raises:
         CasemateError: with the reason; nothing is left running.
@@ -95,6 +101,7 @@ def launch(
             "console": console_theirs.fileno(),
             "log": log_write,
         }
+        clone = _clone_port(plan, ours, theirs, sources)
         if plan.helpers:
             from casemate.engine.network import start_network
 
@@ -116,8 +123,10 @@ def launch(
         os.close(log_write)
         log_write = -1
         deadline_s = STARTUP_DEADLINE_S + extra_time_s(opened.promises, opened.by_role)
+        deadline_s += restore.extra_s if restore is not None else 0.0
         startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, deadline_s)
         version = _greeting(startup, plan, copies)  # 4
+        _take_state(restore, startup, version)
         clock.lap("greeting")
         digests = copies.result(opened.digests) | contents.result()
         observed = observe(plan, startup, spawned, opened, digests)  # 5
@@ -126,15 +135,13 @@ def launch(
         findings = judge_launch(plan, observed, waivers, controls)  # 6
         clock.lap("judge")
         startup.end_notifications()  # 7
+        _tell_clone(restore, clone)
         startup.command("cont")  # 8
         clock.lap("cont")
     except BaseException:
-        if feed is not None:
-            feed.stop()
         if spawned is not None:
             kill_and_reap(spawned)
-        if copies is not None:
-            copies.wait()
+        _end_threads(copies, feed, restore)
         if network is not None:
             network.stop()
         for end in (*ours, *theirs):
@@ -155,9 +162,46 @@ def launch(
         bytes(startup.log),
         startup.notifications,
         clock.laps,
+        clone,
         digests,
         observed,
     )
+
+
+def _end_threads(copies: CopyDigests | None, feed: SecretFeed | None, restore: Restore | None) -> None:
+    """None of them outlives the launch."""
+    if feed is not None:
+        feed.stop()
+    if restore is not None:
+        restore.stop()
+    if copies is not None:
+        copies.wait()
+
+
+def _clone_port(
+    plan: LaunchPlan, ours: list[socket.socket], theirs: list[socket.socket], sources: dict[str, int]
+) -> socket.socket | None:
+    """The host's end of the port for clones, where the VM may be saved."""
+    if not plan.spec.machine.saveable:
+        return None
+    port, other = socket.socketpair()
+    ours.append(port)
+    theirs.append(other)
+    sources["clone"] = other.fileno()
+    return port
+
+
+def _take_state(restore: Restore | None, startup: Startup, version: str) -> None:
+    if restore is not None:
+        restore.check_version(version)
+        restore.begin()
+        restore.complete(startup)
+
+
+def _tell_clone(restore: Restore | None, clone: socket.socket | None) -> None:
+    """Before its first instruction: a guest that listens starts its random numbers anew before anything else runs."""
+    if restore is not None and clone is not None:
+        clone.send(b"reseed\n")
 
 
 def _feed(plan: LaunchPlan, spawned: Spawned, opened: Opened) -> SecretFeed | None:

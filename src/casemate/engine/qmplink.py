@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import time
+from socket import SCM_RIGHTS, SOL_SOCKET
 
 from casemate.engine import qmp
 
@@ -36,16 +38,35 @@ class QmpLink:
         """Whether the caller should poll for POLLOUT."""
         return bool(self._output)
 
-    def command(self, name: str, answer: Answer, arguments: dict[str, Any] | None = None) -> None:
-        """Send a command; ``answer`` is called once: with the reply, or with an error after `REPLY_DEADLINE_S`."""
+    def command(
+        self, name: str, answer: Answer, arguments: dict[str, Any] | None = None, *, descriptor: int = -1
+    ) -> None:
+        """Send a command; ``answer`` is called once: with the reply, or with an error after `REPLY_DEADLINE_S`.
+
+        Args:
+            descriptor: goes along (SCM_RIGHTS), for ``getfd``; it stays the caller's.
+        """
         self._next_id += 1
         line = qmp.encode_command(name, arguments, self._next_id)
         if len(self._output) + len(line) > OUTPUT_MAX_BYTES:
             answer(_error("the emulator does not read its QMP socket"))
             return
+        if descriptor >= 0 and not self._send_with(line, descriptor):
+            answer(_error("the emulator does not take a descriptor now"))
+            return
         self._waiting[self._next_id] = (time.monotonic() + REPLY_DEADLINE_S, answer)
+        if descriptor >= 0:
+            return
         self._output += line
         self.flush()
+
+    def _send_with(self, line: bytes, descriptor: int) -> bool:
+        """Whole or not at all: a descriptor belongs to the bytes beside it."""
+        rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", descriptor))]
+        try:
+            return not self._output and self.socket.sendmsg([line], rights) == len(line)
+        except OSError:
+            return False
 
     def flush(self) -> None:
         """Send what the socket takes."""

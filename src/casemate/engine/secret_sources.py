@@ -40,11 +40,13 @@ def read_secret(name: str, secret: Secret, max_bytes: int) -> bytearray:
         value = _of_descriptor(secret.descriptor, what, max_bytes)
     elif secret.systemd_creds is not None:
         program = _find(_CREDS, what, "apt-get install systemd")
-        value = _of_program([program, "decrypt", f"--name={name}", "-", "-"], what, max_bytes, secret.systemd_creds)
+        command = [program, "decrypt", f"--name={name}", "-", "-"]
+        value = _of_file_and_program(command, what, max_bytes, secret.systemd_creds)
     elif secret.age is not None and secret.identity is not None:
-        program = _find(_AGE, what, "apt-get install age")
+        program = age_program(what)
         os.close(_open_private(secret.identity, what))
-        value = _of_program([program, "--decrypt", "--identity", secret.identity], what, max_bytes, secret.age)
+        command = [program, "--decrypt", "--identity", secret.identity]
+        value = _of_file_and_program(command, what, max_bytes, secret.age)
     elif secret.command:
         value = _of_program(list(secret.command), what, max_bytes, None)
     else:
@@ -116,6 +118,26 @@ def _read(descriptor: int, what: str, max_bytes: int, end: float | None = None) 
         wipe(piece)
 
 
+def age_program(what: str) -> str:
+    """The path of age.
+
+    Raises:
+        HostError: naming its package.
+    """
+    return _find(_AGE, what, "apt-get install age")
+
+
+def run_program(command: list[str], what: str, max_bytes: int, given: bytes) -> bytearray:
+    """Standard output of ``command`` with ``given`` on its standard input; bounds and errors as for a source."""
+    descriptor = os.memfd_create("casemate-input", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, given)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return _of_program(command, what, max_bytes, descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _find(places: tuple[str, ...], what: str, next_step: str) -> str:
     for place in places:
         if os.access(place, os.X_OK):
@@ -128,22 +150,27 @@ def _environment() -> dict[str, str]:
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", **kept}
 
 
-def _of_program(command: list[str], what: str, max_bytes: int, stdin_file: str | None) -> bytearray:
+def _of_file_and_program(command: list[str], what: str, max_bytes: int, file: str) -> bytearray:
+    stdin = open_regular_file(file, what=f"file of {what}")
+    try:
+        return _of_program(command, what, max_bytes, stdin)
+    finally:
+        os.close(stdin)
+
+
+def _of_program(command: list[str], what: str, max_bytes: int, stdin: int | None) -> bytearray:
     """Standard output of ``command`` in a session of its own; the whole session dies at the deadline."""
     import subprocess
 
     end = time.monotonic() + DEADLINE_S
-    stdin = subprocess.DEVNULL if stdin_file is None else open_regular_file(stdin_file, what=f"file of {what}")
     program = os.path.basename(command[0])
     try:
+        given = subprocess.DEVNULL if stdin is None else stdin
         child = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, env=_environment(), start_new_session=True, cwd="/"
+            command, stdin=given, stdout=subprocess.PIPE, env=_environment(), start_new_session=True, cwd="/"
         )
     except OSError as fault:
         raise HostError(f"{what}: {program} cannot be run", got=fault.strerror or str(fault)) from None
-    finally:
-        if stdin >= 0:
-            os.close(stdin)
     assert child.stdout is not None
     value = bytearray()
     try:

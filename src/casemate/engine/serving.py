@@ -8,6 +8,8 @@ connection has one request under way at a time; the next line waits. Verbs:
     stop {grace_s}         power button, then kill      } the connection stays open until the run has ended and is
     kill                   kill now                     } cleaned up; the last line is then
     wait                   nothing                      } ``{"exited": {"reason", "code", "detail"}}``
+    save                   with a pipe by SCM_RIGHTS: write the state into it; the answer comes when it is written
+    saved {end}            the state is safe: end the VM, or let it go on (as it does when the connection closes)
     pause, unpause, stats  passed on to the emulator; ``result`` is its answer
     look {question, arguments}  a question out of `LOOKS`, passed on as well: none of them changes anything
 
@@ -33,6 +35,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from casemate.engine.savetask import SaveTask
+
     class Machine(Protocol):
         """What the verbs act on: the supervisor."""
 
@@ -41,7 +45,11 @@ if TYPE_CHECKING:
 
         def stop(self, grace_s: float) -> None: ...
         def kill(self) -> None: ...
-        def ask(self, name: str, answer: Any, arguments: dict[str, Any] | None = None) -> None: ...
+        def ask(
+            self, name: str, answer: Any, arguments: dict[str, Any] | None = None, *, descriptor: int = -1
+        ) -> None: ...
+        def end_saved(self) -> None: ...
+        def clone_port(self) -> socket.socket | None: ...
         def dropped_bytes(self) -> int: ...
         def console_input(self, data: bytes) -> None: ...
         def console_is_full(self) -> bool: ...
@@ -59,6 +67,7 @@ STALL_S = 1.0
 LAST_FLUSH_S = 1.0
 FIRST_REQUEST_S = 10.0
 GRACE_MAX_S = 24 * 3600.0
+_ONE_DESCRIPTOR = socket.CMSG_SPACE(4)
 LOOKS = {
     "qom-list": ("/machine", "/objects"),
     "qom-get": ("/machine", "/objects/entropy"),
@@ -83,6 +92,22 @@ class Client:
         self.idle_until: float | None = time.monotonic() + FIRST_REQUEST_S
         self.stalled_until: float | None = None
         self.taken_bytes = 0
+        self.passed = -1
+
+    def receive(self) -> bytes:
+        """What has arrived; a descriptor that came along is kept, the last one only."""
+        data, rights, _, _ = self.socket.recvmsg(16384, _ONE_DESCRIPTOR)
+        for level, kind, content in rights:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(content) >= 4:
+                self.close_passed()
+                (self.passed,) = struct.unpack("i", content[:4])
+        return data
+
+    def close_passed(self) -> None:
+        """A descriptor that nobody asked for goes."""
+        if self.passed >= 0:
+            os.close(self.passed)
+            self.passed = -1
 
     @property
     def is_congested(self) -> bool:
@@ -109,7 +134,11 @@ class ControlServer:
             "unpause": self._unpause,
             "stats": self._stats,
             "look": self._look,
+            "save": self._save,
+            "saved": self._saved,
         }
+        self._saver: Client | None = None
+        self._task: SaveTask | None = None
 
     # ---- connections ------------------------------------------------------------------------------------------------
 
@@ -149,10 +178,14 @@ class ControlServer:
     def next_deadline(self) -> float | None:
         """When `expire` should be called next, on the monotonic clock."""
         moments = [moment for c in self.clients.values() for moment in (c.idle_until, c.stalled_until)]
+        if self._task is not None:
+            moments.append(self._task.at)
         return min((moment for moment in moments if moment is not None), default=None)
 
     def expire(self, now: float) -> None:
         """Drop connections that never asked anything, and those that hold the console up and take too little."""
+        if self._task is not None:
+            self._task.expire(now)
         for client in list(self.clients.values()):
             if client.idle_until is not None and now >= client.idle_until:
                 self.drop(client)
@@ -201,6 +234,9 @@ class ControlServer:
         """Close a connection."""
         if client.open:
             client.open = False
+            client.close_passed()
+            if client is self._saver and self._task is not None and self._task.written:
+                self._settle(end=False)
             self.machine.forget(client.descriptor)
             self.clients.pop(client.descriptor, None)
             client.socket.close()
@@ -212,7 +248,7 @@ class ControlServer:
         if not client.open or not events & (select.POLLIN | select.POLLHUP | select.POLLERR):
             return
         try:
-            data = client.socket.recv(16384)
+            data = client.receive()
         except BlockingIOError:
             return
         except OSError:
@@ -307,6 +343,41 @@ class ControlServer:
             self._reply(client, error=f"not below {' or '.join(paths)}: {str(path)[:80]}")
             return
         self._relay(client, str(name), arguments)
+
+    def _save(self, client: Client, request: dict[str, Any]) -> None:
+        port, pipe = self.machine.clone_port(), client.passed
+        if port is None or pipe < 0 or self._task is not None or self.machine.phase not in {"running", "paused"}:
+            why = "this VM was not started as saveable" if port is None else "it cannot be saved now"
+            self._reply(client, error=why if pipe >= 0 else "no pipe came along")
+            return
+        client.passed = -1
+        client.busy = True
+
+        def done(error: str, fields: dict[str, Any]) -> None:
+            client.busy = False
+            if error:
+                self._task = self._saver = None
+            elif not client.open:
+                self._settle(end=False)
+            if client.open:
+                self._reply(client, error=error, result=fields)
+
+        from casemate.engine.savetask import SaveTask  # loaded before this process shut itself in (supervise.main)
+
+        self._saver = client
+        self._task = SaveTask(self.machine, pipe, port, done)
+
+    def _saved(self, client: Client, request: dict[str, Any]) -> None:
+        if client is not self._saver or self._task is None or not self._task.written:
+            self._reply(client, error="nothing of yours was saved")
+            return
+        self._reply(client)
+        self._settle(end=request.get("end") is True)
+
+    def _settle(self, *, end: bool) -> None:
+        task, self._task, self._saver = self._task, None, None
+        if task is not None:
+            task.settle(end=end)
 
     def _relay(self, client: Client, name: str, arguments: dict[str, Any] | None = None) -> None:
         def answer(message: dict[str, Any]) -> None:

@@ -19,12 +19,10 @@ import os
 import resource
 import select
 import signal
-import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 import msgspec
 
@@ -34,6 +32,7 @@ from casemate.controls.policy import HostPolicy, controls_under, effective_waive
 from casemate.engine import errorwire, files, hostview, identity, labels, state
 from casemate.engine.aftermath import drop_runtime, end_process, settle
 from casemate.engine.content import Promise, extra_time_s, promises_of
+from casemate.engine.handover import exec_supervisor, listen
 from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
 from casemate.engine.origins import origin_facts, stored_images
@@ -52,8 +51,9 @@ from casemate.plan.provisioning import is_provisioned
 from casemate.spec.model import Spec
 from casemate.sys.process import start_time_ticks
 
-STOP_GRACE_S = 10.0
-RUNTIME_CHECK_S = 30.0
+if TYPE_CHECKING:
+    from casemate.engine.restore import Restore
+
 RESULT_MAX_BYTES = 1 << 20
 LAUNCH_DEADLINE_S = 120.0
 
@@ -68,6 +68,7 @@ class Prepared:
     waivers: tuple[AppliedWaiver, ...]
     controls: tuple[Control, ...]
     locks: list[int]
+    restore: Restore | None = None
 
     def close(self) -> None:
         """Close files and locks; the supervisor has its own copies."""
@@ -95,10 +96,12 @@ def waivers_of(spec: Spec, policy: HostPolicy) -> tuple[AppliedWaiver, ...]:
     return applied
 
 
-def make_plan(spec: Spec, paths: Paths, vm_id: str, name: str, who: Identity, sizes: dict[str, int]) -> LaunchPlan:
+def make_plan(
+    spec: Spec, paths: Paths, vm_id: str, name: str, who: Identity, sizes: dict[str, int], *, incoming: bool = False
+) -> LaunchPlan:
     """Collect host facts and plan; nothing is started."""
     host, emulator = hostview.collect(spec, paths)
-    return build_plan(spec, host, emulator, Request(vm_id, name, who, sizes))
+    return build_plan(spec, host, emulator, Request(vm_id, name, who, sizes, incoming=incoming))
 
 
 def declare_origin(plan: LaunchPlan, paths: Paths, policy: HostPolicy) -> tuple[Promise, ...]:
@@ -116,8 +119,11 @@ def judge_declared(
     return judge(controls, plan.declared, stage=Stage.DECLARED, waivers=waivers)
 
 
-def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepared:
+def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: Restore | None = None) -> Prepared:
     """Lock, plan, judge what is declared, open and compile.
+
+    Args:
+        restore: the saved state that the VM goes on from.
 
     Raises:
         InputError: it already runs, or a file is not acceptable. HostError, RefusedError: as they say.
@@ -130,7 +136,15 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
         opened.digests = _promised_digests(definition.spec, paths)
         who, uid_lock = identity.claim(paths, policy.identity.uids())
         locks.append(uid_lock)
-        plan = make_plan(definition.spec, paths, definition.id, definition.name, who, opened.sizes)
+        plan = make_plan(
+            definition.spec,
+            paths,
+            definition.id,
+            definition.name,
+            who,
+            opened.sizes,
+            incoming=restore is not None,
+        )
         opened.promises = declare_origin(plan, paths, policy)
         controls = controls_under(policy)
         declared = judge_declared(plan, waivers, controls)
@@ -141,6 +155,8 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
             from casemate.engine import provisioning
 
             provisioning.fill(plan, opened)
+        if restore is not None:
+            restore.check(opened, plan)
         open_planned_files(plan.files, opened, paths, definition.id)
         labels.apply_labels(plan, opened, paths)
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
@@ -152,7 +168,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy) -> Prepare
         for descriptor in locks:
             os.close(descriptor)
         raise
-    return Prepared(plan, program, opened, waivers, controls, locks)
+    return Prepared(plan, program, opened, waivers, controls, locks, restore)
 
 
 def _promised_digests(spec: Spec, paths: Paths) -> dict[str, str]:
@@ -163,13 +179,13 @@ def _promised_digests(spec: Spec, paths: Paths) -> dict[str, str]:
     return {"kernel": guest.kernel_sha256, "initrd": guest.initrd_sha256}
 
 
-def start(paths: Paths, definition: Definition, policy: HostPolicy) -> LaunchPlan:
+def start(paths: Paths, definition: Definition, policy: HostPolicy, restore: Restore | None = None) -> LaunchPlan:
     """Start the VM; returns when the guest has been released.
 
     Raises:
         CasemateError: why it did not start; nothing is left running.
     """
-    prepared = prepare(paths, definition, policy)
+    prepared = prepare(paths, definition, policy, restore)
     try:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         try:
@@ -291,9 +307,15 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
         mark = RunMark(state.boot_id(), started_at, ourselves, plan.cgroup.directories, plan.run_as.uid, plan.accel)
         files.write_json(f"{data}/run.json", mark)
         launched = launch(
-            plan, prepared.program, prepared.opened, f"{runtime}/root", prepared.waivers, prepared.controls
+            plan,
+            prepared.program,
+            prepared.opened,
+            f"{runtime}/root",
+            prepared.waivers,
+            prepared.controls,
+            prepared.restore,
         )
-        listener = _listen(f"{runtime}/control.sock")
+        listener = listen(f"{runtime}/control.sock")
         running = _running_state(definition, plan, launched, ourselves, started_at)
         files.write_json(f"{runtime}/state.json", running)
         files.write_json(f"{data}/wall.json", wall_report(plan, launched, prepared.opened))
@@ -306,7 +328,7 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
     # From here on the VM runs: whatever fails is the end of a run, and run.json lets the next command say so.
     try:
         running = _sign_record(paths, definition, prepared, launched, running)
-        _exec_supervisor(paths, definition, prepared, launched, listener, running)
+        exec_supervisor(paths, definition, prepared, launched, listener, running)
     except BaseException as fault:
         with contextlib.suppress(OSError):
             ended = Exit("supervisor failed", 5, state.now(), started_at, str(_as_error(fault, paths)))
@@ -359,87 +381,3 @@ def _sign_record(
         with contextlib.suppress(OSError):
             files.write_json(f"{paths.vm_runtime(definition.id)}/state.json", running)
     return running
-
-
-def _listen(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # A Unix socket's path has at most 107 bytes; a long one is reached through its directory's descriptor.
-    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
-    try:
-        listener.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
-    finally:
-        os.close(directory)
-    listener.listen(128)
-    return listener
-
-
-def _exec_supervisor(
-    paths: Paths,
-    definition: Definition,
-    prepared: Prepared,
-    launched: Launched,
-    listener: socket.socket,
-    running: RunningState,
-) -> Never:
-    runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
-    network = launched.network
-    helper_pidfds = {}
-    if network is not None:
-        helper_pidfds = {str(network.pidfd): "passt", str(network.broker_pidfd): "the network's broker"}
-    locks = [*prepared.locks, *prepared.opened.locks]
-    keep = [
-        launched.qmp.fileno(),
-        launched.console.fileno(),
-        launched.log_fd,
-        listener.fileno(),
-        launched.spawned.pidfd,
-        *locks,
-        *(int(item) for item in helper_pidfds),
-    ]
-    config = {
-        "runtime": runtime,
-        "data": data,
-        "accel": running.accel,
-        "console_fd": launched.console.fileno(),
-        "qmp_fd": launched.qmp.fileno(),
-        "log_fd": launched.log_fd,
-        "listener_fd": listener.fileno(),
-        "pidfd": launched.spawned.pidfd,
-        "helper_pidfds": helper_pidfds,
-        "inherited_fds": keep,
-        "lock_fds": locks,
-        "console_log_max_bytes": definition.spec.console.log_max_kib * 1024,
-        "timeout_s": definition.timeout_s,
-        "stop_grace_s": STOP_GRACE_S,
-        "runtime_check_s": RUNTIME_CHECK_S,
-        "remove_on_exit": definition.remove_on_exit,
-        "state": msgspec.to_builtins(running),
-        "early_log": launched.early_log.decode("utf-8", "replace"),
-        "writable": [runtime, data],
-        "seccomp_program": _supervisor_filter(paths),
-    }
-    # Whoever asks us to stop from here on is answered by the supervisor, which unblocks these.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-    handover = os.memfd_create("casemate-handover", os.MFD_CLOEXEC)
-    os.write(handover, json.dumps(config).encode())
-    os.lseek(handover, 0, os.SEEK_SET)
-    for descriptor in (*keep, handover):
-        os.set_inheritable(descriptor, True)
-    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {source!r}); from casemate.engine.supervise import main; main({handover})"
-    # A traceback of the supervisor is for us to read; it has no other place to go.
-    words = os.open(
-        f"{data}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
-    os.dup2(words, 2)
-    interpreter = os.path.realpath(sys.executable)
-    os.execve(interpreter, [interpreter, "-I", "-S", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})  # noqa: S606
-
-
-def _supervisor_filter(paths: Paths) -> str:
-    import base64
-
-    from casemate.jail.profiles import supervisor_profile
-
-    program = cached_program(supervisor_profile(), os.uname().machine, Path(paths.cache) / "filters")
-    return base64.b64encode(program).decode()

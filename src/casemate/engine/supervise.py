@@ -83,6 +83,8 @@ class Supervisor:
         self.save_at: float | None = None
         self.runtime_check_s: float = config["runtime_check_s"]
         self.look_at = time.monotonic() + self.runtime_check_s
+        clone_fd: int = config.get("clone_fd", -1)
+        self._clone_port = socket.socket(fileno=clone_fd) if clone_fd >= 0 else None
         self.kill_at: float | None = None
         self.button_at: float | None = None
         self.deadline: float | None = None
@@ -243,10 +245,26 @@ class Supervisor:
         out = select.POLLOUT if self.link.wants_to_write else 0
         self.rewatch(self.link.socket.fileno(), select.POLLIN | out)
 
-    def ask(self, name: str, answer: Callable[[dict[str, Any]], None], arguments: dict[str, Any] | None = None) -> None:
-        """Send a QMP command; ``answer`` gets the reply, or an error."""
-        self.link.command(name, answer, arguments)
+    def ask(
+        self,
+        name: str,
+        answer: Callable[[dict[str, Any]], None],
+        arguments: dict[str, Any] | None = None,
+        *,
+        descriptor: int = -1,
+    ) -> None:
+        """Send a QMP command; ``answer`` gets the reply, or an error. ``descriptor`` goes along and stays ours."""
+        self.link.command(name, answer, arguments, descriptor=descriptor)
         self._watch_qmp()
+
+    def end_saved(self) -> None:
+        """The state is on its way to a file: the run is over."""
+        self.verdict.want("saved", 0, "casemate run --from FILE goes on")
+        self._kill()
+
+    def clone_port(self) -> socket.socket | None:
+        """The host's end of the port for clones; None in a VM that cannot be saved."""
+        return self._clone_port
 
     def _on_event(self, message: dict[str, Any]) -> None:
         name = message["event"]
@@ -396,6 +414,8 @@ def main(config_fd: int) -> None:
         config = json.loads(file.read())
     for descriptor in config["inherited_fds"]:
         os.set_inheritable(descriptor, False)
+    if config.get("clone_fd", -1) >= 0:
+        import casemate.engine.savetask  # noqa: F401 - behind the wall there are no files to import from
     supervisor = Supervisor(config)
     confine_supervisor(config)
     try:

@@ -29,6 +29,7 @@ import msgspec
 
 from casemate.errors import HostError
 from casemate.image import guest_modules
+from casemate.image.guest_reseed import reseed_program
 from casemate.image.cpio import CpioEntry, character_device, directory, regular, symlink, write_cpio
 
 CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet loglevel=3 cryptomgr.notests"
@@ -143,6 +144,7 @@ def assemble_initrd(busybox: bytes, modules: Sequence[tuple[str, bytes]], init: 
         regular("etc/profile", _PROFILE.encode()),
         regular("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"),
         regular("etc/group", b"root:x:0:\n"),
+        regular("sbin/reseed", reseed_program(), 0o755),
         regular("etc/udhcpc.sh", _UDHCPC.encode(), 0o755),
         regular("etc/acpi/PWRF/00000080", _POWER_BUTTON.encode(), 0o755),
         regular("lib/modules/order", "".join(f"{name}\n" for name, _ in modules).encode()),
@@ -191,6 +193,7 @@ def _recipe() -> str:
         _UDHCPC,
         _POWER_BUTTON,
         repr(guest_modules.REQUIRED + guest_modules.OPTIONAL),
+        reseed_program().hex(),
     )
     return hashlib.sha256("\0".join(parts).encode() + b"\0" + _init_script()).hexdigest()
 

@@ -17,6 +17,7 @@ from casemate.spec.model import ConsoleDevice, DiskMode, Firmware, MachineType, 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
 KERNEL = "/boot/kernel"
 INITRD = "/boot/initrd"
+CLONE_PORT = "org.casemate.clone.0"
 SANDBOX = option("on", obsolete="deny", elevateprivileges="deny", spawn="deny", resourcecontrol="deny")
 
 
@@ -44,8 +45,15 @@ class Numbering:
         return ["-add-fd", f"fd={number},set={self._sets}"], f"/dev/fdset/{self._sets}"
 
 
-def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering, *, channel: bool = False) -> tuple[str, ...]:
-    """The whole argument vector; ``numbering`` collects the descriptors that it needs."""
+def build_argv(
+    spec: Spec, board: Board, vm_id: str, numbering: Numbering, *, channel: bool = False, incoming: bool = False
+) -> tuple[str, ...]:
+    """The whole argument vector; ``numbering`` collects the descriptors that it needs.
+
+    Args:
+        channel: the cell's port.
+        incoming: the VM goes on from a saved state, which it reads from a descriptor of its own.
+    """
     microvm = spec.machine.type is MachineType.MICROVM
     argv = [PROGRAM, "-nodefaults", "-no-user-config", "-S"]
     argv += ["-name", option("", guest=f"casemate-{vm_id}"), "-msg", "timestamp=on"]
@@ -71,6 +79,10 @@ def build_argv(spec: Spec, board: Board, vm_id: str, numbering: Numbering, *, ch
     argv += _passthrough(spec, numbering)
     if channel:
         argv += _channel(numbering, microvm)
+    if spec.machine.saveable:
+        argv += _saveable(numbering, microvm)
+    if incoming:
+        argv += ["-incoming", f"fd:{numbering.inherit('state', 'ro')}"]
     return tuple(argv)
 
 
@@ -203,6 +215,18 @@ def _channel(numbering: Numbering, microvm: bool) -> list[str]:
     return [*argv, "-device", option("virtserialport", chardev="channel", nr=1)]  # 0 is for consoles only
 
 
+def _saveable(numbering: Numbering, microvm: bool) -> list[str]:
+    """A port over which the host tells the guest that it is about to be saved, and that it is a clone.
+
+    microvm's ACPI tables do not describe a vmgenid device (QEMU 7.2 to 10, hw/i386/acpi-microvm.c): only q35 gets one.
+    """
+    argv = ["-chardev", option("socket", id="clone", fd=numbering.inherit("clone", "socket"))]
+    bus = "virtio-serial-device" if microvm else "virtio-serial-pci"
+    argv += ["-device", option(bus, id="clone-bus", max_ports=2)]
+    argv += ["-device", option("virtserialport", bus="clone-bus.0", nr=1, chardev="clone", name=CLONE_PORT)]
+    return argv if microvm else [*argv, "-device", option("vmgenid", guid="auto", id="vmgenid0")]
+
+
 def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
     if not spec.passthrough:
         return []
@@ -221,4 +245,6 @@ def devices_of(spec: Spec) -> frozenset[str]:
         parts.add("net")
     if spec.passthrough:
         parts.add("vfio")
+    if spec.machine.saveable:
+        parts.add("save")
     return frozenset(parts)

@@ -28,6 +28,7 @@ class Request(msgspec.Struct, frozen=True):
     """What the engine decided before planning: ids, and sizes that it read from files.
 
     ``sizes``: role -> virtual size in bytes (disks, firmware variables) or file size (kernel, initrd).
+    ``incoming``: it goes on from a saved state.
     ``channel``: a virtio-serial port whose other end is the descriptor of that role: the cell's agent speaks there.
     """
 
@@ -36,6 +37,7 @@ class Request(msgspec.Struct, frozen=True):
     identity: Identity
     sizes: dict[str, int] = {}
     channel: bool = False
+    incoming: bool = False
 
 
 def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> LaunchPlan:
@@ -55,7 +57,7 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
         code, variables = host.uefi.code, host.uefi.variables
     files = open_files(spec, request.sizes, code, variables) + passthrough_files(spec, host)  # 2
     numbering = Numbering()
-    argv = build_argv(spec, board, request.vm_id, numbering, channel=request.channel)  # 3
+    argv = build_argv(spec, board, request.vm_id, numbering, channel=request.channel, incoming=request.incoming)  # 3
     profile = qemu_profile(board.accel, devices_of(spec))  # 4
     identity = request.identity
     if needs_group_kvm(board, identity):

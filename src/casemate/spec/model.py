@@ -3,7 +3,7 @@
 The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)::
 
     name = "web"                      # optional; [a-z0-9][a-z0-9_.-]{0,62}
-    [machine]  type memory_mib vcpus accel irqchip
+    [machine]  type memory_mib vcpus accel irqchip saveable
     [boot]     kernel initrd cmdline | firmware
     [[disk]]   path format mode | image mode; sha256
     [network]  mode egress allow publish
@@ -137,6 +137,9 @@ class Machine(_Closed, frozen=True):
     irqchip: Annotated[Irqchip, Meta(description="How much of the interrupt controllers stays in the kernel.")] = (
         Irqchip.SPLIT
     )
+    saveable: Annotated[
+        bool, Meta(description="casemate save may write its state: three more system calls, and a port for clones.")
+    ] = False
 
 
 class Boot(_Closed, frozen=True):

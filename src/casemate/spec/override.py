@@ -45,6 +45,7 @@ _FLAGS = {
     "boot.firmware": "--firmware",
     "network.mode": "--net",
     "network.egress": "--egress",
+    "machine.saveable": "--saveable",
 }
 _MODES = {"ro": DiskMode.READ_ONLY, **{mode.value: mode for mode in DiskMode}}
 _FORMATS = {member.value: member for member in DiskFormat}
@@ -73,6 +74,7 @@ def override(
     allow: Sequence[str] = (),
     publish: Sequence[str] = (),
     disks: Sequence[str] = (),
+    saveable: bool | None = None,
     format_of: FormatOf | None = None,
     image_of: ImageOf | None = None,
 ) -> Spec:
@@ -102,6 +104,7 @@ def override(
         "boot.cmdline": cmdline,
         "boot.firmware": firmware,
         "network.egress": egress,
+        "machine.saveable": saveable,
     }
     named = {path: value for path, value in given.items() if value is not None}
     _replace_boot_method(document, named)

@@ -11,11 +11,23 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from casemate.spec.faults import Faults
-from casemate.spec.model import DiskMode, Egress, Firmware, MachineType, NetworkMode, Publish, Spec
+from casemate.spec.model import (
+    ConsoleDevice,
+    DiskMode,
+    Egress,
+    Firmware,
+    MachineType,
+    NetworkMode,
+    Publish,
+    SecretUse,
+    Spec,
+)
 from casemate.spec.secret_rules import check_provision, check_secrets
 
+MICROVM_TRANSPORTS = 8
+"""virtio-mmio devices of QEMU's microvm (include/hw/i386/microvm.h)."""
 MICROVM_MAX_DISKS = 4
-"""QEMU's microvm has 8 virtio-mmio transports (include/hw/i386/microvm.h); rng, network, serial and a spare take 4."""
+"""As many as there is room for beside rng, network, serial and a seed."""
 
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - compared with, never bound
 
@@ -79,6 +91,15 @@ def _microvm_limits(spec: Spec, _today: datetime.date, faults: Faults) -> None:
     if len(spec.disks) > MICROVM_MAX_DISKS:
         message = f'a microvm takes {MICROVM_MAX_DISKS} disks, got {len(spec.disks)}; use machine.type = "q35"'
         faults.add("disk", "machine.microvm-disks", message)
+    places = MICROVM_TRANSPORTS - 1  # one is the entropy device's
+    places -= spec.network.mode is not NetworkMode.NONE
+    places -= spec.console.device is ConsoleDevice.VIRTIO
+    places -= spec.machine.saveable
+    uses = [secret.use for secret in spec.secrets.values()]
+    places -= spec.provision.cloud_init is not None or SecretUse.USER_DATA in uses
+    if places < len(spec.disks) <= MICROVM_MAX_DISKS:
+        message = f"beside what else it has a microvm takes {places} disks, got {len(spec.disks)}"
+        faults.add("disk", "machine.microvm-disks", f'{message}; use machine.type = "q35"')
     if spec.passthrough:
         faults.add("passthrough", "machine.needs-q35", 'a microvm has no PCI bus; use machine.type = "q35"')
 
@@ -169,7 +190,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("boot.kernel", "boot.firmware", "machine.type"), _boot_method),
     Rule(("boot.kernel", "boot.firmware"), _boot_needs_kernel),
     Rule(("boot.firmware", "machine.type"), _firmware_needs),
-    Rule(("machine.type",), _microvm_limits),
+    Rule(("machine.type", "secrets", "network.mode", "console.device"), _microvm_limits),
     Rule((), _same_disk),
     Rule((), _fixed_content),
     Rule(("network.mode", "network.egress"), _network_needs_user),

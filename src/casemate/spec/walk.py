@@ -89,10 +89,8 @@ class Walk:
             return self._list(node, value, path, kind)
         if isinstance(node, inspect.EnumType):
             return self._choice(node, value, path)
-        if isinstance(node, inspect.IntType):
-            return self._number(node, value, path)
-        if isinstance(node, inspect.DateType):
-            return self._date(value, path)
+        if isinstance(node, inspect.BoolType | inspect.IntType | inspect.DateType):
+            return self._plain(node, value, path)
         if isinstance(node, inspect.StrType):
             return self._text(node, value, path, kind)
         raise RuntimeError(f"the specification has a type without a walk: {node!r}")
@@ -172,6 +170,13 @@ class Walk:
                 path, "value.choice", f"got {show(value)}; expected one of {listed}{_close(value, choices)}"
             )
         return node.cls(value)
+
+    def _plain(self, node: inspect.BoolType | inspect.IntType | inspect.DateType, value: object, path: str) -> Any:
+        if isinstance(node, inspect.IntType):
+            return self._number(node, value, path)
+        if isinstance(node, inspect.DateType):
+            return self._date(value, path)
+        return value if isinstance(value, bool) else self._wrong(path, "true or false", value)
 
     def _number(self, node: inspect.IntType, value: object, path: str) -> Any:
         if type(value) is not int:

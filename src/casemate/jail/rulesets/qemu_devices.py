@@ -23,6 +23,8 @@ from casemate.jail.rulesets.values import (
     FALLOC_ZERO_RANGE,
     FS_IOC_FSGETXATTR,
     IPPROTO_TCP,
+    SO_TYPE,
+    SOL_SOCKET,
     TCP_NODELAY,
     int_is,
 )
@@ -117,6 +119,16 @@ PASSTHROUGH: tuple[Rule, ...] = (
     Rule("pwrite64", "configuration space and BARs that are not mapped", origin=_SOURCE),
 )
 
+SAVE: tuple[Rule, ...] = (
+    Rule("writev", "the state goes out through a pipe that the supervisor hands over", origin=_SOURCE),
+    Rule("readv", "a saved state comes in through an inherited pipe", origin=_SOURCE),
+    Rule("fcntl", "that pipe's flags are looked at", (int_is(1, F_GETFL),), origin=_SOURCE),
+    Rule("fcntl", "that pipe becomes blocking or non-blocking", (int_is(1, F_SETFL),), origin=_SOURCE),
+    Rule("fadvise64", "a disk's cached pages are dropped when the guest goes on", (int_is(3, 4),), origin=_SOURCE),
+    Rule("getsockopt", "is the pipe a socket? it is not", (int_is(1, SOL_SOCKET), int_is(2, SO_TYPE)), origin=_SOURCE),
+    *_ioctls({"KVM_GET_DIRTY_LOG": KVM_IOCTLS["KVM_GET_DIRTY_LOG"]}, "which pages changed while the state went out"),
+)
+
 PARTS: Final = MappingProxyType(
-    {"blk": BLOCK, "rng": ENTROPY, "console": CONSOLE, "net": NETWORK, "tpm": TPM, "vfio": PASSTHROUGH}
+    {"blk": BLOCK, "rng": ENTROPY, "console": CONSOLE, "net": NETWORK, "tpm": TPM, "vfio": PASSTHROUGH, "save": SAVE}
 )

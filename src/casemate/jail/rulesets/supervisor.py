@@ -50,6 +50,8 @@ _TRACED = (
 )
 
 _SOURCE = (
+    ("recvmsg", "clients, one of which may hand over a pipe"),
+    ("sendmsg", "QMP's getfd, with that pipe"),
     ("fstat", "glibc 2.41 calls it instead of newfstatat"),
     ("lseek", "the interpreter reads a source file for a traceback"),
     ("brk", "memory"),

@@ -1,0 +1,115 @@
+"""The launcher's process becomes the supervisor: the control socket, what is handed over, and the exec.
+
+What the supervisor needs travels in a memfd: the numbers of the descriptors that it keeps, its directories, its filter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Never
+
+import msgspec
+
+from casemate.engine.launch import Launched
+from casemate.engine.paths import Paths
+from casemate.engine.vmfiles import Definition, RunningState
+from casemate.jail.compile import cached_program
+
+if TYPE_CHECKING:
+    from casemate.engine.start import Prepared
+
+STOP_GRACE_S = 10.0
+RUNTIME_CHECK_S = 30.0
+
+
+def listen(path: str) -> socket.socket:
+    """The control socket, bound."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # A Unix socket's path has at most 107 bytes; a long one is reached through its directory's descriptor.
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+    finally:
+        os.close(directory)
+    listener.listen(128)
+    return listener
+
+
+def exec_supervisor(
+    paths: Paths,
+    definition: Definition,
+    prepared: Prepared,
+    launched: Launched,
+    listener: socket.socket,
+    running: RunningState,
+) -> Never:
+    """Become the supervisor of a released VM."""
+    runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
+    network = launched.network
+    helper_pidfds = {}
+    if network is not None:
+        helper_pidfds = {str(network.pidfd): "passt", str(network.broker_pidfd): "the network's broker"}
+    locks = [*prepared.locks, *prepared.opened.locks]
+    keep = [
+        launched.qmp.fileno(),
+        launched.console.fileno(),
+        launched.log_fd,
+        listener.fileno(),
+        launched.spawned.pidfd,
+        *locks,
+        *(int(item) for item in helper_pidfds),
+        *((launched.clone.fileno(),) if launched.clone is not None else ()),
+    ]
+    config = {
+        "runtime": runtime,
+        "data": data,
+        "accel": running.accel,
+        "console_fd": launched.console.fileno(),
+        "qmp_fd": launched.qmp.fileno(),
+        "log_fd": launched.log_fd,
+        "listener_fd": listener.fileno(),
+        "clone_fd": launched.clone.fileno() if launched.clone is not None else -1,
+        "pidfd": launched.spawned.pidfd,
+        "helper_pidfds": helper_pidfds,
+        "inherited_fds": keep,
+        "lock_fds": locks,
+        "console_log_max_bytes": definition.spec.console.log_max_kib * 1024,
+        "timeout_s": definition.timeout_s,
+        "stop_grace_s": STOP_GRACE_S,
+        "runtime_check_s": RUNTIME_CHECK_S,
+        "remove_on_exit": definition.remove_on_exit,
+        "state": msgspec.to_builtins(running),
+        "early_log": launched.early_log.decode("utf-8", "replace"),
+        "writable": [runtime, data],
+        "seccomp_program": _supervisor_filter(paths),
+    }
+    # Whoever asks us to stop from here on is answered by the supervisor, which unblocks these.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    handover = os.memfd_create("casemate-handover", os.MFD_CLOEXEC)
+    os.write(handover, json.dumps(config).encode())
+    os.lseek(handover, 0, os.SEEK_SET)
+    for descriptor in (*keep, handover):
+        os.set_inheritable(descriptor, True)
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = f"import sys; sys.path.insert(0, {source!r}); from casemate.engine.supervise import main; main({handover})"
+    # A traceback of the supervisor is for us to read; it has no other place to go.
+    words = os.open(
+        f"{data}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    os.dup2(words, 2)
+    interpreter = os.path.realpath(sys.executable)
+    os.execve(interpreter, [interpreter, "-I", "-S", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})  # noqa: S606
+
+
+def _supervisor_filter(paths: Paths) -> str:
+    import base64
+
+    from casemate.jail.profiles import supervisor_profile
+
+    program = cached_program(supervisor_profile(), os.uname().machine, Path(paths.cache) / "filters")
+    return base64.b64encode(program).decode()
