@@ -104,7 +104,8 @@ def test_what_was_taken_away_since_its_start_is_no_difference() -> None:
 
 
 def test_a_base_below_a_snapshot_is_known() -> None:
-    below = "<backingStore type='file'><format type='raw'/><source file='/srv/vm/install.img'/><backingStore/></backingStore>"
+    base = "<format type='raw'/><source file='/srv/vm/install.img'/><backingStore/>"
+    below = f"<backingStore type='file'>{base}</backingStore>"
     text = (DATA / "install.status.xml").read_text()
     disk = text[text.index("<disk ") : text.index("</disk>")]
     changed = disk.replace("install.img", "overlay.qcow2").replace("type='raw'", "type='qcow2'")
