@@ -95,6 +95,7 @@ def make_one(kind: str, target: Path, size_mib: int, source: Path) -> None:
         _run("mkudffs", "--label", LABEL, "--blocksize", "512", where)
     elif kind == "ntfs":
         _run("mkntfs", "-q", "-F", "-f", "-L", LABEL, where)
+        _run("ntfscp", where, str(source / "etc" / "content"), "content")
     else:
         _run("mkswap", "-L", LABEL, where)
 

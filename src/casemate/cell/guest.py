@@ -37,7 +37,7 @@ this guest has a secret from anything else in it, and under TCG they cost a tent
 
 FIRST = (("virtio_mmio", "the board's bus"), ("virtio_blk", "disks"), ("virtio_console", "the agent's port"))
 ON_DEMAND = (
-    *("xfs", "btrfs", "vfat", "exfat", "isofs", "udf", "squashfs", "erofs", "ntfs3", "f2fs", "ext4"),
+    *("xfs", "btrfs", "vfat", "exfat", "isofs", "udf", "squashfs", "erofs", "ntfs3", "f2fs", "ext4", "fuse"),
     *("nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"),
     *("dm_mod", "dm_crypt", "dm_mirror", "dm_raid", "dm_snapshot", "dm_thin_pool", "dm_integrity"),
     *("linear", "raid0", "raid1", "raid10", "raid456", "md_mod"),

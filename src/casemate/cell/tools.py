@@ -25,7 +25,12 @@ from casemate.facts.root import Root
 from casemate.image import packages
 from casemate.image.cpio import read_cpio, regular, write_cpio
 
-PROGRAMS = {"mdadm": "sbin/mdadm", "lvm2": "sbin/lvm", "cryptsetup-bin": "sbin/cryptsetup"}
+PROGRAMS = {
+    "mdadm": "sbin/mdadm",
+    "lvm2": "sbin/lvm",
+    "cryptsetup-bin": "sbin/cryptsetup",
+    "ntfs-3g": "bin/ntfs-3g",
+}
 """Package to the program that is taken out of it."""
 _PACKAGES_MAX = 60
 _CPIO_MAX_BYTES = 64 << 20
@@ -121,7 +126,7 @@ def _unpack(package: str, scratch: Path, tree: Path, report: Callable[[str], Non
     status, said = packages.run_program(("dpkg-deb", "-x", str(fetched.path), str(tree)))
     if status:
         raise HostError(f"package {package} cannot be unpacked", got=said.strip()[:300])
-    for part in ("lib", "lib64", "sbin"):  # newer packages have everything below /usr
+    for part in ("bin", "lib", "lib64", "sbin"):  # newer packages have everything below /usr
         if not (tree / part).exists() and (tree / "usr" / part).exists():
             (tree / part).symlink_to(f"usr/{part}")
     return True

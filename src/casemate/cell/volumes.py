@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from casemate.cell.link import shown
 from casemate.cell.model import ImageFile, OsRelease, Volume
 from casemate.cell.session import DamagedImageError, MissingInImageError, Session
 from casemate.cell.sniff import HEAD_BYTES, TAIL_BYTES, Found, sniff
@@ -229,6 +230,8 @@ class Volumes:
                 next_step=_ADVICE.get(volume.content, "casemate image inspect shows what is on the image"),
             )
         guest = self._session.guest
+        if volume.content == "ntfs" and guest is not None and not guest.has("ntfs3"):
+            return self._mount_ntfs(volume, target)
         if guest is not None and not (guest.has(kind.mount_type) or guest.has(_MODULE_OF.get(kind.mount_type, ""))):
             raise ImageError(
                 f"volume {volume.name} is {volume.content}, which the cell's kernel does not read",
@@ -250,6 +253,21 @@ class Volumes:
                 f"volume {volume.name} ({volume.content}) cannot be mounted in the cell",
                 got=f"{why}; the guest's kernel: {said}" if said else why,
                 next_step="the file system is damaged, or made to look so",
+            )
+        return target
+
+    def _mount_ntfs(self, volume: Volume, target: str) -> str:
+        """A kernel without ntfs3 (Debian's) has ntfs-3g above FUSE, in the guest as well."""
+        self._session.load("fuse")
+        self._session.send_tools("ntfs-3g")
+        self._session.put(f"{target}/.keep", b"")
+        options = "ro,nosuid,nodev,noexec,norecover"
+        status, said = self._session.run(("/bin/ntfs-3g", "-o", options, self._device_of(volume.name), target))
+        if status:
+            raise ImageError(
+                f"volume {volume.name} (ntfs) cannot be mounted in the cell",
+                got="; ".join(shown(line.encode()) for line in said.splitlines()[:3])[:500],
+                next_step="the file system is damaged, hibernated, or made to look so",
             )
         return target
 
@@ -317,7 +335,6 @@ class Volumes:
 
 _MODULE_OF = {"iso9660": "isofs"}
 _ADVICE = {
-    "ntfs": "Debian's cloud kernel is built without ntfs3; image ls-files --reader dissect reads NTFS",
     "crypto_LUKS": "give its key: --key-file FILE or --key-fd N",
     "LVM2_member": "its logical volumes are listed beside it",
     "linux_raid_member": "the array is listed beside it once all of its members are given",
