@@ -239,10 +239,12 @@ def surface(
         document = surface_document(look_at(target, pid, report), table())
     if measure:
         from casemate.engine.measure import measure as count
-        from casemate.engine.paths import default_paths
+        from casemate.engine.paths import default_paths, prepare
         from casemate.engine.policy_file import read_policy
 
-        document["measured"] = count(default_paths(), read_policy(None), report=report, progress=progress)
+        paths = default_paths()
+        prepare(paths)
+        document["measured"] = count(paths, read_policy(None), report=report, progress=progress)
     return document
 
 

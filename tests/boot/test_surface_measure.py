@@ -7,7 +7,7 @@ import pytest
 from casemate.engine.measure import Workload, measured_document, run_workload
 from casemate.engine.measure_guest import measure_guest
 from casemate.engine.measure_run import measuring_vm
-from casemate.engine.paths import default_paths
+from casemate.engine.paths import default_paths, prepare
 from casemate.engine.policy_file import read_policy
 from casemate.errors import HostError
 
@@ -17,6 +17,7 @@ FEW, MANY = 20, 60
 
 def test_virtio_needs_less_of_the_emulator_than_old_hardware() -> None:
     paths = default_paths()
+    prepare(paths)
     try:
         guest = measure_guest(paths.cache, lambda step: None)
     except HostError as error:

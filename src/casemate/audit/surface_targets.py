@@ -23,7 +23,7 @@ from casemate.audit.live import LiveHost, LiveVm, live_facts, look_at_host
 from casemate.audit.own import filled, own_vms
 from casemate.audit.text import DOCUMENT_BYTES, read_input
 from casemate.controls.audit_model import TargetKind
-from casemate.engine.paths import default_paths
+from casemate.engine.paths import default_paths, prepare
 from casemate.errors import CasemateError, InputError
 from casemate.facts.fact import Known, Stage
 from casemate.facts.machine import Machine
@@ -171,7 +171,9 @@ def _specification(name: str, report: Report) -> Look:
 def _planned(spec: Spec, source: str) -> Look:
     from casemate.engine.dryrun import plan_launch
 
-    plan = plan_launch(spec, default_paths(), None)
+    paths = default_paths()
+    prepare(paths)  # a plan claims an identity for a moment
+    plan = plan_launch(spec, paths, None)
     machine = read_argv(tuple(plan["argv"]), source)
     look = _described(machine, source, Stage.DECLARED, Hardened(why=_OURS))
     return msgspec.structs.replace(
