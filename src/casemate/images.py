@@ -63,71 +63,79 @@ def add(
     convert_to: str | None = None,
     expected_digest: str | None = None,
     evidence: Mapping[str, object] | None = None,
+    ca_file: str | None = None,
     quota_bytes: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> StoredImage:
     """Take an image into the store.
 
     Args:
-        source: a file: raw, qcow2, vmdk, vhd, vhdx, vdi or an OVA, plain or packed with gzip, xz, bzip2 or zstd.
+        source: a file: raw, qcow2, vmdk, vhd, vhdx, vdi or an OVA, plain or packed with gzip, xz, bzip2 or zstd; an
+            https URL of one; an OCI layout directory; ``-`` for standard input.
         name: what it is called; made from the source's name when None.
         image_format: what it is (`image.foreign.DRIVERS`); told by content when None.
         convert_to: ``raw`` or ``qcow2``; None keeps raw and qcow2 as they are and makes qcow2 of the rest.
         expected_digest: SHA-256 that the source must have, as its publisher gives it.
         evidence: what its origin is verified with, as in `verify`; what holds is noted with the image.
+        ca_file: certificates that servers are verified with, in place of the system's.
         quota_bytes: how large the store may become; ``store.toml`` says it when None.
         progress: told (what is done, bytes done, bytes in all).
 
     Raises:
         InputError, ImageError: the source is not there or refused. RefusedError: quota. HostError: no room, no wall.
     """
-    import os
-    from pathlib import Path
-
-    from casemate.cell.intake import Wanted, take_in
+    from casemate.cell.intake import Wanted, room_bytes, take_in
+    from casemate.cell.sources import opened_source
     from casemate.engine.imagestore import default_store, read_settings
     from casemate.engine.origin_verify import note_tree, seal
     from casemate.engine.paths import default_paths, prepare
     from casemate.engine.policy_file import read_policy
-    from casemate.image.opening import open_image as open_file
     from casemate.image.store_model import check_name, name_from
 
     paths = default_paths()
     prepare(paths)
     place = default_store(paths)
     settings = read_settings(place)
-    called = check_name(name) if name else name_from(source)
-    path = os.path.normpath(Path.cwd() / source)
-    descriptor = open_file(path)
-    try:
+    called = check_name(name) if name else None
+    quota = quota_bytes or settings.quota_bytes
+    with opened_source(place, source, max_bytes=room_bytes(place, quota), ca_file=ca_file, progress=progress) as opened:
+        promised = _one_promise(opened.name, expected_digest, opened.sha256)
         found, origin = _verified(
-            descriptor, source, evidence, expected_digest, lambda done, of: progress("verifying", done, of)
+            opened.fd, opened.name, evidence, promised, lambda done, of: progress("verifying", done, of)
         )
         wanted = Wanted(
-            name=called,
+            name=called or name_from(opened.name),
             image_format=image_format,
             convert_to=convert_to,
             expected_digest=found,
-            quota_bytes=quota_bytes or settings.quota_bytes,
+            quota_bytes=quota,
             max_virtual_bytes=settings.max_virtual_bytes,
+            container_disk=opened.container_disk,
         )
         image = take_in(
             place,
-            descriptor,
-            source,
+            opened.fd,
+            opened.name,
             wanted,
-            origin={"source": path, **origin},
+            origin={**opened.origin, **origin},
             paths=paths,
             reserved=read_policy(None).identity.uids(),
             seal=seal,
             progress=progress,
         )
-    finally:
-        os.close(descriptor)
     # An image that was there already keeps its first notes: what was verified now is added to them.
     if any(image.origin.get(key) != value for key, value in origin.items()):
         image = place.annotate(image, origin)
     return note_tree(place, image)
+
+
+def _one_promise(name: str, given: str | None, known: str | None) -> str | None:
+    """The digest that the user gave and the one that a layout has must be the same."""
+    from casemate.errors import ImageError
+
+    if given is not None and known is not None and given.lower() != known:
+        raise ImageError(f"{name} is not the file that was asked for", got=known, expected=given.lower())
+    return given or known
 
 
 def _verified(

@@ -39,7 +39,8 @@ Progress = Callable[[str, int, int], None]
 
 class Wanted(NamedTuple):
     """What becomes of a source. ``image_format``: what it is, None to tell by content; ``convert_to``: ``raw`` or
-    ``qcow2``, None keeps raw and qcow2 as they are and makes qcow2 of the rest.
+    ``qcow2``, None keeps raw and qcow2 as they are and makes qcow2 of the rest. ``container_disk``: an archive is the
+    layer of an OCI image and no OVA.
     """
 
     name: str | None
@@ -48,6 +49,7 @@ class Wanted(NamedTuple):
     expected_digest: str | None = None
     quota_bytes: int | None = None
     max_virtual_bytes: int = 2 << 40
+    container_disk: bool = False
 
 
 def take_in(
@@ -74,7 +76,8 @@ def take_in(
     """
     identity = identity_of(fd)
     with store_import.room(store, quota_bytes=wanted.quota_bytes) as place, contextlib.ExitStack() as stack:
-        limit = _room_bytes(store, place, wanted)
+        place.check_quota(0)
+        limit = room_bytes(store, wanted.quota_bytes)
         digest = ""
         if wanted.expected_digest is not None:
             digest = store_import.digest_of(fd, lambda done, of: progress("checking", done, of))
@@ -83,7 +86,7 @@ def take_in(
             image, packed = _unpacked(fd, source_name, place, limit, progress)
         if image != fd:
             stack.callback(os.close, image)
-        reader, promised = _disk(image, source_name)
+        reader, promised = _disk(image, source_name, wanted)
         header = inspect_source(reader, wanted.image_format, wanted.max_virtual_bytes)
         target_format = wanted.convert_to or (header.format if header.format in {"raw", "qcow2"} else "qcow2")
         if promised:
@@ -116,14 +119,12 @@ def _described(header: SourceHeader) -> str:
     return f"{header.format} {header.variant}".strip()
 
 
-def _room_bytes(store: Store, place: Room, wanted: Wanted) -> int:
-    """How much an import may write: what the quota and the file system leave."""
-    info = os.statvfs(place.directory)
+def room_bytes(store: Store, quota_bytes: int | None) -> int:
+    """How much an import may write: what the quota and the file system leave. Makes the store."""
+    store.prepare()
+    info = os.statvfs(store.directory)
     free = max(0, info.f_bavail * info.f_frsize - KEPT_FREE_BYTES)
-    if wanted.quota_bytes is None:
-        return free
-    place.check_quota(0)
-    return max(0, min(free, wanted.quota_bytes - store.used_bytes()))
+    return free if quota_bytes is None else max(0, min(free, quota_bytes - store.used_bytes()))
 
 
 def _unpacked(fd: int, name: str, place: Room, limit: int, progress: Progress) -> tuple[int, str]:
@@ -151,10 +152,15 @@ def _unpacked(fd: int, name: str, place: Room, limit: int, progress: Progress) -
     return target, found.name
 
 
-def _disk(image: int, name: str) -> tuple[ImageReader, str]:
+def _disk(image: int, name: str, wanted: Wanted) -> tuple[ImageReader, str]:
     """A reader of the disk, and the SHA-256 that an OVA's manifest promises."""
     reader = ImageReader(image, name)
     if reader.size_bytes >= 512 and is_tar(reader.read(0, 512)):
+        if wanted.container_disk:
+            from casemate.image.oci_layout import find_container_disk
+
+            member = find_container_disk(reader)
+            return ImageReader(image, member.name, offset=member.offset, size_bytes=member.size_bytes), ""
         disk = find_disk(reader)
         part = ImageReader(image, disk.member.name, offset=disk.member.offset, size_bytes=disk.member.size_bytes)
         return part, disk.sha256

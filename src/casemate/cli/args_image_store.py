@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from casemate.cli.parser import Commands
 
 FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi")
+SOURCE_HELP = (
+    "a file (raw, qcow2, vmdk, vhd, vhdx, vdi, OVA; packed with gz, xz, bz2, zst or not), an https URL of one, an OCI"
+    " layout directory, or - for standard input"
+)
 STORED_HELP = "name, digest, or at least eight digits of it"
 
 
 def add(commands: Commands) -> None:
     """Add the commands."""
     take = add_command(commands, "add", "image_store:add", "take an image into the store; prints its digest")
-    take.add_argument("source", metavar="SOURCE", help="a file: raw, qcow2, vmdk, vhd, vhdx, vdi, OVA; or packed")
+    take.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     take.add_argument("--name", metavar="NAME", help="what to call it; made from the source's name without it")
     take.add_argument(
         "--format", choices=FORMATS, metavar="FORMAT", help=f"{', '.join(FORMATS)}, in place of what the content tells"
@@ -30,6 +34,9 @@ def add(commands: Commands) -> None:
         help="raw or qcow2; without it raw and qcow2 stay as they are and the rest becomes qcow2",
     )
     take.add_argument("--sha256", metavar="HEX", help="the SHA-256 that SOURCE must have, as its publisher gives it")
+    take.add_argument(
+        "--ca-file", metavar="FILE", help="certificates that servers are verified with, in place of the system's"
+    )
     take.add_argument("--quota", metavar="SIZE", help="how large the store may become, in place of store.toml: 50G")
     add_evidence(take)
     add_json(take)

@@ -34,6 +34,7 @@ def add(arguments: argparse.Namespace) -> int:
             convert_to=arguments.convert_to,
             expected_digest=arguments.sha256,
             evidence=evidence_of(arguments),
+            ca_file=arguments.ca_file,
             quota_bytes=quota_bytes,
             progress=progress,
         )

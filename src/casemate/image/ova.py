@@ -82,15 +82,27 @@ def list_members(reader: ImageReader) -> dict[str, Member]:
 
 
 def _member(reader: ImageReader, head: bytes, offset: int) -> Member:
+    member, kind = header_of(reader, head, offset)
+    if kind not in {b"0", b"\0"} or not _PLAIN.fullmatch(member.name):
+        raise _refused(reader.name, f"a member {member.name[:80]!r} that is no plain file with a plain name")
+    return member
+
+
+def header_of(reader: ImageReader, head: bytes, offset: int) -> tuple[Member, bytes]:
+    """One header of a tar archive: the member whose content begins at ``offset``, and its kind.
+
+    Raises:
+        ImageError: no header, or a member that would leave the archive.
+    """
     if head[257:262] != b"ustar" or not _checksum_holds(head):
         raise _refused(reader.name, f"no archive header at {offset - BLOCK_BYTES}")
     name = head[:100].rstrip(b"\0").decode("utf-8", "replace")
-    if head[156:157] not in {b"0", b"\0"} or head[345:500].strip(b"\0") or not _PLAIN.fullmatch(name):
+    if head[345:500].strip(b"\0"):
         raise _refused(reader.name, f"a member {name[:80]!r} that is no plain file with a plain name")
     size = _number(head[124:136])
     if size is None or offset + size > reader.size_bytes:
         raise _refused(reader.name, f"{name!r} of {size} bytes at {offset}", "a file inside the archive")
-    return Member(name, offset, size)
+    return Member(name, offset, size), head[156:157]
 
 
 def _number(field: bytes) -> int | None:

@@ -1,0 +1,104 @@
+"""What `image add` is given, as an open file: a path, an https URL, an OCI layout directory, or standard input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from casemate.errors import ImageError, InputError
+from casemate.image.opening import open_image
+from casemate.image.store import Store
+from casemate.units import format_bytes
+
+STDIN: Final = "-"
+_PIECE_BYTES: Final = 1 << 20
+
+Progress = Callable[[str, int, int], None]
+
+
+class Source(NamedTuple):
+    """An open source. ``fd`` is closed at the end of the block. ``sha256``: what it must hash to, where that is known;
+    ``container_disk``: it is the layer of an OCI image.
+    """
+
+    fd: int
+    name: str
+    origin: dict[str, str]
+    sha256: str | None = None
+    container_disk: bool = False
+
+
+@contextlib.contextmanager
+def opened_source(
+    store: Store,
+    source: str,
+    *,
+    max_bytes: int,
+    ca_file: str | None = None,
+    progress: Progress = lambda what, done, of: None,
+) -> Iterator[Source]:
+    """Open what a user named.
+
+    Args:
+        source: a path, relative to the working directory; ``https://...``; a directory; ``-``.
+        max_bytes: how much may come from a server or from standard input.
+
+    Raises:
+        InputError, ImageError, HostError: why it cannot be had.
+    """
+    from casemate.image.store_download import downloaded, is_url
+
+    if is_url(source):
+        with downloaded(
+            store,
+            source,
+            max_bytes=max_bytes,
+            ca_file=ca_file,
+            progress=lambda done, of: progress("downloading", done, of),
+        ) as fd:
+            yield Source(fd, source, {"source": source})
+        return
+    path = os.path.normpath(Path.cwd() / source)
+    if source == STDIN:
+        opened = Source(_spool(store, max_bytes, progress), "standard input", {"source": STDIN})
+    elif os.path.isdir(path):
+        from casemate.image.oci_layout import open_disk
+
+        disk = open_disk(path)
+        origin = {"source": path, "oci_media_type": disk.media_type[:120]}
+        opened = Source(disk.fd, disk.name, origin, disk.sha256, "tar" in disk.media_type)
+    else:
+        opened = Source(open_image(path), source, {"source": path})
+    try:
+        yield opened
+    finally:
+        os.close(opened.fd)
+
+
+def _spool(store: Store, max_bytes: int, progress: Progress) -> int:
+    """Standard input in a file without a name, which dies with us."""
+    from casemate.image.store_import import no_room
+
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise InputError("standard input is a terminal", next_step="casemate image add - < FILE")
+    store.prepare()
+    with no_room(store.directory):
+        fd = os.open(f"{store.directory}/incoming", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            at = 0
+            while piece := os.read(0, _PIECE_BYTES):
+                at += len(piece)
+                if at > max_bytes:
+                    raise ImageError("standard input is too large", expected=f"at most {format_bytes(max_bytes)}")
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(fd, view) :]
+                progress("reading", at, 0)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
