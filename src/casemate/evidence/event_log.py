@@ -1,0 +1,172 @@
+"""Firmware event logs (TCG PC Client Platform Firmware Profile), bytes to events and to the PCRs they replay to.
+
+Two forms: SHA-1 only (TCG 1.2), and crypto-agile, whose first event announces the digests ("Spec ID Event03"). In a
+CCEL of TDX the register n+1 of an event is RTMR n.
+
+A log proves nothing by itself: only what a signed quote repeats is true, and of an event only its digests; the text
+beside them counts where its own digest is the event's (`Event.is_data_measured`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from casemate.errors import InputError
+from casemate.evidence.octets import Octets
+from casemate.evidence.tpm import DIGEST_BYTES, HASHES
+
+MAX_BYTES: Final = 16 << 20
+MAX_EVENTS: Final = 100_000
+MAX_DATA: Final = 8 << 20
+EV_NO_ACTION: Final = 3
+EV_SEPARATOR: Final = 4
+EV_EFI_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
+EV_EFI_VARIABLE_AUTHORITY: Final = 0x800000E0
+_SPEC_ID: Final = b"Spec ID Event03\0"
+_LOCALITY: Final = b"StartupLocality\0"
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event. ``register``: PCR, or measurement register. ``digests``: by hash name."""
+
+    register: int
+    kind: int
+    digests: dict[str, bytes]
+    data: bytes
+
+    def is_data_measured(self) -> bool:
+        """Whether the data beside the digests are what was measured."""
+        return any(hashlib.new(name, self.data).digest() == digest for name, digest in self.digests.items())
+
+
+class EventLog(msgspec.Struct, frozen=True):
+    """``banks``: the hashes that every event has. ``locality``: that PCR 0 started at."""
+
+    events: tuple[Event, ...]
+    banks: tuple[str, ...]
+    locality: int
+
+
+def looks_like_event_log(data: bytes) -> bool:
+    """Whether it begins like a log: a first event without action, or with a PCR of firmware."""
+    return len(data) > 32 and data[:4] == bytes(4) and data[4:8] in (b"\x03\0\0\0", b"\x08\0\0\0", b"\x01\0\0\0")
+
+
+def parse_event_log(data: bytes) -> EventLog:
+    """All events of a log.
+
+    Raises:
+        InputError: it is cut off, or contradicts itself.
+    """
+    if len(data) > MAX_BYTES:
+        raise InputError("event log is too long", got=f"{len(data)} bytes", expected=f"at most {MAX_BYTES}")
+    octets = Octets(data, "event log", "little")
+    first = _old_event(octets)
+    banks = _banks(first.data) if first.kind == EV_NO_ACTION and first.data.startswith(_SPEC_ID) else None
+    events = [first]
+    while octets.left and not _is_padding(data, octets):
+        if len(events) >= MAX_EVENTS:
+            raise InputError("event log has too many events", expected=f"at most {MAX_EVENTS}")
+        events.append(_old_event(octets) if banks is None else _agile_event(octets, banks))
+    locality = next(
+        (
+            event.data[16]
+            for event in events
+            if event.kind == EV_NO_ACTION and event.data[:16] == _LOCALITY and len(event.data) > 16
+        ),
+        0,
+    )
+    return EventLog(tuple(events), tuple(banks or {"sha1": 20}), locality)
+
+
+def _is_padding(data: bytes, octets: Octets) -> bool:
+    """The rest of the firmware's area, filled with one octet (0xff in a CCEL)."""
+    rest = data[octets.offset :]
+    return rest.count(rest[:1]) == len(rest) and rest[:1] in (b"\xff", b"\0") and len(rest) >= 8
+
+
+def _old_event(octets: Octets) -> Event:
+    register, kind = octets.number(4, "register"), octets.number(4, "event type")
+    digest = octets.take(20, "SHA-1 digest")
+    return Event(register, kind, {"sha1": digest}, octets.sized(4, "event data", MAX_DATA))
+
+
+def _agile_event(octets: Octets, banks: dict[str, int]) -> Event:
+    register, kind, count = octets.number(4, "register"), octets.number(4, "event type"), octets.number(4, "digests")
+    if count > len(HASHES):
+        raise InputError("event log: too many digests of one event", got=str(count))
+    digests: dict[str, bytes] = {}
+    for _ in range(count):
+        name = HASHES.get(octets.number(2, "hash"), "")
+        if name not in banks or name in digests:
+            raise InputError("event log: a digest that was not announced, or twice", got=name or "unknown hash")
+        digests[name] = octets.take(banks[name], f"{name} digest")
+    return Event(register, kind, digests, octets.sized(4, "event data", MAX_DATA))
+
+
+def _banks(data: bytes) -> dict[str, int]:
+    """Hashes and digest sizes that the Spec ID event announces."""
+    octets = Octets(data, "Spec ID event", "little")
+    octets.take(24, "signature, class, versions")
+    count = octets.number(4, "number of algorithms")
+    if not 1 <= count <= len(HASHES):
+        raise InputError("event log: number of hash algorithms", got=str(count))
+    banks = {}
+    for _ in range(count):
+        identifier, size = octets.number(2, "algorithm"), octets.number(2, "digest size")
+        name = HASHES.get(identifier, "")
+        if DIGEST_BYTES.get(name) != size:
+            raise InputError("event log: a hash of another size", got=f"{identifier:#06x} of {size} bytes")
+        banks[name] = size
+    return banks
+
+
+def replay(log: EventLog, bank: str) -> dict[int, bytes]:
+    """The registers after the log, of one bank; those without events are not in it.
+
+    Raises:
+        InputError: the log has no digests of this bank.
+    """
+    if bank not in log.banks:
+        raise InputError(f"event log has no {bank} digests", got=", ".join(log.banks))
+    size = DIGEST_BYTES[bank]
+    found: dict[int, bytes] = {}
+    for event in log.events:
+        if event.kind == EV_NO_ACTION:
+            continue
+        if bank not in event.digests:
+            raise InputError(f"event log: an event without a {bank} digest", got=f"register {event.register}")
+        start = found.get(event.register)
+        if start is None:
+            start = bytes(size - 1) + bytes([log.locality if event.register == 0 else 0])
+        found[event.register] = hashlib.new(bank, start + event.digests[bank]).digest()
+    return found
+
+
+def secure_boot(log: EventLog) -> bool | None:
+    """Whether Secure Boot was on, by the measured variable; None when the log does not say.
+
+    The last measurement of ``SecureBoot`` whose data are what was measured.
+    """
+    state = None
+    for event in log.events:
+        if event.kind == EV_EFI_VARIABLE_DRIVER_CONFIG and event.is_data_measured():
+            name, value = _variable(event.data)
+            if name == "SecureBoot":
+                state = value == b"\x01"
+    return state
+
+
+def _variable(data: bytes) -> tuple[str, bytes]:
+    """UEFI_VARIABLE_DATA: (name, value); ("", b"") when it is none."""
+    try:
+        octets = Octets(data, "UEFI variable", "little")
+        octets.take(16, "vendor")
+        characters, size = octets.number(8, "name length"), octets.number(8, "data length")
+        name = octets.take(2 * characters if characters < 4096 else -1, "name").decode("utf-16-le", "replace")
+        return name, octets.take(size if size < MAX_DATA else -1, "value")
+    except InputError:
+        return "", b""

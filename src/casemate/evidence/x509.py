@@ -1,0 +1,292 @@
+"""X.509 certificates (RFC 5280), read by ourselves and verified with pyca/cryptography's keys.
+
+The libraries refuse some certificates that vendors really issue (AMD: serial number 0, extension values that are raw
+bytes), and a verifier must not depend on which ones they refuse next year. Signatures are theirs; fields are ours.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from casemate.errors import InputError
+from casemate.evidence import der
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+_BASIC_CONSTRAINTS: Final = "2.5.29.19"
+_KEY_USAGE: Final = "2.5.29.15"
+_COMMON_NAME: Final = "2.5.4.3"
+_RSA_PSS: Final = "1.2.840.113549.1.1.10"
+_RSA_HASHES: Final = {
+    "1.2.840.113549.1.1.11": "sha256",
+    "1.2.840.113549.1.1.12": "sha384",
+    "1.2.840.113549.1.1.13": "sha512",
+}
+_ECDSA_HASHES: Final = {
+    "1.2.840.10045.4.3.2": "sha256",
+    "1.2.840.10045.4.3.3": "sha384",
+    "1.2.840.10045.4.3.4": "sha512",
+}
+_PSS_HASHES: Final = {
+    "2.16.840.1.101.3.4.2.1": "sha256",
+    "2.16.840.1.101.3.4.2.2": "sha384",
+    "2.16.840.1.101.3.4.2.3": "sha512",
+}
+MAX_EXTENSIONS: Final = 64
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """``encoded``: the whole, DER. ``signed``: the part that is signed. ``scheme``: ``rsa``, ``rsa-pss`` or ``ecdsa``
+    with ``hash_name``. ``issuer``, ``subject``: names as DER. ``key``: SubjectPublicKeyInfo. ``extensions``: by object
+    identifier, (critical, value)."""
+
+    encoded: bytes
+    signed: bytes
+    scheme: str
+    hash_name: str
+    salt_bytes: int
+    signature: bytes
+    serial: int
+    issuer: bytes
+    subject: bytes
+    common_name: str
+    not_before: datetime.datetime
+    not_after: datetime.datetime
+    key: bytes
+    extensions: dict[str, tuple[bool, bytes]]
+
+    @property
+    def is_authority(self) -> bool:
+        """Whether it may sign certificates: basic constraints say so, and key usage does not say otherwise."""
+        _, constraints = self.extensions.get(_BASIC_CONSTRAINTS, (False, b""))
+        _, usage = self.extensions.get(_KEY_USAGE, (False, b""))
+        return _says_authority(constraints) and (not usage or _may_sign_certificates(usage))
+
+    def public_key(self) -> PublicKeyTypes:
+        """Its key.
+
+        Raises:
+            InputError: no key that the library knows.
+        """
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+        try:
+            return load_der_public_key(self.key)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise InputError("a certificate's key cannot be read", got=str(error)[:120]) from None
+
+    def signed_by(self, issuer: Certificate) -> bool:
+        """Whether the issuer's key made its signature, and is allowed to by name."""
+        return self.issuer == issuer.subject and verify(
+            issuer.public_key(), self.scheme, self.hash_name, self.signature, self.signed, salt_bytes=self.salt_bytes
+        )
+
+    def covers(self, moment: datetime.datetime) -> bool:
+        """Whether its validity includes the moment."""
+        return self.not_before <= moment <= self.not_after
+
+
+def parse(data: bytes) -> Certificate:
+    """A certificate in DER.
+
+    Raises:
+        InputError: it is none, or uses an algorithm that no evidence here uses.
+    """
+    outer = list(der.elements(der.whole(data, der.SEQUENCE).body))
+    if len(outer) != 3:
+        raise _fault("not three parts")
+    scheme, hash_name, salt = _algorithm(der.expect(outer[1], der.SEQUENCE))
+    fields = list(der.elements(der.expect(outer[0], der.SEQUENCE).body))
+    if fields and fields[0].tag == 0xA0:  # version
+        fields.pop(0)
+    if len(fields) < 6:
+        raise _fault("fields are missing")
+    serial, algorithm, issuer, validity, subject, key, *rest = fields
+    if algorithm.whole != outer[1].whole:
+        raise _fault("two signature algorithms")
+    begin, end = (_time(item) for item in _two(der.elements(der.expect(validity, der.SEQUENCE).body)))
+    return Certificate(
+        encoded=data,
+        signed=outer[0].whole,
+        scheme=scheme,
+        hash_name=hash_name,
+        salt_bytes=salt,
+        signature=_bits(outer[2]),
+        serial=int.from_bytes(der.expect(serial, der.INTEGER).body, "big"),
+        issuer=der.expect(issuer, der.SEQUENCE).whole,
+        subject=der.expect(subject, der.SEQUENCE).whole,
+        common_name=_common_name(subject),
+        not_before=begin,
+        not_after=end,
+        key=der.expect(key, der.SEQUENCE).whole,
+        extensions=_extensions(rest),
+    )
+
+
+def parse_many(data: bytes) -> tuple[Certificate, ...]:
+    """Certificates in PEM, one after the other, or one in DER.
+
+    Raises:
+        InputError: there is none, or one cannot be read.
+    """
+    import base64
+    import binascii
+    import re
+
+    if b"-----BEGIN CERTIFICATE-----" not in data:
+        return (parse(data),)
+    blocks = re.findall(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", data[: der.MAX_BYTES], re.DOTALL)
+    try:
+        return tuple(parse(base64.b64decode(b"".join(block.split()), validate=True)) for block in blocks)
+    except binascii.Error:
+        raise _fault("PEM that is not base64") from None
+
+
+def verify(
+    key: PublicKeyTypes, scheme: str, hash_name: str, signature: bytes, signed: bytes, *, salt_bytes: int = 0
+) -> bool:
+    """Whether the signature is the key's over these bytes. A key of another kind made none."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+
+    known: dict[str, hashes.HashAlgorithm] = {
+        "sha1": hashes.SHA1(),  # noqa: S303  some TPMs sign quotes with it; a policy decides
+        "sha256": hashes.SHA256(),
+        "sha384": hashes.SHA384(),
+        "sha512": hashes.SHA512(),
+    }
+    algorithm = known[hash_name]
+    try:
+        if scheme == "ecdsa" and isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, signed, ec.ECDSA(algorithm))
+            return True
+        if scheme == "rsa" and isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, signed, padding.PKCS1v15(), algorithm)
+            return True
+        if scheme == "rsa-pss" and isinstance(key, rsa.RSAPublicKey):
+            pss = padding.PSS(padding.MGF1(algorithm), salt_bytes or padding.PSS.AUTO)
+            key.verify(signature, signed, pss, algorithm)
+            return True
+    except (InvalidSignature, ValueError):
+        return False
+    return False
+
+
+def _algorithm(element: der.Element) -> tuple[str, str, int]:
+    """(scheme, hash, salt in bytes) of an AlgorithmIdentifier."""
+    parts = list(der.elements(element.body))
+    if not parts:
+        raise _fault("no signature algorithm")
+    name = der.oid_text(der.expect(parts[0], der.OID).body)
+    if name in _RSA_HASHES:
+        return "rsa", _RSA_HASHES[name], 0
+    if name in _ECDSA_HASHES:
+        return "ecdsa", _ECDSA_HASHES[name], 0
+    if name != _RSA_PSS or len(parts) != 2:
+        raise _fault(f"signature algorithm {name}")
+    return "rsa-pss", *_pss(der.expect(parts[1], der.SEQUENCE))
+
+
+def _pss(element: der.Element) -> tuple[str, int]:
+    """(hash, salt in bytes) of RSASSA-PSS-params (RFC 4055); the mask must be MGF1 with the same hash."""
+    fields = {part.tag: part.body for part in der.elements(element.body)}
+    try:
+        hashed = der.whole(fields[0xA0], der.SEQUENCE)
+        mask = list(der.elements(der.whole(fields[0xA1], der.SEQUENCE).body))
+        salt = der.integer(der.whole(fields[0xA2], der.INTEGER).body)
+    except KeyError:
+        raise _fault("PSS with parameters left out, which means SHA-1") from None
+    name = der.oid_text(der.expect(next(der.elements(hashed.body)), der.OID).body)
+    if name not in _PSS_HASHES or len(mask) != 2 or _first_oid(mask[1]) != name or not 0 < salt <= 128:
+        raise _fault("PSS parameters")
+    return _PSS_HASHES[name], salt
+
+
+def _first_oid(element: der.Element) -> str:
+    parts = list(der.elements(der.expect(element, der.SEQUENCE).body))
+    if not parts:
+        raise _fault("an empty algorithm")
+    return der.oid_text(der.expect(parts[0], der.OID).body)
+
+
+def _two(items: object) -> tuple[der.Element, der.Element]:
+    found = list(items)  # type: ignore[call-overload]
+    if len(found) != 2:
+        raise _fault("not a begin and an end")
+    return found[0], found[1]
+
+
+def _time(element: der.Element) -> datetime.datetime:
+    """RFC 5280, 4.1.2.5: UTCTime until 2049, GeneralizedTime after; both with seconds and Z."""
+    text = element.body.decode("ascii", "replace")
+    form = {der.UTC_TIME: "%y%m%d%H%M%SZ", der.GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}.get(element.tag)
+    try:
+        if form is None:
+            raise ValueError(text)
+        moment = datetime.datetime.strptime(text, form).replace(tzinfo=datetime.UTC)
+    except ValueError:
+        raise _fault("a time of no known form") from None
+    if element.tag == der.UTC_TIME and moment.year >= 2050:
+        moment = moment.replace(year=moment.year - 100)
+    return moment
+
+
+def _bits(element: der.Element) -> bytes:
+    body = der.expect(element, der.BIT_STRING).body
+    if not body or body[0] != 0:
+        raise _fault("a bit string of no whole octets")
+    return body[1:]
+
+
+def _common_name(subject: der.Element) -> str:
+    """The first common name; empty when there is none."""
+    for relative in der.elements(subject.body):
+        for pair in der.elements(der.expect(relative, der.SET).body):
+            parts = list(der.elements(der.expect(pair, der.SEQUENCE).body))
+            if len(parts) == 2 and der.oid_text(der.expect(parts[0], der.OID).body) == _COMMON_NAME:
+                return parts[1].body.decode("utf-8", "backslashreplace")
+    return ""
+
+
+def _extensions(rest: list[der.Element]) -> dict[str, tuple[bool, bytes]]:
+    found: dict[str, tuple[bool, bytes]] = {}
+    for field in rest:
+        if field.tag != 0xA3:
+            continue
+        for extension in der.elements(der.whole(field.body, der.SEQUENCE).body):
+            parts = list(der.elements(der.expect(extension, der.SEQUENCE).body))
+            if len(parts) not in (2, 3) or len(found) >= MAX_EXTENSIONS:
+                raise _fault("an extension")
+            name = der.oid_text(der.expect(parts[0], der.OID).body)
+            if name in found:
+                raise _fault(f"extension {name} twice")
+            critical = len(parts) == 3 and der.expect(parts[1], der.BOOLEAN).body == b"\xff"
+            found[name] = critical, der.expect(parts[-1], der.OCTET_STRING).body
+    return found
+
+
+def _says_authority(value: bytes) -> bool:
+    try:
+        first = next(der.elements(der.whole(value, der.SEQUENCE).body), None)
+    except InputError:
+        return False
+    return first is not None and first.tag == der.BOOLEAN and first.body == b"\xff"
+
+
+def _may_sign_certificates(value: bytes) -> bool:
+    """Bit 5 of KeyUsage (keyCertSign)."""
+    try:
+        body = der.whole(value, der.BIT_STRING).body
+    except InputError:
+        return False
+    return len(body) > 1 and bool(body[1] & 0x04)
+
+
+def _fault(what: str) -> InputError:
+    return InputError("not a certificate", got=what, expected="X.509 in DER or PEM")
