@@ -15,6 +15,7 @@ from casemate.facts.memory_root import MemoryRoot, MemoryTree, Noted
 
 if TYPE_CHECKING:
     from casemate.cell.cell import Cell
+    from casemate.cell.model import Volume
 
 ENTRIES_MAX = 2_000_000
 
@@ -28,53 +29,99 @@ def guest_root(cell: Cell, name: str, time_s: float) -> MemoryRoot:
     Raises:
         ImageError: no volume holds a system, or it has too many files. VmError: the cell died or lied.
     """
-    volume = cell.system()
-    wanted = re.compile("|".join(_expression(pattern) for pattern in WANTED))
-    files: dict[str, bytes] = {}
-    links: dict[str, str] = {}
-    names: dict[str, list[str]] = {"/": []}
-    status: dict[str, Noted] = {}
-    unread: dict[str, int] = {}
-    to_read: list[tuple[str, bytes]] = []
-    for entry in cell.walk(volume.name, b"/", entries_max=ENTRIES_MAX):
-        path = "/" + entry.path.decode("utf-8", "backslashreplace")
-        parent, _, last = path.rpartition("/")
-        names.setdefault(parent or "/", []).append(last)
-        if entry.error:
-            unread[path] = entry.error
-        if entry.is_directory:
-            names.setdefault(path, [])
-        elif entry.is_link:
-            links[path] = entry.target.decode("utf-8", "backslashreplace")
-            continue
-        elif entry.is_file and wanted.fullmatch(path):
-            if entry.size_bytes:
-                to_read.append((path, b"/" + entry.path))
-            else:
-                files[path] = b""
-        status[path] = (entry.mode, entry.uid, entry.gid, 0, 0, entry.inode, entry.size_bytes)
-    total = 0
-    for path, raw in to_read:
-        if status[path][6] > MAX_FILE_BYTES or total + status[path][6] > MAX_TOTAL_BYTES:
-            unread[path] = errno.EFBIG
-            continue
-        try:
-            files[path] = cell.read(volume.name, raw, MAX_FILE_BYTES)
-        except (ImageError, InputError):
-            unread[path] = errno.EIO
-        else:
-            total += len(files[path])
+    system = cell.system()
+    gathered = _Gathered()
+    for volume, place in _mounts(cell, system):
+        gathered.take(cell, volume.name, place)
+    names = gathered.names
     tree = MemoryTree(
-        files=files,
-        links=links,
+        files=gathered.files,
+        links=gathered.links,
         folders=frozenset(names),
         names={folder: tuple(found) for folder, found in names.items()},
-        status=status,
-        unread=unread,
+        status=gathered.status,
+        unread=gathered.unread,
         looked_for=(),
         time_s=time_s,
     )
     return MemoryRoot(tree, name)
+
+
+def _mounts(cell: Cell, system: Volume) -> list[tuple[Volume, str]]:
+    """(volume, where the guest would mount it): the system itself, a /boot of its own, the EFI system partition."""
+    found = [(system, "")]
+    for volume in cell.volumes():
+        if volume.name == system.name or not volume.readable or volume.os is not None:
+            continue
+        if volume.content == "vfat":
+            found.append((volume, "/boot/efi"))
+            continue
+        names = [entry.path for entry in cell.list(volume.name, b"/", entries_max=10_000)]
+        if any(name.startswith((b"vmlinuz", b"grub")) for name in names):
+            found.append((volume, "/boot"))
+    return found
+
+
+class _Gathered:
+    """What was copied out so far."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.links: dict[str, str] = {}
+        self.names: dict[str, list[str]] = {"/": []}
+        self.status: dict[str, Noted] = {}
+        self.unread: dict[str, int] = {}
+        self._total = 0
+        self._wanted = re.compile("|".join(_expression(pattern) for pattern in WANTED))
+
+    def take(self, cell: Cell, volume: str, place: str) -> None:
+        """One volume, as mounted at ``place``."""
+        to_read: list[tuple[str, bytes]] = []
+        if place:
+            self._folder(place)
+        for entry in cell.walk(volume, b"/", entries_max=ENTRIES_MAX):
+            path = f"{place}/{entry.path.decode('utf-8', 'backslashreplace')}"
+            parent, _, last = path.rpartition("/")
+            siblings = self.names.setdefault(parent or "/", [])
+            if not place or last not in siblings:
+                siblings.append(last)
+            if entry.error:
+                self.unread[path] = entry.error
+            if entry.is_directory:
+                self.names.setdefault(path, [])
+            elif entry.is_link:
+                self.links[path] = entry.target.decode("utf-8", "backslashreplace")
+                continue
+            elif entry.is_file and self._wanted.fullmatch(path):
+                if entry.size_bytes:
+                    to_read.append((path, b"/" + entry.path))
+                else:
+                    self.files[path] = b""
+            self.status[path] = (entry.mode, entry.uid, entry.gid, 0, 0, entry.inode, entry.size_bytes)
+        for path, raw in to_read:
+            self._read(cell, volume, path, raw)
+
+    def _folder(self, path: str) -> None:
+        """The mount point and what is above it."""
+        while path:
+            parent, _, last = path.rpartition("/")
+            siblings = self.names.setdefault(parent or "/", [])
+            if last not in siblings:
+                siblings.append(last)
+            self.names.setdefault(path, [])
+            path = parent
+
+    def _read(self, cell: Cell, volume: str, path: str, raw: bytes) -> None:
+        size = self.status[path][6]
+        if size > MAX_FILE_BYTES or self._total + size > MAX_TOTAL_BYTES:
+            self.unread[path] = errno.EFBIG
+            return
+        try:
+            self.files[path] = cell.read(volume, raw, MAX_FILE_BYTES)
+        except (ImageError, InputError):
+            self.unread[path] = errno.EIO
+        else:
+            self._total += len(self.files[path])
 
 
 def _expression(pattern: str) -> str:

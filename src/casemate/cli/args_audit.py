@@ -76,6 +76,9 @@ def add(commands: Commands) -> None:
     where.add_argument("--libvirt", metavar="URI", help="every domain of a libvirt: qemu:///system")
     where.add_argument("--root", metavar="DIR", help="a file tree in place of this host's")
     where.add_argument(
+        "--guest", action="store_true", help="of images: also the guest inside, read by a throwaway VM (image audit)"
+    )
+    where.add_argument(
         "-j",
         "--jobs",
         type=_jobs,

@@ -28,11 +28,18 @@ def audit(arguments: argparse.Namespace) -> int:
     formats = _formats(arguments)
     if arguments.framework and (control is not None or arguments.baseline):
         raise InputError("--framework excludes --explain and --baseline")
-    if formats == [("jsonl", "-")] and not arguments.framework and not arguments.baseline and control is None:
+    if (
+        formats == [("jsonl", "-")]
+        and not arguments.guest
+        and not arguments.framework
+        and not arguments.baseline
+        and control is None
+    ):
         return _stream(arguments)
     old = reports.load(arguments.baseline) if arguments.baseline else None
     with progress_bar() as progress:
-        report = reports.printable(assess.audit(arguments.targets, **_request(arguments), progress=progress))
+        report = assess.audit(arguments.targets, **_request(arguments), progress=progress)
+    report = reports.printable(_with_guests(report, arguments) if arguments.guest else report)
     if arguments.waivers:
         for text in reports.unused_waivers(arguments.waivers, report):
             output.note(text)
@@ -46,6 +53,25 @@ def audit(arguments: argparse.Namespace) -> int:
             _write(report, name, place, changes, everything=arguments.all)
     _say_faults(report.faults, formats)
     return _exit_code(report, arguments)
+
+
+def _with_guests(report: Report, arguments: argparse.Namespace) -> Report:
+    """The report with what the files of each image say about its guest."""
+    import msgspec
+
+    from casemate import scans
+
+    images = [entry.target.name for entry in report.targets if entry.target.kind.value == "image"]
+    if not images:
+        raise InputError("--guest is for images, and none was audited", next_step="casemate audit IMAGE --guest")
+    entries = list(report.targets)
+    for number, entry in enumerate(entries):
+        if entry.target.kind.value == "image":
+            guest = scans.audit_image(entry.target.origin, profile=arguments.profile, waiver_file=arguments.waivers)
+            entries[number] = msgspec.structs.replace(
+                entry, findings=(*entry.findings, *guest.findings), notes=(*entry.notes, *guest.notes)
+            )
+    return msgspec.structs.replace(report, targets=tuple(entries))
 
 
 def _print_framework(report: Report, formats: list[tuple[str, str]], framework: str) -> None:

@@ -127,7 +127,7 @@ def _weak_sysctls(root: Root) -> Fact:
 
 def _cmdline(root: Root) -> Fact:
     """The kernel's command line, from the boot loader's configuration."""
-    for folder in ("/boot/loader/entries", "/loader/entries"):
+    for folder in ("/boot/loader/entries", "/boot/efi/loader/entries"):
         try:
             names = [name for name in root.list_dir(folder) if name.endswith(".conf")]
             for name in sorted(names):
@@ -140,6 +140,7 @@ def _cmdline(root: Root) -> Fact:
         ("/etc/kernel/cmdline", r"(.+)"),
         ("/boot/grub/grub.cfg", r"^\s*linux(?:16|efi)?\s+\S+\s+(.*)$"),
         ("/boot/grub2/grub.cfg", r"^\s*linux(?:16|efi)?\s+\S+\s+(.*)$"),
+        ("/boot/efi/EFI/debian/grub.cfg", r"^\s*linux(?:16|efi)?\s+\S+\s+(.*)$"),
         ("/etc/default/grub", r"^GRUB_CMDLINE_LINUX(?:_DEFAULT)?=[\"']?([^\"'\n]*)"),
     ):
         try:
@@ -183,10 +184,10 @@ def _secure_boot(root: Root) -> Fact:
     """``ready``: a shim or a signed boot loader is installed; ``no boot loader``: the kernel comes from outside."""
     signed = (
         *("/usr/lib/shim/shimx64.efi.signed", "/usr/lib/shim/shimaa64.efi.signed", "/boot/efi/EFI/debian/shimx64.efi"),
-        *("/boot/efi/EFI/fedora/shimx64.efi", "/boot/efi/EFI/ubuntu/shimx64.efi", "/EFI/BOOT/fbx64.efi"),
+        *("/boot/efi/EFI/fedora/shimx64.efi", "/boot/efi/EFI/ubuntu/shimx64.efi"),
         *("/usr/lib/systemd/boot/efi/systemd-bootx64.efi.signed", "/usr/share/efi/x86_64/shim.efi"),
     )
-    loaders = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/boot/loader", "/loader", "/boot/efi/EFI", "/EFI")
+    loaders = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/boot/loader", "/boot/efi/EFI", "/boot/efi/loader")
     try:
         if any(root.exists(path) for path in signed):
             return Known("ready", "a signed boot loader")
