@@ -241,6 +241,18 @@ def test_what_only_the_owner_decides_is_said() -> None:
     assert any("frobnicate" in item.what and item.reason is Reason.DECIDE for item in done.left)
 
 
+def test_options_without_a_word_for_them_are_listed_without_their_values() -> None:
+    line = (
+        f"{Q} -m 1G -hda /d.img -smbios type=1,serial=hunter2 -uuid 9e1c -rtc base=localtime -fw_cfg name=opt/x,string=hunter2 "
+        "-boot order=n -option-rom /x.rom -kvm-shadow-memory 4 -no-user-config -msg timestamp=on"
+    )
+    left = {item.where for item in hardened(line).hardened.left if item.control == "dev.surface"}
+    assert left == {"-smbios", "-uuid", "-rtc", "-fw_cfg", "-boot", "-option-rom", "-kvm-shadow-memory"}
+    assert b"hunter2" not in msgspec.json.encode(hardened(line).hardened)
+    quiet = f"{Q} -m 1G -hda /d.img -rtc base=utc -boot c -no-user-config -nodefaults"
+    assert not [item for item in hardened(quiet).hardened.left if item.control == "dev.surface"]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

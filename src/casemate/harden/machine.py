@@ -19,7 +19,7 @@ import msgspec
 from casemate.errors import InputError
 from casemate.facts.machine import Machine
 from casemate.facts.machine_boards import ORIGIN
-from casemate.harden import machine_boot, machine_disks, machine_network
+from casemate.harden import machine_boot, machine_disks, machine_network, machine_rest
 from casemate.harden.machine_data import DECIDE, DEVICE_RULES, GONE, LIMIT, REPLACED, DeviceRule
 from casemate.harden.model import Hardened, Notes, Reason
 from casemate.harden.spec_text import write_spec
@@ -121,7 +121,7 @@ def harden_machine(
     if limits:
         document["limits"] = limits
     _devices(machine, notes)  # 5.
-    _surroundings(machine, notes)  # 6.
+    machine_rest.surroundings(machine, notes)  # 6.
     if not document["boot"].get("kernel") and not document["disk"]:
         raise InputError(
             f"{machine.source}: nothing to boot is left",
@@ -301,96 +301,3 @@ def _devices(machine: Machine, notes: Notes) -> None:
 def _default_devices(machine: Machine) -> set[str]:
     wanted = re.compile(r"VGA|e1000e?|floppy|isa-parallel|isa-fdc|ide-cd|isa-serial")
     return {d.type for d in machine.devices if d.origin == ORIGIN and wanted.fullmatch(d.type)} or {"default devices"}
-
-
-_IGNORED_FLAGS: Final = frozenset({"-nodefaults", "-no-user-config", "-snapshot", "-enable-kvm", "-S"})
-
-
-def _surroundings(machine: Machine, notes: Notes) -> None:
-    """Monitors, screens, debugging, shared memory, secrets, and what nobody understood."""
-    ways = [way for way in machine.monitors if way not in ("fd", "none", "libvirt")]
-    if ways:
-        notes.change(
-            "vmm.qmp",
-            "monitor",
-            f"monitor on {', '.join(ways)[:120]} removed",
-            "whoever reaches the monitor owns the VM and reads files as the emulator",
-            "programs that speak QMP: casemate's own commands take their place",
-        )
-    screens = [b for b in machine.backends if b.kind == "display"]
-    for screen in screens:
-        listen = screen.properties.get("listen", "")
-        notes.change(
-            "vmm.console-listen" if listen else "dev.no-display",
-            screen.origin,
-            f"{screen.type} removed" + (f", which listened on {listen[:60]}" if listen else ""),
-            "display and remote desktop code in QEMU is large and reachable from the network",
-            "the screen: the console is a serial one (casemate console)",
-        )
-    _serial(machine, notes)
-    shared = [b for b in machine.backends if b.kind == "object" and b.properties.get("share") in ("on", "yes", "true")]
-    files = [b for b in machine.backends if b.kind == "object" and b.type == "memory-backend-file"]
-    if shared or files or machine.settings.get("mem-path"):
-        notes.change(
-            "mem.no-shared-backend",
-            ", ".join(b.origin for b in (*shared, *files)) or "-mem-path",
-            "memory back end removed: the guest's memory is anonymous",
-            "another process that maps the guest's memory sees its keys",
-            "huge pages and NUMA placement",
-        )
-    opened = [flag for flag in machine.flags if flag not in _IGNORED_FLAGS]
-    if opened:
-        notes.change(
-            "vmm.no-debug",
-            "argv",
-            f"{', '.join(opened)[:120]} removed",
-            "debuggers and incoming migrations rule the guest, and nobody asks who they are",
-            "that interface",
-        )
-    if machine.secrets:
-        notes.change(
-            "dev.no-secret-args",
-            ", ".join(machine.secrets)[:120],
-            "secrets in the arguments are not taken over",
-            "every process of the host can read another one's arguments",
-            "what needed them",
-        )
-    if machine.launch_security:
-        notes.leave(
-            "cc.launch",
-            "launch security",
-            f"{machine.launch_security} is not in the specification",
-            Reason.DECIDE,
-            "Casemate starts no confidential guests: keep this VM where it is",
-        )
-    if not any(d.type.startswith("virtio-rng") for d in machine.devices):
-        notes.change(
-            "ent.virtio-rng", "devices", "virtio-rng from /dev/urandom, with a rate", "early keys need entropy"
-        )
-    if "spawn=deny" not in machine.sandbox and machine.form == "argv":
-        notes.change("proc.qemu-sandbox", "argv", "-sandbox on with all denials, inside our wall", "one more filter")
-    for part in machine.unreadable[:64]:
-        notes.leave(
-            "dev.surface",
-            machine.form,
-            f"not understood, and not taken over: {part[:160]}",
-            Reason.DECIDE,
-            "look at it",
-        )
-
-
-def _serial(machine: Machine, notes: Notes) -> None:
-    open_ways = [
-        b.origin
-        for b in machine.backends
-        if b.kind == "chardev" and b.type in ("socket", "udp") and not b.path and b.properties.get("port")
-    ]
-    open_ways += [d.origin for d in machine.devices if re.match(r"(tcp|telnet|udp|websocket):", d.backend)]
-    if open_ways:
-        notes.change(
-            "vmm.serial-network",
-            ", ".join(open_ways[:4]),
-            "console on the network removed",
-            "nobody asks who types into it",
-            "casemate console, over ssh to the host",
-        )
