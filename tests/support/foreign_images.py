@@ -233,3 +233,26 @@ SOUND: dict[str, bytes] = {
     "dynamic.vdi": vdi(),
 }
 """Every one is accepted."""
+
+
+def mended(data: bytes, image_format: str) -> bytes:
+    """With its checksums true again, so that a mutation gets behind them."""
+    if image_format == "vhdx":
+        out = bytearray(data)
+        for place, length in ((65536, 4096), (131072, 4096), (196608, 65536), (262144, 65536)):
+            out[place : place + length] = with_crc(bytes(out[place : place + length]))
+        return bytes(out)
+    if image_format == "vhd":
+        return _mended_vhd(data)
+    return data
+
+
+def _mended_vhd(data: bytes) -> bytes:
+    def summed(block: bytes, at: int) -> bytes:
+        blank = block[:at] + bytes(4) + block[at + 4 :]
+        return blank[:at] + struct.pack(">I", ~sum(blank) & 0xFFFFFFFF) + blank[at + 4 :]
+
+    if not data.startswith(b"conectix"):
+        return data[:-512] + summed(data[-512:], 64)
+    foot = summed(data[:512], 64)
+    return foot + summed(data[512:1536], 36) + data[1536:-512] + foot
