@@ -84,88 +84,131 @@ def launch(
     """
     clock = _Clock()
     cgroups.make(plan.cgroup)  # 1
-    network: Network | None = None
-    ours, theirs, log_read, log_write = [], [], -1, -1
-    spawned: Spawned | None = None
-    copies: CopyDigests | None = None
     contents = ContentChecks(opened.promises, opened.by_role)
-    feed: SecretFeed | None = None
+    held = _Held(plan, restore)
     try:
-        qmp_ours, qmp_theirs = socket.socketpair()
-        console_ours, console_theirs = socket.socketpair()
-        ours, theirs = [qmp_ours, console_ours], [qmp_theirs, console_theirs]
-        log_read, log_write = os.pipe2(os.O_CLOEXEC)
-        sources = {
-            **opened.by_role,
-            "qmp": qmp_theirs.fileno(),
-            "console": console_theirs.fileno(),
-            "log": log_write,
-        }
-        clone = _clone_port(plan, ours, theirs, sources)
-        if plan.helpers:
-            from casemate.engine.network import start_network
-
-            network = start_network(  # 2
-                plan, plan.run_as.uid, plan.run_as.gid, plan.cgroup.directories, log_fd=log_write
-            )
-            sources["net"] = network.qemu_socket_fd
-            clock.lap("helpers")
+        sources = held.open_ends(opened)
+        held.start_helpers(sources, clock)  # 2
         opened.verify_unchanged()
-        spawned = _spawn(plan, program, sources, staging)  # 3
-        copies = CopyDigests(spawned, plan.wall)
+        spawned = held.spawned = _spawn(plan, program, sources, staging)  # 3
+        copies = held.copies = CopyDigests(spawned, plan.wall)
         contents.begin()
-        feed = _feed(plan, spawned, opened)
+        held.feed = _feed(plan, spawned, opened)
         clock.lap("wall")
-        for end in theirs:
-            end.close()
-        if network is not None:
-            network.unlink()
-        os.close(log_write)
-        log_write = -1
+        held.hand_over()
         deadline_s = STARTUP_DEADLINE_S + extra_time_s(opened.promises, opened.by_role)
         deadline_s += restore.extra_s if restore is not None else 0.0
-        startup = Startup(spawned, qmp_ours, log_read, os.uname().machine, deadline_s)
+        startup = Startup(spawned, held.ours[0], held.log_read, os.uname().machine, deadline_s)
         version = _greeting(startup, plan, copies)  # 4
         _take_state(restore, startup, version)
         clock.lap("greeting")
         digests = copies.result(opened.digests) | contents.result()
         observed = observe(plan, startup, spawned, opened, digests)  # 5
-        observed.update(_observe_beside(plan, network, feed, opened))
+        observed.update(_observe_beside(plan, held.network, held.feed, opened))
         clock.lap("read-back")
         findings = judge_launch(plan, observed, waivers, controls)  # 6
         clock.lap("judge")
         startup.end_notifications()  # 7
-        _tell_clone(restore, clone)
+        _tell_clone(restore, held.clone)
         startup.command("cont")  # 8
         clock.lap("cont")
     except BaseException:
-        if spawned is not None:
-            kill_and_reap(spawned)
-        _end_threads(copies, feed, restore)
-        if network is not None:
-            network.stop()
-        for end in (*ours, *theirs):
+        held.undo()
+        raise
+    return held.launched(startup, findings, version, digests, observed, clock)
+
+
+class _Held:
+    """What one launch opens and starts, in the order in which it does; `undo` leaves nothing of it behind.
+
+    ``ours``: our ends of QMP, console, and where the VM may be saved of the port for clones; ``theirs`` the emulator's.
+    """
+
+    def __init__(self, plan: LaunchPlan, restore: Restore | None) -> None:
+        self._plan, self._restore = plan, restore
+        self.ours: list[socket.socket] = []
+        self._theirs: list[socket.socket] = []
+        self.log_read = self._log_write = -1
+        self.clone: socket.socket | None = None
+        self.network: Network | None = None
+        self.spawned: Spawned | None = None
+        self.copies: CopyDigests | None = None
+        self.feed: SecretFeed | None = None
+
+    def open_ends(self, opened: Opened) -> dict[str, int]:
+        """Sockets and the log's pipe; the descriptors that the emulator gets, by role."""
+        sources = dict(opened.by_role)
+        for role in ("qmp", "console", *(("clone",) if self._plan.spec.machine.saveable else ())):
+            mine, other = socket.socketpair()
+            self.ours.append(mine)
+            self._theirs.append(other)
+            sources[role] = other.fileno()
+            self.clone = mine if role == "clone" else None
+        self.log_read, self._log_write = os.pipe2(os.O_CLOEXEC)
+        sources["log"] = self._log_write
+        return sources
+
+    def start_helpers(self, sources: dict[str, int], clock: _Clock) -> None:
+        """The network's helper, when the VM has a network."""
+        plan = self._plan
+        if not plan.helpers:
+            return
+        from casemate.engine.network import start_network
+
+        self.network = start_network(
+            plan, plan.run_as.uid, plan.run_as.gid, plan.cgroup.directories, log_fd=self._log_write
+        )
+        sources["net"] = self.network.qemu_socket_fd
+        clock.lap("helpers")
+
+    def hand_over(self) -> None:
+        """The emulator has its ends: ours of them are closed, so that its end shows as an end of file."""
+        for end in self._theirs:
             end.close()
-        for descriptor in (log_read, log_write):
+        if self.network is not None:
+            self.network.unlink()
+        os.close(self._log_write)
+        self._log_write = -1
+
+    def undo(self) -> None:
+        """Kill, reap, close, remove."""
+        if self.spawned is not None:
+            kill_and_reap(self.spawned)
+        _end_threads(self.copies, self.feed, self._restore)
+        if self.network is not None:
+            self.network.stop()
+        for end in (*self.ours, *self._theirs):
+            end.close()
+        for descriptor in (self.log_read, self._log_write):
             if descriptor >= 0:
                 os.close(descriptor)
-        remove_cgroups(plan.cgroup.directories)
-        raise
-    return Launched(
-        spawned,
-        qmp_ours,
-        console_ours,
-        log_read,
-        network,
-        findings,
-        version,
-        bytes(startup.log),
-        startup.notifications,
-        clock.laps,
-        clone,
-        digests,
-        observed,
-    )
+        remove_cgroups(self._plan.cgroup.directories)
+
+    def launched(
+        self,
+        startup: Startup,
+        findings: tuple[Finding, ...],
+        version: str,
+        digests: dict[str, str],
+        observed: Facts,
+        clock: _Clock,
+    ) -> Launched:
+        """What the supervisor goes on with."""
+        return Launched(
+            startup.spawned,
+            self.ours[0],
+            self.ours[1],
+            self.log_read,
+            self.network,
+            findings,
+            version,
+            bytes(startup.log),
+            startup.notifications,
+            clock.laps,
+            self.clone,
+            digests,
+            observed,
+        )
 
 
 def _end_threads(copies: CopyDigests | None, feed: SecretFeed | None, restore: Restore | None) -> None:
@@ -176,19 +219,6 @@ def _end_threads(copies: CopyDigests | None, feed: SecretFeed | None, restore: R
         restore.stop()
     if copies is not None:
         copies.wait()
-
-
-def _clone_port(
-    plan: LaunchPlan, ours: list[socket.socket], theirs: list[socket.socket], sources: dict[str, int]
-) -> socket.socket | None:
-    """The host's end of the port for clones, where the VM may be saved."""
-    if not plan.spec.machine.saveable:
-        return None
-    port, other = socket.socketpair()
-    ours.append(port)
-    theirs.append(other)
-    sources["clone"] = other.fileno()
-    return port
 
 
 def _take_state(restore: Restore | None, startup: Startup, version: str) -> None:
