@@ -11,7 +11,7 @@ import pytest
 from tests.unit.test_image_unpack import ova
 
 HERE = Path(__file__).parent
-RUNS = 1500
+RUNS = 600
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris (x86-64 only) is missing")
 

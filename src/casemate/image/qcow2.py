@@ -57,6 +57,7 @@ _V3 = struct.Struct(">QQQII")
 _SNAPSHOT = struct.Struct(">QIHHIIQII")
 _COMPRESSIONS = {0: "zlib", 1: "zstd"}
 _ENTRIES_AT_ONCE = 1 << 16
+_NO_ENTRIES = bytes(_ENTRIES_AT_ONCE * 8)
 _L1_RESERVED = 0x7F00_0000_0000_01FF
 _L1_OFFSET = 0x00FF_FFFF_FFFF_FE00
 _REFCOUNT_RESERVED = 0x1FF
@@ -311,7 +312,10 @@ def _check_entries(reader: ImageReader, fixed: Fixed, what: str, offset: int, le
     reserved, mask = (_L1_RESERVED, _L1_OFFSET) if is_l1 else (_REFCOUNT_RESERVED, _REFCOUNT_OFFSET)
     last = reader.size_bytes - 1
     for start in range(offset, offset + length, _ENTRIES_AT_ONCE * 8):
-        entries = array("Q", reader.read(start, min(_ENTRIES_AT_ONCE * 8, offset + length - start)))
+        data = reader.read(start, min(_ENTRIES_AT_ONCE * 8, offset + length - start))
+        if data == _NO_ENTRIES[: len(data)]:
+            continue
+        entries = array("Q", data)
         if sys.byteorder == "little":
             entries.byteswap()
         for entry in set(entries) - {0}:
