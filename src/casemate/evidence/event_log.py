@@ -38,8 +38,11 @@ class Event(msgspec.Struct, frozen=True):
     data: bytes
 
     def is_data_measured(self) -> bool:
-        """Whether the data beside the digests are what was measured."""
-        return any(hashlib.new(name, self.data).digest() == digest for name, digest in self.digests.items())
+        """Whether the data beside the digests are what was measured: in every bank, for a log may be made to agree in
+        one that no quote covers."""
+        return bool(self.digests) and all(
+            hashlib.new(name, self.data).digest() == digest for name, digest in self.digests.items()
+        )
 
 
 class EventLog(msgspec.Struct, frozen=True):
@@ -146,14 +149,15 @@ def replay(log: EventLog, bank: str) -> dict[int, bytes]:
     return found
 
 
-def secure_boot(log: EventLog) -> bool | None:
+def secure_boot(log: EventLog, register: int = 7) -> bool | None:
     """Whether Secure Boot was on, by the measured variable; None when the log does not say.
 
-    The last measurement of ``SecureBoot`` whose data are what was measured.
+    The last measurement of ``SecureBoot`` whose data are what was measured, in the register where firmware puts it: 7
+    of a TPM, 1 of a CCEL (RTMR 0). It is worth what that register's quote is worth.
     """
     state = None
     for event in log.events:
-        if event.kind == EV_EFI_VARIABLE_DRIVER_CONFIG and event.is_data_measured():
+        if event.register == register and event.kind == EV_EFI_VARIABLE_DRIVER_CONFIG and event.is_data_measured():
             name, value = _variable(event.data)
             if name == "SecureBoot":
                 state = value == b"\x01"

@@ -1,0 +1,81 @@
+"""Intel TDX quotes (versions 4 and 5), bytes to fields. Whether one is true, Intel's rules say: `tdx_true.py`.
+
+version 4: header 48, TD report 1.0 at 48          version 5: header 48, type and size, TD report at 54
+in the report: TEE_TCB_SVN 16 at 0, MRSEAM 48 at 16, TD_ATTRIBUTES 8 at 120, XFAM 8 at 128, MRTD 48 at 136,
+MRCONFIGID, MROWNER, MROWNERCONFIG 48 each at 184, RTMR0 to 3 48 each at 328, REPORTDATA 64 at 520
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from casemate.errors import InputError
+
+MAX_BYTES: Final = 64 << 10
+_TDX: Final = 0x81
+_SIZES: Final = {1: 384, 2: 584, 3: 648}
+"""Bodies of version 5 by type: an SGX report, TD reports 1.0 and 1.5."""
+DEBUG: Final = 1 << 0
+SEPT_VE_DISABLE: Final = 1 << 28
+MIGRATABLE: Final = 1 << 29
+
+
+class TdxQuote(msgspec.Struct, frozen=True, kw_only=True):
+    """``attributes``: TD_ATTRIBUTES, bit 0 debug. ``rtmrs``: 0 to 3, SHA-384."""
+
+    version: int
+    tee_tcb_svn: bytes
+    mrseam: bytes
+    attributes: int
+    xfam: int
+    mrtd: bytes
+    mrconfigid: bytes
+    mrowner: bytes
+    mrownerconfig: bytes
+    rtmrs: tuple[bytes, bytes, bytes, bytes]
+    report_data: bytes
+    raw: bytes
+
+
+def looks_like_tdx(data: bytes) -> bool:
+    """Whether it begins like a TDX quote."""
+    return len(data) > 632 and data[:2] in (b"\x04\0", b"\x05\0") and data[4:8] == struct.pack("<I", _TDX)
+
+
+def parse_tdx(data: bytes) -> TdxQuote:
+    """The fields of a quote.
+
+    Raises:
+        InputError: it is none, or is cut off.
+    """
+    if len(data) > MAX_BYTES or not looks_like_tdx(data):
+        raise InputError("not a TDX quote", got=f"{len(data)} bytes", expected="version 4 or 5 of TEE type 0x81")
+    version = data[0]
+    at = 48
+    if version == 5:
+        kind, size = struct.unpack_from("<HI", data, 48)
+        if kind not in (2, 3) or size != _SIZES[kind] or len(data) < 54 + size:
+            raise InputError("TDX quote of an unknown body", got=f"type {kind}, {size} bytes")
+        at = 54
+    attributes, xfam = struct.unpack_from("<QQ", data, at + 120)
+
+    def digest(offset: int) -> bytes:
+        return data[at + offset : at + offset + 48]
+
+    return TdxQuote(
+        version=version,
+        tee_tcb_svn=data[at : at + 16],
+        mrseam=digest(16),
+        attributes=attributes,
+        xfam=xfam,
+        mrtd=digest(136),
+        mrconfigid=digest(184),
+        mrowner=digest(232),
+        mrownerconfig=digest(280),
+        rtmrs=(digest(328), digest(376), digest(424), digest(472)),
+        report_data=data[at + 520 : at + 584],
+        raw=data,
+    )

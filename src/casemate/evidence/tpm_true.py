@@ -1,0 +1,80 @@
+"""Is a TPM quote true: signed by the attestation key, over exactly the PCRs and the log that came with it.
+
+1. The signature over the quote is the key's.
+2. The key is believed: its certificate hangs on a pinned root, or the caller says that the key is the right one (an
+   Azure report does, by its report data).
+3. The PCR values that came along hash to the quote's digest, in the order of the selection.
+4. The log replays to those values, for each PCR that both have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterator, Mapping
+
+from casemate.errors import InputError
+from casemate.evidence.event_log import EventLog, replay
+from casemate.evidence.tpm import Quote, Signature
+from casemate.evidence.verdict import Reason, false
+from casemate.evidence.x509 import verify
+
+Pcrs = Mapping[str, Mapping[int, bytes]]
+"""PCR values by bank and number."""
+
+
+def truth_of_quote(quote: Quote, signature: Signature, key: bytes) -> Iterator[Reason]:
+    """Step 1. ``key``: SubjectPublicKeyInfo of the attestation key."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    if signature.hash_name == "sha1":
+        yield false("signature.sha1", "the quote is signed over SHA-1, which can be forged")
+    try:
+        public = load_der_public_key(key)
+    except (ValueError, UnsupportedAlgorithm):
+        yield false("key", "the attestation key cannot be read")
+        return
+    if not verify(public, signature.scheme, signature.hash_name, signature.value, quote.signed):
+        yield false("signature", "the quote is not signed by the attestation key")
+
+
+def truth_of_pcrs(quote: Quote, pcrs: Pcrs, hash_name: str) -> Iterator[Reason]:
+    """Step 3.
+
+    Args:
+        hash_name: that the digest of the selection is made with: the signature's.
+    """
+    values = []
+    for bank, numbers in quote.selected:
+        for number in numbers:
+            value = pcrs.get(bank, {}).get(number)
+            if value is None:
+                yield false("pcrs.missing", f"{bank} PCR {number} was quoted, and its value did not come along")
+                return
+            values.append(value)
+    if not values:
+        yield false("pcrs.none", "the quote is over no PCR at all")
+    elif not hmac.compare_digest(hashlib.new(hash_name, b"".join(values)).digest(), quote.digest):
+        yield false("pcrs.digest", "the PCR values that came along are not those that were quoted")
+
+
+def truth_of_log(quote: Quote, pcrs: Pcrs, log: EventLog) -> Iterator[Reason]:
+    """Step 4, for the PCRs that the log has events of: others are somebody else's (IMA), whose log is not here."""
+    for bank, numbers in quote.selected:
+        if bank not in log.banks:
+            continue
+        try:
+            replayed = replay(log, bank)
+        except InputError as error:
+            yield false("log", error.what)
+            return
+        for number in numbers:
+            value = pcrs.get(bank, {}).get(number, b"")
+            if number in replayed and not hmac.compare_digest(replayed[number], value):
+                yield false(f"log.{bank}.{number}", f"the event log does not replay to {bank} PCR {number}")
+
+
+def covered(quote: Quote, bank: str) -> tuple[int, ...]:
+    """The PCRs of a bank that the quote is over."""
+    return tuple(number for name, numbers in quote.selected if name == bank for number in numbers)
