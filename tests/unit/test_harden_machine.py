@@ -377,6 +377,22 @@ def test_any_disk_text_is_read(texts: list[str], kind: str) -> None:
     read_xl(f'name="x"\ntype="{kind}"\ndisk=[{items}]\nvif=[{items}]\n'.encode(), "x")
 
 
+def test_long_input_takes_no_long_time() -> None:
+    """Nothing here may need time quadratic in the input: each of these would then take hours."""
+    assert not looks_like_xl("\n" * (1 << 20))
+    assert not looks_like_xl(" " * (1 << 20))
+    with pytest.raises(InputError):
+        parse_xl(b"x = '" + b"\\a" * (1 << 18), "x")
+    line = [
+        Q,
+        "-drive",
+        f"file=/d.img,format=raw,serial={'a' * 60_000}",
+        "-netdev",
+        f"user,id=n,hostfwd={'-' * 60_000}",
+    ]
+    harden_machine(read_argv(line, "t"))
+
+
 def test_xl_is_told_from_toml_and_command_lines() -> None:
     assert looks_like_xl(XEN_HVM.decode())
     assert looks_like_xl(XEN_PV.decode())

@@ -75,6 +75,18 @@ def test_devices_that_could_not_be_read_leave_the_history_unknown() -> None:
     assert "not known" in history["hardened_why"]
 
 
+def test_what_was_read_of_a_machine_is_listed_and_said_to_be_incomplete(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "qemu-system-aarch64 -M virt -m 1G -device e1000 -frobnicate"
+    found = document(line)
+    assert "e1000" in {row["type"] for row in found["rows"]}
+    assert found["history"]["reached"] is None
+    assert any("not complete" in note for note in found["notes"])
+    assert main(["surface", "--", *line.split()]) == 0
+    said = capsys.readouterr().out
+    assert "e1000" in said
+    assert "unknown: the devices of this machine are not all known" in said
+
+
 def test_under_tcg_the_reader_learns_why_the_kernel_side_grows() -> None:
     history = document(CARELESS.replace("kvm", "tcg"))["history"]
     assert "under KVM, whose history counts from then on" in history["hardened_how"]

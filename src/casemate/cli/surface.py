@@ -28,7 +28,7 @@ def surface(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.print_json(document)
         return ExitCode.DONE
-    if document["rows"]:
+    if document["history"] is not None:
         _print(document)
     if document["measured"] is not None:
         _measured(document["measured"])
@@ -97,7 +97,7 @@ def _history(history: dict[str, Any]) -> None:
     print(f"\nHistory (table of {history['table_date']}): vulnerabilities that would have reached this machine")
     reached, hardened = history["reached"], history["hardened"]
     if reached is None:
-        print(f"  unknown: {output.plain(history['hardened_why'])}")
+        print("  unknown: the devices of this machine are not all known (see Notes)")
         return
     rows = []
     for side, words in _SIDES:

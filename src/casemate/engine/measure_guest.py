@@ -12,6 +12,7 @@ Layout below the cache directory (0700, the caller's own)::
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 from collections.abc import Callable
@@ -140,7 +141,19 @@ def measure_guest(cache: str, report: Callable[[str], None]) -> MeasureGuest:
     own_directory(cache)
     own_directory(store)
     place = f"{store}/{recipe}"
-    return _load(place) or _build(store, place, report)
+    found = _load(place)
+    if found is not None:
+        return found
+    lock = files.take_lock(f"{store}/lock", wait=True)
+    try:
+        return _load(place) or _build(store, place, report)  # somebody else may have built it meanwhile
+    except OSError as error:
+        raise HostError(
+            f"cannot write the guest cache {store}", got=str(error), next_step="free space there"
+        ) from error
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _load(place: str) -> MeasureGuest | None:

@@ -113,7 +113,6 @@ def measuring_vm(paths: Paths, guest: MeasureGuest, policy: HostPolicy) -> Itera
             boot=Boot(kernel=guest.kernel, initrd=guest.initrd, cmdline=CMDLINE),
         )
         opened = open_spec_files(spec)
-        opened.digests = {"kernel": guest.kernel_sha256, "initrd": guest.initrd_sha256}
         who, uid_lock = identity.claim(paths, policy.identity.uids())
         plan = measure_plan(make_plan(spec, paths, run_id, "measure", who, opened.sizes))
         labels.apply_labels(plan, opened, own, foreign=True)
@@ -139,9 +138,6 @@ def measure_plan(plan: LaunchPlan) -> LaunchPlan:
 @contextlib.contextmanager
 def _walled(plan: LaunchPlan, paths: Paths, opened: Opened, home: str) -> Iterator[Running]:
     program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
-    if plan.cgroup.directories:
-        files.write_json(f"{home}/cgroups", plan.cgroup.directories)
-        cgroups.make(plan.cgroup)
     spawned: Spawned | None = None
     with contextlib.ExitStack() as held:
         pairs = {role: _pair(held) for role in ("qmp", "console", *(f"net-{nic}" for nic in NICS))}
@@ -150,6 +146,9 @@ def _walled(plan: LaunchPlan, paths: Paths, opened: Opened, home: str) -> Iterat
         held.callback(os.close, null)
         held.callback(os.close, log_read)
         try:
+            if plan.cgroup.directories:
+                files.write_json(f"{home}/cgroups", plan.cgroup.directories)
+                cgroups.make(plan.cgroup)
             sources = {**opened.by_role, "null": null, "log": log_write}
             sources |= {role: pair[1].fileno() for role, pair in pairs.items()}
             try:

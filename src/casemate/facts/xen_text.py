@@ -22,9 +22,10 @@ _TOKEN: Final = re.compile(
     r"(?P<space>[ \t\r]+|\#[^\n]*|\\\n)|(?P<line>[\n;])|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
     r"|(?P<number>-?(?:0[xX])?[0-9a-fA-F]+)|(?P<string>\"\"\"[^\"]*\"\"\"|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*')|(?P<mark>\+=|[=\[\],])"
 )
-_HEADER: Final = re.compile(r"^\s*\[[A-Za-z]", re.MULTILINE)
+_HEADER: Final = re.compile(r"^[ \t]*\[[A-Za-z]", re.MULTILINE)
 _ASSIGNMENT: Final = re.compile(
-    r"^\s*(name|type|builder|memory|maxmem|vcpus|kernel|disk|vif|bootloader|on_crash|on_reboot|vfb)\s*=", re.MULTILINE
+    r"^[ \t]*(name|type|builder|memory|maxmem|vcpus|kernel|disk|vif|bootloader|on_crash|on_reboot|vfb)[ \t]*=",
+    re.MULTILINE,
 )
 
 

@@ -232,12 +232,8 @@ def _limits(machine: Machine, notes: Notes, io_limit_mib_s: int | None) -> dict[
     if cap.isascii() and cap.isdigit() and 0 < int(cap[:6]) <= 25_500:
         found["cpu_percent"] = int(cap)
     for name, words in _THROTTLES.items():
-        rates = [
-            int(value)
-            for _, argument in machine.options
-            for key, value in re.findall(r"([\w.-]+)=([0-9]{1,15})(?![^,])", argument)
-            if key in words
-        ]
+        parts = [part.partition("=") for _, argument in machine.options for part in argument.split(",")]
+        rates = [int(value) for key, _, value in parts if key in words and re.fullmatch(r"[0-9]{1,15}", value)]
         if rates:
             # One limit for the whole VM: the sum of what its disks had, never less than 1 MiB/s.
             found[name] = min(max(sum(rates) >> 20, 1), 1 << 20)

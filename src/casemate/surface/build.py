@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from casemate.facts.cve_table import Cve, CveTable, marks_of
-from casemate.facts.fact import Facts, Known
+from casemate.facts.fact import Facts, Known, Unknown
 from casemate.surface.kinds_data import kind_of
 from casemate.surface.paths_data import DEVICES, devices_in
 
@@ -86,7 +86,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 def surface_document(look: Look, table: CveTable) -> dict[str, Any]:
     """The document of ``casemate surface --json``."""
     facts = look.facts
-    types = _texts(facts, "dev.types")
+    # What could not be read whole is listed as far as it was; the history is then unknown.
+    types = _texts(facts, "dev.types") or tuple(sorted(look.counts))
     kvm = _text(facts, "dev.accel") == "kvm"
     marks = marks_of(facts)
     # 1. Rows.
@@ -110,7 +111,7 @@ def surface_document(look: Look, table: CveTable) -> dict[str, Any]:
         "history": _history(look, table),  # 3.
         "paths": list(devices_in(types, marks)),
         "measured": None,
-        "notes": list(look.notes),
+        "notes": [*look.notes, *_incomplete(look)],
         "unknown": sorted(
             f"{key}: {fact.why}"
             for key, fact in facts.items()
@@ -154,6 +155,11 @@ def _history(look: Look, table: CveTable) -> dict[str, Any]:
         "hardened_how": _how(look) if left is not None else "",
         "hardened_why": "" if left is not None else why,
     }
+
+
+def _incomplete(look: Look) -> tuple[str, ...]:
+    fact = look.facts.get("dev.types")
+    return (f"the list of devices is not complete: {fact.why}",) if isinstance(fact, Unknown) else ()
 
 
 def _how(look: Look) -> str:
