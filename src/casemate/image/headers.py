@@ -104,7 +104,7 @@ def _refuse_container(name: str, found: Signature, declared: str | None) -> NoRe
         raise ImageError(
             f"{name} is packed with {found.name}",
             expected="an image that can be used as it is",
-            next_step=f"unpack it: {found.convert} FILE",
+            next_step=f"unpack it: {found.convert} FILE; casemate image add takes gzip, xz, bzip2 and zstd as they are",
         )
     if found.name == "qcow2":
         raise ImageError(
@@ -116,7 +116,8 @@ def _refuse_container(name: str, found: Signature, declared: str | None) -> NoRe
     raise ImageError(
         f"{name} is in the format {found.name}{said}",
         expected="raw or qcow2",
-        next_step=f"if you trust its origin: qemu-img convert -f {found.convert.split()[0]} -O qcow2 FILE NEW.qcow2",
+        next_step="casemate image add FILE converts VMDK, VHD, VHDX and VDI in a wall; others only if you trust their "
+        f"origin: qemu-img convert -f {found.convert.split()[0]} -O qcow2 FILE NEW.qcow2",
     )
 
 
