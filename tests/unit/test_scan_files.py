@@ -346,6 +346,15 @@ def test_weak_passwords_are_named() -> None:
     assert weak.crypt_detail(strong, "root") == "SHA-256"
 
 
+def test_samples_of_documents_are_known_but_no_account_has_them() -> None:
+    """The hash of cloud-init's example, which everybody can look up, is no finding in a document and one in shadow."""
+    rules = builtin().rules
+    engine = Engine(rules, Plain(rules), Redactor())
+    sample = b"$1$oaL$" + b"eyrazuM7TkxVkKgBim1WH1"
+    assert engine.scan(b"--md5 " + sample + b" rest") == []
+    assert [hit.rule for hit in engine.scan(b"root:" + sample + b":1:2:3\n")] == ["hash.password"]
+
+
 @pytest.mark.parametrize(
     "text",
     ["$6$rounds=999999999$abcdefgh$" + "a" * 86, "$2b$31$" + "a" * 53, "$y$jET$abc$" + "a" * 43, "$7$" + "a" * 60],

@@ -60,6 +60,10 @@ def save(directory: str, name: str, data: bytes) -> None:
                 Path(temporary).unlink()
             raise
         with os.scandir(directory) as entries:
-            old = sorted((entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in entries if entry.name.endswith(".hsdb"))
+            old = sorted(
+                (entry.stat(follow_symlinks=False).st_mtime, entry.path)
+                for entry in entries
+                if entry.name.endswith(".hsdb")
+            )
         for _, path in old[:-KEPT]:
             Path(path).unlink()

@@ -27,7 +27,11 @@ MAX_HITS: Final = 5_000
 """Per rule and run: what is beyond is counted in nobody's favour; the scan has failed long before."""
 
 
-_KEYS: Final = frozenset({"pem", "der_rsa", "der_ec"})
+def is_known(match: re.Match[bytes], secret: bytes) -> bool:
+    """Whether everybody has it. A hash with a user's name before it is an account, wherever it was copied from."""
+    if hashlib.sha256(secret).hexdigest() not in KNOWN:
+        return False
+    return match.groupdict().get("user") is None
 
 
 class Prefilter(Protocol):
@@ -56,7 +60,7 @@ class Compiled:
             if any(text.search(secret) for text in self.allow) or any(t.search(match[0]) for t in self.allow_match):
                 continue
             found = self.check(match, data)
-            if found is None or (self.rule.check in _KEYS and hashlib.sha256(found.secret).hexdigest() in KNOWN):
+            if found is None or is_known(match, found.secret):
                 continue
             kept = found.secret if self.rule.check or not self.rule.group else secret
             yield Hit(

@@ -1,7 +1,7 @@
-"""Private keys that everybody has: test vectors inside libraries, in every copy of a distribution. No alarm.
+"""What looks like a secret and is in every copy of a distribution: test vectors and samples of documents. No alarm.
 
 SHA-256 over what the check returns (PEM: the body in base 64 without line ends; DER: its first 512 bytes), and where it
-stands. An image of Debian 12 has all of these.
+stands. All of these are in packages of Debian 12.
 """
 
 from __future__ import annotations
@@ -20,4 +20,14 @@ KNOWN: Final[dict[str, str]] = {
     "24a2416c5abbb67327599619c25906553b849d79cbc413e2a061f12de6718838": "self-test of GnuTLS",
     "9ab6db67523ba6071fdb948b3ce38349ec08fb726f359abbbca33a3a84238ba2": "self-test of GnuTLS",
     "00ee0d74bdd6642218a8d7dc1c3d9dd4ec4089c0e42583516df9b04070b16665": "self-test of GnuTLS",
+    "26f53d2a7606a9c41c519d8626701659e66f47c88f9445642aba066dc13d9336": "openssl speed",
+    "64f8d3c28affb49da65e8826df5250440fc4251c72bed92502bc42dbdfecd6fb": "openssl speed",
+    "5bb30cee5f00ef4ef928b54843b7af6c5345f23350dcf3cc12bda5a814e714ce": "openssl speed",
+    "dad6d2d844facef3d8cbb4d2ec9036b9384c38cdd012a3009dda29e172c0e709": "openssl speed",
+    "01dc858083c4dbde3264b64b0669f3627e99a79151f59a94222553aeed64e8c6": "self-test of GRUB",
+    "c9a2250a1f992f2ae6d57f61fee9ab61e43da228d64c99256c36f345fd1dabf8": "self-test of GRUB",
+    "39f1f81ed40dc414cfc9cec6f4df57bbffe72706414569ea50252cfd9085e71d": "self-test of GRUB",
+    "bf145d9380bbe05bdc1a72525796b224f8a8c93ae0e9e102eafbc255ac1af9e8": "README of PyJWT",
+    "bd84b29cf06c0ad65a17a73aae15344f3cf7b2eb79284ecc764b2c1904edf9ed": "example of cloud-init's cc_set_passwords",
+    "9c697679dc4b209492e7590a0555670a9421770e3c2993cccc0e63f3036e35a3": "dhclient.conf.example",
 }
