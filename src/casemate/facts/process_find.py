@@ -91,8 +91,18 @@ def find_processes(root: Root, *, with_descriptors: bool = True) -> FoundProcess
         unread += not was_read
         if found is not None:
             (helpers if found.is_helper else emulators).append(found)
+    emulators, devices = _without_devices(emulators)
+    helpers += devices
     by_pid = sorted(emulators, key=lambda item: item.pid)
     return FoundProcesses(tuple(by_pid), tuple(sorted(helpers, key=lambda item: item.pid)), looked_at, unread)
+
+
+def _without_devices(emulators: list[FoundProcess]) -> tuple[list[FoundProcess], list[FoundProcess]]:
+    """(emulators, device processes): crosvm runs each device in a child of its own, under the same program."""
+    mains = {item.pid for item in emulators if item.kind == "crosvm"}
+    devices = [item for item in emulators if item.kind == "crosvm" and item.parent in mains]
+    left = [item for item in emulators if item not in devices]
+    return left, [msgspec.structs.replace(item, is_helper=True) for item in devices]
 
 
 def find_one(root: Root, pid: int) -> FoundProcess:
