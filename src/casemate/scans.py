@@ -205,6 +205,41 @@ def audit_image(
     return report_on(target, facts, (), setting, stage=Stage.OBSERVED, notes=notes, controls=CONTROLS)
 
 
+def build_debian(
+    output: str,
+    *,
+    suite: str = "bookworm",
+    size_mib: int = 2048,
+    include: Sequence[str] = (),
+    report: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda what, done, of: None,
+) -> tuple[Outcome, TargetReport]:
+    """Build a hardened Debian disk, then scan and audit it like anybody's; the file stays whatever they say.
+
+    Args:
+        output: a file that does not exist yet (raw, sparse).
+        suite, size_mib, include: see `cell.debian_build.build_debian`.
+
+    Raises:
+        InputError, HostError, VmError: as there.
+    """
+    import shutil
+    import tempfile
+
+    from casemate.cell.debian_build import build_debian as build
+
+    place = Path(output).absolute()
+    work = tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent)
+    try:
+        built = build(str(place), work, suite=suite, size_mib=size_mib, include=include, report=report)
+        report("scan and audit of what was built")
+        outcome = scan_image(str(place), image_format="raw", progress=progress)
+        findings = audit_image(str(place), image_format="raw", security_lists=built.lists)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return outcome, findings
+
+
 def bill_of_materials(
     reference: str, kind: str, version: str, *, image_format: str | None = None, keys: Sequence[bytes] = ()
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""image build --verity: the face of `casemate.images.build_verity`."""
+"""image build: the face of `casemate.images.build_verity`; --debian is in `image_debian`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from casemate.errors import ExitCode, InputError
 
 
 def build(arguments: argparse.Namespace) -> int:
-    """A directory with a disk, a kernel, an initrd and a specification."""
+    """A directory with a disk, a kernel, an initrd and a specification; or a Debian disk."""
+    if arguments.debian:
+        from casemate.cli.image_debian import debian
+
+        return debian(arguments)
+    if arguments.image is None:
+        raise InputError("--verity needs an image", next_step="casemate image build --verity root.ext4 -o DIR")
     if not 32 <= arguments.memory_mib <= 1_048_576:
         raise InputError("--memory-mib", got=str(arguments.memory_mib), expected="32 to 1048576")
     with progress_bar() as bar:

@@ -35,7 +35,7 @@ def scan(arguments: argparse.Namespace) -> int:
 
         print(scans.to_sarif(outcome, version_text()), end="")
     else:
-        _print(outcome)
+        print_outcome(outcome)
     return ExitCode.FINDINGS if outcome.failed else ExitCode.DONE
 
 
@@ -147,7 +147,8 @@ def _list_rules(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _print(outcome: Outcome) -> None:
+def print_outcome(outcome: Outcome) -> None:
+    """The outcome as text."""
     for finding in outcome.findings[:SHOWN]:
         _print_finding(finding)
     if len(outcome.findings) > SHOWN:
