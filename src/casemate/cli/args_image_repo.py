@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from casemate.cli.args_image import IMAGE_HELP
 from casemate.cli.parser import add_command, add_json
 
 TYPE_CHECKING = False
@@ -66,7 +65,7 @@ def add(commands: Commands) -> None:
 def _place(parser: argparse.ArgumentParser, *, image: bool = False) -> None:
     parser.add_argument("repo", metavar="REPO", help=REPO_HELP)
     if image:
-        parser.add_argument("image", metavar="IMAGE|FILE", help=IMAGE_HELP)
+        parser.add_argument("image", metavar="IMAGE", help="an image of the store: name or digest")
     parser.add_argument("--keys", required=True, metavar="DIR", help=KEYS_HELP)
 
 

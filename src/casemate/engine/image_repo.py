@@ -15,7 +15,7 @@ from typing import Any
 from casemate.engine.imagestore import default_store, open_reference, read_settings
 from casemate.engine.origin_verify import note_tree, seal
 from casemate.engine.paths import default_paths, prepare
-from casemate.errors import InputError
+from casemate.errors import ImageError, InputError
 from casemate.image import tuf_repo
 from casemate.image.store import Store
 from casemate.image.store_files import read_small
@@ -25,7 +25,7 @@ from casemate.image.tuf_client import Repository, Target, refreshed
 SCHEMA = "casemate.image-repo/1"
 Passphrase = Callable[[str], bytes]
 Gate = Callable[[str], None]
-"""Given the image; raises when it may not be published."""
+"""Given the digest of an image; raises when it may not be published."""
 
 
 def init(
@@ -42,17 +42,26 @@ def init(
 def add(
     repo: str, image: str, *, keys: str, name: str | None, passphrase: Passphrase, gate: Gate | None
 ) -> dict[str, Any]:
-    """Put an image into a repository; ``gate`` is asked first."""
+    """Put an image of the store into a repository; ``gate`` is asked first, for its digest.
+
+    Only of the store: a file could become another one between the scan and the copy.
+    """
     place = _absolute(repo)
     opened = open_reference(image)
     try:
-        wanted = name or (opened.stored.label if opened.stored is not None else os.path.basename(opened.path))
+        if opened.stored is None:
+            raise InputError(
+                f"{image} is a file", expected="an image of the store", next_step=f"casemate image add {image}"
+            )
+        wanted = name or opened.stored.label
         tuf_repo.check_target_name(wanted)
         tuf_repo.target_names(place)  # before the long part: is it a repository?
         if gate is not None:
-            gate(image)
+            gate(opened.stored.digest)
         custom = {"format": opened.header.format}
         digest = tuf_repo.add_target(place, _absolute(keys), wanted, opened.fd, custom, passphrase, _now())
+        if digest != opened.stored.digest:
+            raise ImageError(f"image {opened.stored.label} is not what was put into the store", got=f"sha256 {digest}")
     finally:
         os.close(opened.fd)
     return {"schema": SCHEMA, "repository": place, "name": wanted, "sha256": digest}

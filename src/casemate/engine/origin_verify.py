@@ -6,7 +6,6 @@ sign``, `seal` and `note_tree` what an import does so that launches are quick.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 from collections.abc import Callable
@@ -20,8 +19,9 @@ from casemate.engine.imagestore import OpenedImage, default_store, open_referenc
 from casemate.engine.origins import image_origin
 from casemate.engine.policy_file import read_policy
 from casemate.errors import ImageError, InputError
+from casemate.image import openpgp
 from casemate.image.origin import judge_origin
-from casemate.image.origin_check import Evidence, Verified, check_origin
+from casemate.image.origin_check import Evidence, Verified, check_origin, kind_of, read_evidence
 from casemate.image.origin_digest import Progress, digests_of, nothing, tree_digest
 
 if TYPE_CHECKING:
@@ -182,11 +182,9 @@ def sign_reference(
 
 def _check(descriptor: int, name: str, evidence: Evidence, progress: Progress) -> Verified:
     if evidence.signature is not None and evidence.allowed_signers is None:
-        with contextlib.suppress(OSError):
-            with open(evidence.signature, "rb") as file:
-                is_ssh = file.read(64).lstrip().startswith(b"-----BEGIN SSH SIG")
-            if is_ssh:
-                return _check_with_host_key(descriptor, name, evidence, progress)
+        signature = read_evidence(evidence.signature, openpgp.SIGNATURE_MAX_BYTES)
+        if kind_of(signature) == "ssh":
+            return _check_with_host_key(descriptor, name, evidence, progress)
     return check_origin(descriptor, name, evidence, _now(), progress)
 
 

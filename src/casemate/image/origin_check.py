@@ -98,10 +98,8 @@ def check_origin(
     if evidence.sums is not None:
         return _by_list(descriptor, file_name, evidence, now, progress)
     assert evidence.signature is not None
-    signature = _read(evidence.signature, openpgp.MESSAGE_MAX_BYTES)
-    if signature.lstrip()[:1] != b"-" and not minisign.is_signature(signature) and signature.lstrip()[:1] != b"{":
-        return _openpgp_file(descriptor, signature, evidence, now)
-    if signature.lstrip().startswith(b"-----BEGIN PGP"):
+    signature = read_evidence(evidence.signature, openpgp.SIGNATURE_MAX_BYTES)
+    if kind_of(signature) == "openpgp":
         return _openpgp_file(descriptor, signature, evidence, now)
     algorithm, verify = _over_digest(signature, evidence, now)
     if algorithm == "":
@@ -114,6 +112,16 @@ def check_origin(
     return Verified(sha256=digests["sha256"].hex(), size_bytes=size, signers=(signer,), covered="file")
 
 
+def kind_of(signature: bytes) -> str:
+    """``ssh``, ``sigstore``, ``minisign``, or ``openpgp`` for everything else, which its parser then judges."""
+    start = signature.lstrip()[:64]
+    if start.startswith(b"-----BEGIN SSH SIGNATURE-----"):
+        return "ssh"
+    if start[:1] == b"{":
+        return "sigstore"
+    return "minisign" if minisign.is_signature(signature) else "openpgp"
+
+
 def distribution_keyrings() -> tuple[str, ...]:
     """Keyrings of the distribution on this host, without those of removed keys."""
     found = {path for pattern in DISTRIBUTION_KEYRINGS for path in glob.glob(pattern)}
@@ -124,7 +132,7 @@ def _by_list(
     descriptor: int, file_name: str, evidence: Evidence, now: datetime.datetime, progress: Progress
 ) -> Verified:
     assert evidence.sums is not None
-    listed = _read(evidence.sums, sums.SUMS_MAX_BYTES)
+    listed = read_evidence(evidence.sums, sums.SUMS_MAX_BYTES)
     what = evidence.sums
     if openpgp.is_message(listed):
         listed, signers = openpgp.verify_message(listed, _keyring(evidence), now, what)
@@ -135,7 +143,7 @@ def _by_list(
             expected="--signature FILE with it, or a list that is a signed OpenPGP message",
         )
     else:
-        signers = _over_bytes(listed, _read(evidence.signature, openpgp.SIGNATURE_MAX_BYTES), evidence, now)
+        signers = _over_bytes(listed, read_evidence(evidence.signature, openpgp.SIGNATURE_MAX_BYTES), evidence, now)
     name = evidence.name or file_name
     entry = sums.entry_for(sums.parse_sums(listed, what), name, what)
     digests = digests_of(descriptor, {"sha256", entry.algorithm}, progress)
@@ -155,8 +163,7 @@ def _by_list(
 
 def _over_bytes(content: bytes, signature: bytes, evidence: Evidence, now: datetime.datetime) -> tuple[Signer, ...]:
     """Signers of bytes in memory, whatever the kind of signature."""
-    start = signature.lstrip()
-    if start[:1] not in {b"{", b"u"} and not start.startswith(b"-----BEGIN SSH"):
+    if kind_of(signature) == "openpgp":
         assert evidence.signature is not None
         return openpgp.verify_detached(signature, content, _keyring(evidence), now, evidence.signature)
     algorithm, verify = _over_digest(signature, evidence, now)
@@ -170,10 +177,11 @@ def _over_digest(
     """The digest that a signature covers (empty: the content itself), and the judge that wants it."""
     assert evidence.signature is not None
     what = evidence.signature
-    if signature.lstrip().startswith(b"-----BEGIN SSH"):
+    kind = kind_of(signature)
+    if kind == "ssh":
         if evidence.allowed_signers is None:
             raise InputError(f"{what} is an SSH signature", expected="--allowed-signers FILE: who may sign")
-        allowed_data = _read(evidence.allowed_signers, sshsig.SIGNERS_MAX_BYTES)
+        allowed_data = read_evidence(evidence.allowed_signers, sshsig.SIGNERS_MAX_BYTES)
         allowed = sshsig.parse_allowed_signers(allowed_data, evidence.allowed_signers)
         parsed = sshsig.parse_signature(signature, what)
 
@@ -183,13 +191,13 @@ def _over_digest(
             )
 
         return parsed.hash_algorithm, ssh
-    if signature.lstrip()[:1] == b"{":
+    if kind == "sigstore":
         judge = sigstore_bundle.judge_of(
             signature,
             what,
             identity=evidence.identity,
             issuer=evidence.issuer,
-            trusted_root=None if evidence.trusted_root is None else _read(evidence.trusted_root, 1 << 20),
+            trusted_root=None if evidence.trusted_root is None else read_evidence(evidence.trusted_root, 1 << 20),
         )
         return "sha256", lambda digests: judge(digests["sha256"])
     if evidence.minisign_key is None:
@@ -202,7 +210,7 @@ def _over_digest(
 
 def _minisign_key(given: str) -> minisign.MinisignKey:
     is_text = len(given) == 56 and given.startswith("RW") and not os.path.exists(given)
-    data = given.encode() if is_text else _read(given, minisign.FILE_MAX_BYTES)
+    data = given.encode() if is_text else read_evidence(given, minisign.FILE_MAX_BYTES)
     return minisign.parse_key(data, "the minisign key" if is_text else given)
 
 
@@ -214,7 +222,7 @@ def _keyring(evidence: Evidence) -> openpgp.Keyring:
             expected="--keyring FILE: who may sign",
             next_step="apt install debian-archive-keyring debian-keyring, or export the publisher's key with gpg",
         )
-    rings = [openpgp.Keyring(_read(path, openpgp.KEYRING_MAX_BYTES), path) for path in paths]
+    rings = [openpgp.Keyring(read_evidence(path, openpgp.KEYRING_MAX_BYTES), path) for path in paths]
     return rings[0] if len(rings) == 1 else openpgp.Keyring.joined(rings)
 
 
@@ -279,7 +287,7 @@ def _feed(descriptor: int, content: int, result: int) -> None:
     os._exit(0)
 
 
-def _read(path: str, limit: int) -> bytes:
+def read_evidence(path: str, limit: int) -> bytes:
     """A file of the evidence.
 
     Raises:
