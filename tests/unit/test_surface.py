@@ -75,6 +75,18 @@ def test_devices_that_could_not_be_read_leave_the_history_unknown() -> None:
     assert "not known" in history["hardened_why"]
 
 
+def test_another_vmm_has_none_of_qemus_history() -> None:
+    path = DOMAINS.parent / "vmm" / "firecracker-careless.json"
+    found = surface_document(look_at([str(path)]), table())
+    assert {cve["side"] for cve in found["history"]["reached"]} == {"kernel"}
+    rows = {row["type"]: row for row in found["rows"]}
+    assert rows["virtio-net-device"]["cves"] == ()
+    assert rows["virtio-net-device"]["weight"] == 1
+    assert rows["kvm-ioapic"]["cves"] != ()
+    assert "harden knows" in found["history"]["hardened_why"]
+    assert any("firecracker's own code" in note for note in found["notes"])
+
+
 def test_what_was_read_of_a_machine_is_listed_and_said_to_be_incomplete(capsys: pytest.CaptureFixture[str]) -> None:
     line = "qemu-system-aarch64 -M virt -m 1G -device e1000 -frobnicate"
     found = document(line)

@@ -61,6 +61,9 @@ def harden_argv(
     """
     from casemate.harden.machine import harden_machine
 
+    program = command[0].rpartition("/")[2] if command else ""
+    if not program.startswith(("-", "qemu", "kvm")):
+        raise InputError(f"{source} cannot be hardened", got=f"the program {program[:40]!r}", expected=_EXPECTED)
     machine = read_argv(command, source)
     before = " ".join(command) + "\n"
     done = harden_machine(machine, keep=keep, before=before, base_dir=Path.cwd(), io_limit_mib_s=io_limit_mib_s)

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from casemate.audit.documents import HEAD_BYTES, kind_of, read_machine
+from casemate.audit.documents import HEAD_BYTES, kind_of, read_command, read_machine
 from casemate.audit.live import LiveHost, LiveVm, live_facts, look_at_host
 from casemate.audit.own import filled, own_vms
 from casemate.audit.text import DOCUMENT_BYTES, read_input
@@ -58,7 +58,8 @@ def look_at(target: Sequence[str], pid: int | None = None, report: Report = lamb
             next_step="casemate surface builtin",
         )
     if len(target) > 1 or _is_program(target[0]):  # 2
-        return _described(read_argv(tuple(target), "command line"), "command line", Stage.DECLARED)
+        machine = read_command(tuple(target), "command line")
+        return _described(machine, "command line", Stage.DECLARED)
     name = target[0]
     if name != _BUILTIN:
         found = _ours(name)  # 3
@@ -144,6 +145,8 @@ def _hardened_domain(data: bytes, source: str) -> Hardened:
 
 def _hardened_machine(machine: Machine) -> Hardened:
     """The specification that harden makes of a command line, planned as under KVM, and read again."""
+    if machine.vmm != "qemu":
+        return Hardened(why="harden knows libvirt domains, QEMU command lines and Xen domains")
     from casemate.harden.machine import harden_machine
     from casemate.plan.accel import Board
     from casemate.plan.argv import Numbering, build_argv

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -93,7 +93,9 @@ def surface_document(look: Look, table: CveTable) -> dict[str, Any]:
     # 1. Rows.
     rows = [_row(kind, look, kvm, table) for kind in types if not kind.startswith(_OBJECTS)]
     rows += [
-        _mark_row(mark, table) for mark in marks if mark.startswith(("netdev:", "vhost:")) and mark != "netdev:none"
+        _mark_row(mark, facts, table)
+        for mark in marks
+        if mark.startswith(("netdev:", "vhost:")) and mark != "netdev:none"
     ]
     if kvm:
         rows.append(_hypercalls(table))
@@ -140,11 +142,11 @@ def measuring_document() -> dict[str, Any]:
 
 
 def _history(look: Look, table: CveTable) -> dict[str, Any]:
-    reached = table.reaching(marks_of(look.facts)) if _types_known(look.facts) else None
+    reached = _reaching(table, marks_of(look.facts), look.facts) if _types_known(look.facts) else None
     after = look.hardened
     left = None
     if after.facts is not None and reached is not None and _types_known(after.facts):
-        left = table.reaching(marks_of(after.facts))
+        left = _reaching(table, marks_of(after.facts), after.facts)
     why = after.why
     if left is None and not why:
         why = "the devices of this machine are not known" if reached is None else "its hardened form is not understood"
@@ -159,6 +161,9 @@ def _history(look: Look, table: CveTable) -> dict[str, Any]:
 
 def _incomplete(look: Look) -> tuple[str, ...]:
     fact = look.facts.get("dev.types")
+    if _is_foreign(look.facts):
+        vmm = _text(look.facts, "vm.vmm")
+        return (f"the table knows QEMU's history and the kernel's: {vmm}'s own code is not in it",)
     return (f"the list of devices is not complete: {fact.why}",) if isinstance(fact, Unknown) else ()
 
 
@@ -168,6 +173,22 @@ def _how(look: Look) -> str:
     if _text(after.facts, "dev.accel") == "kvm" and _text(look.facts, "dev.accel") == "tcg":
         return f"{after.how}; under KVM, whose history counts from then on: TCG has none because nobody trusts it"
     return after.how
+
+
+def _reaching(table: CveTable, marks: Iterable[str], facts: Facts) -> tuple[Cve, ...]:
+    """As the table says; the history of QEMU's code is none of another VMM's."""
+    found = table.reaching(marks)
+    return tuple(cve for cve in found if cve.side != "emulator") if _is_foreign(facts) else found
+
+
+def _is_foreign(facts: Facts) -> bool:
+    return _text(facts, "vm.vmm") not in ("", "qemu")
+
+
+def _weight(table: CveTable, mark: str, facts: Facts) -> int:
+    if not _is_foreign(facts):
+        return table.device_weight(mark)
+    return sum(cve.weight for cve in _reaching(table, (mark,), facts)) or table.weights.unlisted_device
 
 
 def _types_known(facts: Facts) -> bool:
@@ -181,8 +202,8 @@ def _row(qom_type: str, look: Look, kvm: bool, table: CveTable) -> Row:
         kind=kind.name,
         bus=look.buses.get(qom_type) or kind.bus,
         handler=_handler(qom_type, look, kvm),
-        weight=table.device_weight(qom_type),
-        cves=tuple(cve.id for cve in table.reaching((qom_type,))),
+        weight=_weight(table, qom_type, look.facts),
+        cves=tuple(cve.id for cve in _reaching(table, (qom_type,), look.facts)),
         count=look.counts.get(qom_type, 1),
         go=kind.go,
         cost=kind.cost,
@@ -199,7 +220,7 @@ def _handler(qom_type: str, look: Look, kvm: bool) -> Handler:
     return Handler.EMULATOR
 
 
-def _mark_row(mark: str, table: CveTable) -> Row:
+def _mark_row(mark: str, facts: Facts, table: CveTable) -> Row:
     what, _, name = mark.partition(":")
     back = what == "netdev"
     handler = Handler.KERNEL if not back or name in ("tap", "bridge", "af-xdp", "netmap") else Handler.HELPER
@@ -210,8 +231,8 @@ def _mark_row(mark: str, table: CveTable) -> Row:
         kind="network back end" if back else "device in the host kernel",
         bus="host",
         handler=handler,
-        weight=table.device_weight(mark),
-        cves=tuple(cve.id for cve in table.reaching((mark,))),
+        weight=_weight(table, mark, facts),
+        cves=tuple(cve.id for cve in _reaching(table, (mark,), facts)),
         go="replace by passt" if name in ("user", "slirp") else "" if back else "vhost=off",
         cost="" if back else "throughput",
     )
