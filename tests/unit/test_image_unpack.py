@@ -76,6 +76,18 @@ def test_zeros_become_holes(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", PACK)
+def test_zeros_do_not_count_as_data(kind: str) -> None:
+    packed = PACK[kind](bytes(20 * MIB) + os.urandom(2 * MIB))
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(packed)
+        source.flush()
+        bounds = {"name": "it", "max_output_bytes": 64 * MIB}
+        assert unpack(source.fileno(), kind, target.fileno(), max_data_bytes=4 * MIB, **bounds) == 22 * MIB  # type: ignore[arg-type]
+        with pytest.raises(ImageError, match="more than 1 MiB of data"):
+            unpack(source.fileno(), kind, target.fileno(), max_data_bytes=MIB, **bounds)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", PACK)
 def test_damage_is_refused(kind: str) -> None:
     packed = PACK[kind](os.urandom(50_000))
     for cut in (0, 5, 20, len(packed) // 2, len(packed) - 1):

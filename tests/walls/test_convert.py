@@ -340,6 +340,36 @@ def test_a_full_disk_is_a_host_error(tmp_path: Path, paths: Paths) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_it_dies_with_the_command(tmp_path: Path, paths: Paths) -> None:
+    source = tmp_path / "bomb.qcow2"
+    hostile_qcow2(source, 1 << 40)
+    child = os.fork()
+    if child == 0:
+        header = SourceHeader("qcow2", "", 1 << 40, source.stat().st_size)
+        with contextlib.suppress(BaseException):
+            run(source, paths, "raw", output=1 << 40, header=header)
+        os._exit(0)
+    end = time.monotonic() + 20
+    while not (found := converters(child)) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert found
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while any(os.path.exists(f"/proc/{pid}/exe") for pid in found) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in found)
+
+
+def converters(parent: int) -> list[int]:
+    """Children of a process that are qemu-img."""
+    found = []
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"convert" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(int(pid))
+    return found
+
+
 def test_a_missing_qemu_img_names_its_package(tmp_path: Path, paths: Paths) -> None:
     source = tmp_path / "it.vdi"
     source.write_bytes(SOUND["dynamic.vdi"])

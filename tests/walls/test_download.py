@@ -118,6 +118,12 @@ def test_urls_that_are_not_asked(url: str, tmp_path: Path) -> None:
     assert not (tmp_path / "images").exists()
 
 
+def test_what_follows_the_question_mark_is_not_shown() -> None:
+    assert store_download.shown("https://example.org/a.raw?token=secret#x") == "https://example.org/a.raw?..."
+    assert store_download.shown("https://example.org/a.raw") == "https://example.org/a.raw"
+    assert len(store_download.shown("https://example.org/" + "x" * 900)) < 140
+
+
 def test_paths_are_no_urls() -> None:
     for word in ("disk.raw", "/a/b", "a:b", "-", "c:\\x", "image:web"):
         assert not is_url(word)

@@ -256,9 +256,11 @@ class _Run:
 
     def _check(self, now: float) -> None:
         """The limits that only we can see."""
+        if self._read.error is not None:
+            raise ImageError(f"{self._name} cannot be read", got=(self._read.error.strerror or "").lower())
+        if self._write.error is not None:
+            raise _disk_error(self._write.error)
         for server in (self._read, self._write):
-            if server.error is not None:
-                raise _disk_error(server.error)
             if server.fault:
                 raise self._refused(server.fault)
         if now > self._end:

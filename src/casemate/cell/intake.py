@@ -83,7 +83,7 @@ def take_in(
             digest = store_import.digest_of(fd, lambda done, of: progress("checking", done, of))
             _check_promise(source_name, digest, wanted.expected_digest)
         with store_import.no_room(store.directory):
-            image, packed = _unpacked(fd, source_name, place, limit, progress)
+            image, packed = _unpacked(fd, source_name, place, limit, wanted.max_virtual_bytes, progress)
         if image != fd:
             stack.callback(os.close, image)
         reader, promised = _disk(image, source_name, wanted)
@@ -127,9 +127,10 @@ def room_bytes(store: Store, quota_bytes: int | None) -> int:
     return free if quota_bytes is None else max(0, min(free, quota_bytes - store.used_bytes()))
 
 
-def _unpacked(fd: int, name: str, place: Room, limit: int, progress: Progress) -> tuple[int, str]:
+def _unpacked(
+    fd: int, name: str, place: Room, limit: int, max_virtual_bytes: int, progress: Progress
+) -> tuple[int, str]:
     """The descriptor of what was packed, and how it was; ``fd`` itself if it is not packed."""
-    size_bytes = os.fstat(fd).st_size
     found = recognise(os.pread(fd, HEAD_BYTES, 0), b"")
     if found is None or found.kind is not Kind.PACKED:
         return fd, ""
@@ -137,13 +138,15 @@ def _unpacked(fd: int, name: str, place: Room, limit: int, progress: Progress) -
         raise ImageError(f"{name} is packed with {found.name}", next_step=f"unpack it: {found.convert} FILE")
     target = place.create("unpacked")
     try:
-        # A hole costs nothing on disk, but a claim of petabytes of them is no image either.
+        # A hole costs nothing on disk, but a claim of petabytes of them is no image either. An image with tables, or an
+        # archive around it, may be somewhat longer than its disk.
         unpack(
             fd,
             found.name,
             target,
             name=name,
-            max_output_bytes=max(limit, size_bytes),
+            max_output_bytes=max_virtual_bytes + max_virtual_bytes // 64 + (64 << 20),
+            max_data_bytes=limit,
             progress=lambda done, of: progress("unpacking", done, of),
         )
     except BaseException:

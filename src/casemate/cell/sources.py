@@ -50,7 +50,7 @@ def opened_source(
     Raises:
         InputError, ImageError, HostError: why it cannot be had.
     """
-    from casemate.image.store_download import downloaded, is_url
+    from casemate.image.store_download import downloaded, is_url, shown
 
     if is_url(source):
         with downloaded(
@@ -60,7 +60,7 @@ def opened_source(
             ca_file=ca_file,
             progress=lambda done, of: progress("downloading", done, of),
         ) as fd:
-            yield Source(fd, source, {"source": source})
+            yield Source(fd, shown(source), {"source": shown(source)})
         return
     path = os.path.normpath(Path.cwd() / source)
     if source == STDIN:

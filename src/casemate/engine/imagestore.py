@@ -86,12 +86,15 @@ def in_use(paths: Paths, store: Store) -> InUse:
     """Which VM of the caller's, running or only defined, has an image on one of its disks."""
     from casemate.engine import state
 
-    found: dict[str, str] = {}
-    for definition in state.definitions(paths):
-        for disk in definition.spec.disks:
-            found.setdefault(disk.path, definition.name)
+    found: dict[str, str] | None = None
 
     def user(image: StoredImage) -> str:
+        nonlocal found
+        if found is None:  # under the store's lock: what was defined while we waited for it counts
+            found = {}
+            for definition in state.definitions(paths):
+                for disk in definition.spec.disks:
+                    found.setdefault(disk.path, definition.name)
         name = found.get(store.path(image), "")
         return f"VM {name}" if name else ""
 

@@ -47,15 +47,23 @@ Progress = Callable[[int, int], None]
 
 
 class Partial(msgspec.Struct, frozen=True, kw_only=True):
-    """Which version of which file a part is of. ``validator``: a strong ETag, or empty: then nothing is continued."""
+    """Which version of its file a part is of. ``validator``: a strong ETag, or empty: then nothing is continued.
 
-    url: str
+    The URL itself is not written down; the directory's name is its digest.
+    """
+
     validator: str = ""
     size_bytes: int = 0
 
 
 class _Broken(Exception):
     """The connection broke; what has come is kept."""
+
+
+def shown(url: str) -> str:
+    """A URL as messages and notes have it: what follows ``?`` is often a secret."""
+    text = re.split(r"[?#]", url, maxsplit=1)[0]
+    return text[:120] + ("..." if len(text) > 120 else "") + ("?..." if text != url else "")
 
 
 def is_url(source: str) -> bool:
@@ -85,7 +93,7 @@ def downloaded(
         files.private_directory(place)
         lock = files.try_lock(f"{place}/lock")
     if lock is None:
-        raise HostError(f"another command downloads {url[:120]}", next_step="wait for it")
+        raise HostError(f"another command downloads {shown(url)}", next_step="wait for it")
     part = -1
     keep = True
     try:
@@ -117,7 +125,7 @@ def _check_url(url: str) -> None:
     plain = len(url) <= MAX_URL and url.isascii() and url.isprintable() and " " not in url
     if parts.scheme != "https" or not host or not plain:
         raise InputError(
-            f"cannot download {url[:120]!r}",
+            f"cannot download {shown(url)!r}",
             got=f"{parts.scheme or 'no scheme'}",
             expected="https://HOST/PATH",
             next_step="get it by other means, and add the file",
@@ -152,7 +160,7 @@ class _Download:
                 left = ATTEMPTS if os.fstat(self._part).st_size > before else left - 1
                 if left <= 0 or time.monotonic() > self._end:
                     raise HostError(
-                        f"{self._url[:120]} did not come",
+                        f"{shown(self._url)} did not come",
                         got=str(broken)[:200],
                         next_step="try again: what has come is kept and continued",
                     ) from None
@@ -162,12 +170,12 @@ class _Download:
         """What the part is of; the part is emptied when nobody knows."""
         try:
             about = msgspec.json.decode(files.read_small(f"{self._place}/about.json", ABOUT_MAX_BYTES), type=Partial)
-            if about.url == self._url and about.validator:
+            if about.validator:
                 return about
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             pass
         os.ftruncate(self._part, 0)
-        return Partial(url=self._url)
+        return Partial()
 
     def _once(self) -> None:
         """One connection: ask for the rest, write what comes."""
@@ -193,19 +201,19 @@ class _Download:
             with error:
                 if error.code == 416:  # the part is longer than the file is now
                     os.ftruncate(self._part, 0)
-                    self._about = Partial(url=self._url)
+                    self._about = Partial()
                     raise _Broken("the file has changed on the server") from None
                 if error.code in {408, 429, 500, 502, 503, 504}:
                     raise _Broken(f"HTTP {error.code}") from None
                 raise InputError(
-                    f"the server does not give {self._url[:120]}",
+                    f"the server does not give {shown(self._url)}",
                     got=f"HTTP {error.code}",
                     next_step="check the URL",
                 ) from None
         except URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 raise InputError(
-                    f"the server of {self._url[:120]} cannot prove who it is",
+                    f"the server of {shown(self._url)} cannot prove who it is",
                     got=str(error.reason.verify_message)[:120],
                     next_step="check the URL; --ca-file names the certificates of an authority of your own",
                 ) from None
@@ -221,17 +229,17 @@ class _Download:
             match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != at or int(match[3]) != self._about.size_bytes:
                 os.ftruncate(self._part, 0)
-                self._about = Partial(url=self._url)
+                self._about = Partial()
                 raise _Broken("the server continues another file")
             return at
         if response.status != 200:
-            raise InputError(f"the server does not give {self._url[:120]}", got=f"HTTP {response.status}")
+            raise InputError(f"the server does not give {shown(self._url)}", got=f"HTTP {response.status}")
         if size > self._max:
             raise self._too_large(size)
         os.ftruncate(self._part, 0)
         etag = response.headers.get("ETag", "")
         strong = re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', etag) is not None and size > 0
-        self._about = Partial(url=self._url, validator=etag if strong else "", size_bytes=size)
+        self._about = Partial(validator=etag if strong else "", size_bytes=size)
         files.write_file(
             f"{self._place}/about.json", msgspec.json.encode(self._about), temporary=f"{self._place}/about.tmp"
         )
@@ -256,7 +264,7 @@ class _Download:
             self._progress(at, size)
             now = time.monotonic()
             if now > self._end:
-                raise ImageError(f"{self._url[:120]} takes too long", got=f"{format_bytes(at)} so far")
+                raise ImageError(f"{shown(self._url)} takes too long", got=f"{format_bytes(at)} so far")
             if now - window_at > WINDOW_S:
                 if window_bytes < SLOWEST_BYTES_S * (now - window_at):
                     raise _Broken(f"less than {SLOWEST_BYTES_S} bytes a second")
@@ -273,7 +281,7 @@ class _Download:
 
     def _too_large(self, size: int) -> ImageError:
         return ImageError(
-            f"{self._url[:120]} is too large",
+            f"{shown(self._url)} is too large",
             got=f"{format_bytes(size)} or more",
             expected=f"at most {format_bytes(self._max)}",
             next_step="raise the quota on purpose, or make room: casemate image prune",
@@ -297,7 +305,7 @@ def _opener(ca_file: str | None) -> Any:
             except InputError:
                 raise InputError(
                     "the server sends us elsewhere",
-                    got=ascii(newurl[:120]),
+                    got=ascii(shown(newurl)),
                     expected="https:// all the way",
                     next_step="give the final URL, if you trust it",
                 ) from None

@@ -33,12 +33,15 @@ def unpack(
     *,
     name: str,
     max_output_bytes: int,
+    max_data_bytes: int | None = None,
     progress: Progress = lambda done, of: None,
 ) -> int:
     """Unpack a regular file into an empty one; the number of bytes that came out.
 
     Args:
         kind: the name of its signature: ``gzip``, ``xz``, ``bzip2`` or ``zstd``.
+        max_output_bytes: how long the file may become.
+        max_data_bytes: how much of it may be other than zeros; None: all.
         progress: told (packed bytes read, packed bytes in all).
 
     Raises:
@@ -47,15 +50,17 @@ def unpack(
     size_bytes = os.fstat(source).st_size
     end = time.monotonic() + BASE_S + size_bytes / SLOWEST_BYTES_S
     read = _Reader(source, size_bytes, progress)
-    at = 0
+    at = data_bytes = 0
     try:
         for piece in _streams(read, _decompressor(kind)):
             at += len(piece)
             if at > max_output_bytes:
                 raise _refused(name, f"more than {format_bytes(max_output_bytes)} come out of it")
+            if max_data_bytes is not None and data_bytes > max_data_bytes:
+                raise _refused(name, f"more than {format_bytes(max_data_bytes)} of data come out of it")
             if time.monotonic() > end:
                 raise _refused(name, "unpacking takes longer than any file of this size should")
-            _write(target, piece, at - len(piece))
+            data_bytes += _write(target, piece, at - len(piece))
     except ImageError:
         raise
     except Exception as fault:
@@ -190,10 +195,12 @@ def _streams(reader: _Reader, make: Callable[[], Any]) -> Iterator[bytes]:
                 return
 
 
-def _write(target: int, piece: bytes, at: int) -> None:
+def _write(target: int, piece: bytes, at: int) -> int:
+    """Write a piece unless it is zeros; how much was written."""
     if piece == _ZEROS[: len(piece)]:
-        return
+        return 0
     view = memoryview(piece)
     while view:
         written = os.pwrite(target, view, at)
         view, at = view[written:], at + written
+    return len(piece)
