@@ -26,6 +26,7 @@ ASSESS: tuple[str, ...] = (
     "args_harden",
     "args_surface",
     "args_emulator",
+    "args_attest",
     "args_image",
     "args_save",
 )

@@ -52,7 +52,9 @@ def parse_document(data: bytes) -> NitroDocument:
     outer = _decode(data.removeprefix(b"\xd2"), "COSE_Sign1")
     if not isinstance(outer, list) or len(outer) != 4:
         raise _fault("not COSE_Sign1")
-    protected, _, payload, signature = outer
+    protected, unprotected, payload, signature = outer
+    if unprotected != {}:
+        raise _fault("an unprotected header that is not an empty map")
     if (
         not all(isinstance(part, bytes) for part in (protected, payload, signature))
         or len(signature) != _SIGNATURE_BYTES

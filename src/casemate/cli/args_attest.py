@@ -1,0 +1,52 @@
+"""Arguments of attest. Only argparse: read whenever the program starts."""
+
+from __future__ import annotations
+
+from casemate.cli.parser import add_command, add_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.cli.parser import Commands
+
+_EPILOG = """\
+examples:
+  casemate attest verify report.bin --certs vcek.der --certs ask_ark_milan.pem
+  casemate attest verify quote.bin --collateral collateral.json --policy web.toml --nonce 00112233
+  casemate attest verify enclave.cbor --at document       as of the time that the document names
+
+Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools), Nitro documents, Azure's
+evidence on SEV-SNP. Nothing is fetched. Exit codes: 0 true and as the policy wants, 1 refused, 2 unreadable.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    attest = add_command(
+        commands,
+        "attest",
+        "attest:attest",
+        "verify evidence of TPM, SEV-SNP, TDX, Nitro: is it true, and what the policy wants",
+        epilog=_EPILOG,
+    )
+    attest.add_argument("action", choices=("verify",), help="verify: judge evidence")
+    attest.add_argument("evidence", nargs="+", metavar="EVIDENCE", help="files of evidence")
+    attest.add_argument("--policy", metavar="FILE", help="what it must say; without one no debugging, and no more")
+    attest.add_argument(
+        "--certs",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="certificates that came along, PEM or DER; repeat it",
+    )
+    attest.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="certificates you believe: roots of attestation keys",
+    )
+    attest.add_argument("--collateral", metavar="FILE", help="Intel's collateral for TDX, as JSON")
+    attest.add_argument("--event-log", metavar="FILE", help="the log that has to replay to the registers")
+    attest.add_argument("--nonce", metavar="HEX", help="that you asked for: without it evidence may be a replay")
+    attest.add_argument("--at", metavar="TIME", help="verify as of this time; document: the evidence's own (Nitro)")
+    add_json(attest)
