@@ -11,6 +11,7 @@ What another VMM than QEMU has no notion of is left to `vmm_facts.py`.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from casemate.facts.fact import Facts, Stage
@@ -40,6 +41,16 @@ _PIC: Final = frozenset({"isa-i8259", "kvm-i8259", "i8259"})
 _DEBUG: Final = frozenset({"-s", "-gdb", "-d", "-trace", "-incoming", "-plugin", "-qtest", "-semihosting"})
 _PASSED: Final = re.compile(r"vfio-.*|x-pci-proxy-dev|usb-host|pci-assign|kvm-pci-assign|scsi-(generic|block)")
 _SHARED: Final = re.compile(r"virtio-9p.*|vhost-user-.*|ivshmem.*|virtio-fs.*")
+
+
+@lru_cache(4096)
+def _is_passed(kind: str) -> bool:
+    return _PASSED.fullmatch(kind) is not None
+
+
+@lru_cache(4096)
+def _is_shared(kind: str) -> bool:
+    return _SHARED.fullmatch(kind) is not None
 
 
 def machine_facts(machine: Machine, stage: Stage) -> Facts:
@@ -157,9 +168,9 @@ def _devices(sayer: Sayer, machine: Machine, types: tuple[str, ...]) -> None:
     sayer.say("dev.usb", tuple(kind for kind in types if is_usb(kind)), place)
     shown = next((kind for kind in types if is_display(kind)), "")
     sayer.say("dev.display", shown or machine.display or "none", "display and devices")
-    passed = tuple(sorted(_passed(device) for device in machine.devices if _PASSED.fullmatch(device.type)))
+    passed = tuple(sorted(_passed(device) for device in machine.devices if _is_passed(device.type)))
     sayer.say("vm.passthrough", passed, place)
-    folders = [device for device in machine.devices if _SHARED.fullmatch(device.type)]
+    folders = [device for device in machine.devices if _is_shared(device.type)]
     sayer.say("dev.shared-folders", tuple(sorted(f"{d.type} {d.backend}".strip() for d in folders)), place)
     sayer.say("vhost.descriptors", _vhost(machine), "devices and network back-ends")
     hotplug = [
@@ -187,7 +198,7 @@ def _vhost(machine: Machine) -> tuple[str, ...]:
         if backend.kind == "netdev" and backend.type == "vhost-vdpa":
             found.add(backend.path or "/dev/vhost-vdpa")
     for device in machine.devices:
-        match = re.match(r"vhost-(scsi|vsock|vdpa)", device.type)
+        match = re.match(r"vhost-(scsi|vsock|vdpa)", device.type) if device.type.startswith("vhost-") else None
         if match:
             found.add(f"/dev/vhost-{match[1]}")
     return tuple(sorted(found))
@@ -335,7 +346,7 @@ def _serial_network(machine: Machine) -> tuple[str, ...]:
             if not properties.get("fd") and properties.get("port"):
                 found.append(f"{backend.id or backend.type}: {properties.get('host', '') or '0.0.0.0'}")  # noqa: S104
     for device in machine.devices:
-        if re.match(r"(tcp|telnet|udp|websocket):", device.backend):
+        if device.backend and re.match(r"(tcp|telnet|udp|websocket):", device.backend):
             found.append(f"{device.type}: {device.backend.split(',')[0]}")
     return tuple(sorted(found))
 
