@@ -77,8 +77,8 @@ def _print(document: dict[str, Any]) -> None:
     print(output.plain(f"{document['name']}: {', '.join(head)} ({document['stage']}: {document['source']})"))
     print()
     rows = [_row(row) for row in document["rows"]]
-    header = ("WEIGHT", "CVES", "PART", "KIND", "BUS", "HANDLED BY", "WITHOUT IT")
-    output.print_table("", header, rows)
+    output.print_table("", ("WEIGHT", "CVES", "PART", "KIND", "BUS", "HANDLED BY"), rows)
+    _could_go(document["rows"])
     _history(document["history"])
     for title, key in (("Notes", "notes"), ("Unknown", "unknown")):
         if document[key]:
@@ -89,8 +89,21 @@ def _print(document: dict[str, Any]) -> None:
 
 def _row(row: dict[str, Any]) -> list[str]:
     name = row["type"] if row["count"] == 1 else f"{row['count']} × {row['type']}"
-    without = row["go"] + (f" (costs: {row['cost']})" if row["go"] and row["cost"] else "")
-    return [str(row["weight"]), str(len(row["cves"])), name, row["kind"], row["bus"], row["handler"], without or "-"]
+    handler = row["handler"].removesuffix(" process")
+    return [str(row["weight"]), str(len(row["cves"])), name, row["kind"], row["bus"], handler]
+
+
+def _could_go(rows: list[dict[str, Any]]) -> None:
+    """What could be done without which parts, the heaviest first."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["go"]:
+            grouped.setdefault((row["go"], row["cost"]), []).append(row["type"])
+    if not grouped:
+        return
+    print("\nWhat could go")
+    for (advice, cost), types in grouped.items():
+        _paragraph(f"{', '.join(types)}: {advice}{f' (costs: {cost})' if cost else ''}", "  ")
 
 
 def _history(history: dict[str, Any]) -> None:
@@ -138,7 +151,8 @@ def _measured(measured: dict[str, Any]) -> None:
     _paragraph(f"vhost-net: {measured['vhost_net']}.")
 
 
-def _paragraph(text: str) -> None:
+def _paragraph(text: str, indent: str = "") -> None:
     import textwrap
 
-    print(textwrap.fill(output.plain(text), width=100))
+    more = f"{indent}  " if indent else ""
+    print(textwrap.fill(output.plain(text), width=100, initial_indent=indent, subsequent_indent=more))

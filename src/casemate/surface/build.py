@@ -241,7 +241,7 @@ def _mark_row(mark: str, facts: Facts, table: CveTable) -> Row:
 def _hypercalls(table: CveTable) -> Row:
     return Row(
         type="accel:kvm",
-        kind="hypercalls, instruction emulator, page tables",
+        kind="hypercalls and page tables",
         bus="processor",
         handler=Handler.KERNEL,
         weight=table.device_weight("accel:kvm"),
