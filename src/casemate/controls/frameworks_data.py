@@ -158,13 +158,13 @@ ANSSI: Final = Framework(
     name="anssi",
     title="ANSSI-BP-028 v2.0: configuration of a GNU/Linux system",
     about="The rules that bear on a host of VMs. Accounts, passwords, sudo, partitions, mail and logging services are"
-    " outside of the catalogue and not mapped. ANSSI's note on virtualisation (DAT-NT-011, 2013) exists; its"
-    " recommendations could not be read and are not mapped.",
+    " outside of the catalogue and not mapped. Of ANSSI's note on virtualisation (DAT-NT-011, 2013) five recommendations"
+    " could be read, in copies by others; the rest is not mapped.",
     read=Read.TITLE,
     sources=(
         f"ANSSI-BP-028 v2.0 (2022), {_BP028_TITLES}",
-        "ANSSI, Problématiques de sécurité associées à la virtualisation, DAT-NT-011 v1.1 of 2013-09-26: only its title"
-        " page",
+        "ANSSI, Problématiques de sécurité associées à la virtualisation, DAT-NT-011 v1.1 of 2013-09-26: title page,"
+        " and parts of its recommendations as 123dok.net and memoireonline.com quote them",
     ),
     measures=(
         Measure(
@@ -277,10 +277,49 @@ ANSSI: Final = Framework(
             ),
         ),
         Measure(id="R73", title="system activity audited", controls=("os.audit", "os.audit-daemon"), read=Read.MEMORY),
+        Measure(
+            id="DAT-NT-011, administration",
+            title="how hosts and guests are administered is written down; remote access is authenticated and encrypted",
+            controls=("vmm.tcp", "vmm.tcp-auth", "vmm.tls", "vmm.polkit", "vmm.sock", "vmm.console-tls"),
+            partly="whether it is written down",
+            read=Read.TEXT,
+        ),
+        Measure(
+            id="DAT-NT-011, configuration",
+            title="the configuration that systems should have is described",
+            controls=("vmm.domain-drift", "proc.drift"),
+            partly="compares what runs with what is defined; whether that is what should be is the owner's to say",
+            read=Read.TEXT,
+        ),
+        Measure(
+            id="DAT-NT-011, updates",
+            title="guests are brought up to date in whatever state they are",
+            controls=("guest.updates", "os.updates"),
+            partly="a guest at rest has to be looked into: casemate audit --guest IMAGE",
+            read=Read.TEXT,
+        ),
+        Measure(
+            id="DAT-NT-011, inventory",
+            title="where each VM is can be told at any moment",
+            cannot="needs an inventory of all hosts",
+            read=Read.TEXT,
+        ),
+        Measure(
+            id="DAT-NT-011, partitioning",
+            title="the architecture keeps flows apart",
+            controls=(
+                "net.isolated",
+                "net.antispoof",
+                "net.egress",
+                "net.bridge-input",
+                "proc.ns",
+                "iommu.group-whole",
+            ),
+            read=Read.TEXT,
+        ),
     ),
 )
 
-_GUIDE = "VMM SRG"
 _DOCTRINE = "banners, accounts, certificates and audit content of a department are outside of this catalogue"
 
 STIG: Final = Framework(
