@@ -298,6 +298,7 @@ class _Run:
         status = os.waitid(os.P_PIDFD, self._spawned.pidfd, os.WEXITED | os.WNOWAIT)
         assert status is not None
         for server in (self._read, self._write):
+            server.go_on()
             server.join(10)  # its other end is closed
         self._check(0.0)
         if status.si_code != os.CLD_EXITED:
