@@ -158,8 +158,8 @@ ANSSI: Final = Framework(
     name="anssi",
     title="ANSSI-BP-028 v2.0: configuration of a GNU/Linux system",
     about="The rules that bear on a host of VMs. Accounts, passwords, sudo, partitions, mail and logging services are"
-    " outside of the catalogue and not mapped. Of ANSSI's note on virtualisation (DAT-NT-011, 2013) five recommendations"
-    " could be read, in copies by others; the rest is not mapped.",
+    " outside of the catalogue and not mapped. Of ANSSI's note on virtualisation (DAT-NT-011, 2013) five"
+    " recommendations could be read, in copies by others; the rest is not mapped.",
     read=Read.TITLE,
     sources=(
         f"ANSSI-BP-028 v2.0 (2022), {_BP028_TITLES}",

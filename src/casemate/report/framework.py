@@ -83,7 +83,7 @@ def framework_text(name: str, report: Report | None = None, *, width: int | None
 
 
 def _described(measure: Measure, titles: dict[str, str], columns: int) -> list[str]:
-    lines = [f"{measure.id}  {measure.title}"]
+    lines = _wrapped(f"{measure.id}  {measure.title}", columns, "", rest="  ")
     if measure.cannot:
         lines += _wrapped(f"cannot be had on one host: {measure.cannot}", columns, "    ")
     lines += [f"    {name:<24} {titles.get(name, '')}" for name in measure.controls]
@@ -93,7 +93,7 @@ def _described(measure: Measure, titles: dict[str, str], columns: int) -> list[s
 def _judged(state: MeasureState, columns: int) -> list[str]:
     measure = state.measure
     word = "cannot" if state.verdict == CANNOT else _WORDS.get(state.verdict, state.verdict)
-    lines = [f"{word:<14} {measure.id}  {measure.title}"]
+    lines = _wrapped(f"{word:<14} {measure.id}  {measure.title}", columns, "", rest=" " * 15)
     if measure.cannot:
         return [*lines, *_wrapped(f"on one host: {measure.cannot}", columns, " " * 15), *_remarks(measure, columns)]
     for verdict in ("fail", "unknown", "manual", "waived", "pass", "not-applicable", NOT_JUDGED):
@@ -127,5 +127,5 @@ def _sources(framework: Framework, columns: int) -> list[str]:
     return [line for source in framework.sources for line in _wrapped(f"source: {source}", columns, "")]
 
 
-def _wrapped(text: str, columns: int, indent: str) -> list[str]:
-    return textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=f"{indent}  ")
+def _wrapped(text: str, columns: int, indent: str, *, rest: str = "") -> list[str]:
+    return textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=rest or f"{indent}  ")
