@@ -242,7 +242,12 @@ CONTROLS = (
         checks=(Check("qmp.transport", OneOf(("inherited-descriptor", "root-only-socket"))),),
         cuts=(S7,),
         scenarios=(VM, HOST),
-        remedies=Remedies(libvirt="remove -qmp, -mon and -monitor from <qemu:commandline>", spec="none needed"),
+        remedies=Remedies(
+            libvirt="remove -qmp, -mon and -monitor from <qemu:commandline>; keep VMs apart by sVirt (security_driver),"
+            " or by a uid each: <seclabel type='static' model='dac' relabel='yes'><label>+1001:+1001</label></seclabel>",
+            host="monitors and API sockets below a directory that only the manager's user may enter",
+            spec="none needed",
+        ),
         sources=(
             lecture("Gestionnaire de machines virtuelles: accès au VMM = root"),
             qemu("docs/system/security: monitor"),
