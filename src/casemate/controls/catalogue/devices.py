@@ -244,7 +244,7 @@ CONTROLS = (
         scenarios=(VM, HOST),
         remedies=Remedies(
             libvirt="remove -qmp, -mon and -monitor from <qemu:commandline>; keep VMs apart by sVirt (security_driver),"
-            " or by a uid each: <seclabel type='static' model='dac' relabel='yes'><label>+1001:+1001</label></seclabel>",
+            " or by a uid each: <seclabel type='static' model='dac' relabel='yes'><label>+1001:+1001</label>",
             host="monitors and API sockets below a directory that only the manager's user may enter",
             spec="none needed",
         ),
