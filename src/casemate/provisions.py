@@ -1,4 +1,4 @@
-"""The public API of saved states: write a running VM's state to a file, and go on from one.
+"""The public API of saved states and encrypted disks: save a running VM and go on from it; encrypt, change a key.
 
 Functions return plain data, the same documents that ``--json`` prints, and raise `CasemateError`. Everything below is
 imported on use.
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.engine.sealing import Sealing
+    from casemate.spec.model import Secret
 
-__all__ = ["StateKey", "run_from", "save"]
+__all__ = ["DiskKey", "StateKey", "encrypt_image", "rekey_image", "run_from", "save"]
 
 SAVE_SCHEMA = "casemate.save/1"
 
@@ -28,6 +29,50 @@ class StateKey:
     descriptor: int | None = None
     recipients: Sequence[str] = ()
     identity: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskKey:
+    """Where the key of an encrypted disk comes from, as in ``[secrets]``: one of a ``file`` of mode 0600, an open
+    ``descriptor``, a file for ``systemd_creds`` (under the name that it has inside, ``name``)."""
+
+    file: str | None = None
+    descriptor: int | None = None
+    systemd_creds: str | None = None
+    name: str = "disk-key"
+
+
+def encrypt_image(
+    source: str, target: str, key: DiskKey, *, report: Callable[[int, int], None] = lambda done, of: None
+) -> dict[str, Any]:
+    """Write the raw disk ``source`` encrypted (LUKS1) into the new file ``target``, mode 0600; the source stays.
+
+    Args:
+        report: told bytes done, and of how many.
+
+    Returns:
+        the document of ``casemate image encrypt --json``.
+
+    Raises:
+        InputError, ImageError: no raw disk, a key that is none, or a target that exists.
+    """
+    from casemate.engine import diskcrypt
+
+    return diskcrypt.encrypt(str(Path.cwd() / source), str(Path.cwd() / target), _source(key), key.name, report)
+
+
+def rekey_image(path: str, old: DiskKey, new: DiskKey) -> dict[str, Any]:
+    """Change the key of an encrypted disk that no VM uses; every other key of it goes too.
+
+    Returns:
+        the document of ``casemate image rekey --json``.
+
+    Raises:
+        InputError, ImageError: no such disk, in use, or the old key does not open it; then nothing has changed.
+    """
+    from casemate.engine import diskcrypt
+
+    return diskcrypt.rekey(str(Path.cwd() / path), _source(old), old.name, _source(new), new.name)
 
 
 def save(
@@ -114,6 +159,18 @@ def run_from(
         text = "the guest did not prepare for this: until its kernel reseeds, clones draw the same random numbers"
         warnings = (*warnings, f"{text} [ent.vmgenid]")
     return definition.id, warnings
+
+
+def _source(key: DiskKey) -> Secret:
+    from casemate.errors import InputError
+    from casemate.spec.model import Secret
+
+    given = [value for value in (key.file, key.descriptor, key.systemd_creds) if value is not None]
+    if len(given) != 1:
+        raise InputError("the key of a disk", got=f"{len(given)} sources", expected="one")
+    file = str(Path.cwd() / key.file) if key.file is not None else None
+    creds = str(Path.cwd() / key.systemd_creds) if key.systemd_creds is not None else None
+    return Secret(file=file, descriptor=key.descriptor, systemd_creds=creds)
 
 
 def _sealing(key: StateKey | None) -> Sealing:

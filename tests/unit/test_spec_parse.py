@@ -363,6 +363,21 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
         {("provision", "provision.both")},
     ),
     (
+        "encrypted disks: an overlay, without a key, with an unknown key, and a key for none",
+        KERNEL
+        + '[[disk]]\npath = "a"\nformat = "raw"\nencryption = "luks"\nkey = "k"\n'
+        + '[[disk]]\npath = "b"\nformat = "raw"\nmode = "persistent"\nencryption = "luks"\n'
+        + '[[disk]]\npath = "c"\nformat = "qcow2"\nmode = "read-only"\nencryption = "luks"\nkey = "unknown"\n'
+        + '[secrets.k]\nfile = "k"\nuse = "disk"\n[secrets.spare]\nfile = "s"\nuse = "disk"\n',
+        {
+            ("disk[0].encryption", "disk.encryption"),
+            ("disk[1].key", "disk.key"),
+            ("disk[2].key", "disk.key"),
+            ("disk[2].encryption", "disk.encryption"),
+            ("secrets.spare", "disk.key"),
+        },
+    ),
+    (
         "endless faults",
         KERNEL + "[[disk]]\nx=1\n" * 8 + "".join(f"k{index} = 1\n" for index in range(200)),
         {

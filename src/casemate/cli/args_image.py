@@ -26,6 +26,7 @@ IMAGE_PARTS: tuple[str, ...] = (
     "args_image_build",
     "args_image_scan",
     "args_image_contents",
+    "args_image_crypt",
 )
 """Modules with commands of the group, in the order of its help."""
 

@@ -10,6 +10,7 @@ cgroup removed.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 STARTUP_DEADLINE_S = 30.0
 # hw/i386/x86.c and load_elf, QEMU 7.2 to 10
+_WRONG_KEY = "cannot unlock any keyslot"  # crypto/block-luks.c
 _NO_KERNEL = ("invalid kernel header", "loading elf kernel", "without PVH ELF Note", "could not load kernel")
 
 
@@ -104,7 +106,7 @@ def launch(
         clock.lap("greeting")
         digests = copies.result(opened.digests) | contents.result()
         observed = observe(plan, startup, spawned, opened, digests)  # 5
-        observed.update(_observe_beside(plan, held.network, held.feed, opened))
+        observed.update(_observe_beside(plan, startup, held.network, held.feed, opened))
         clock.lap("read-back")
         findings = judge_launch(plan, observed, waivers, controls)  # 6
         clock.lap("judge")
@@ -242,7 +244,9 @@ def _feed(plan: LaunchPlan, spawned: Spawned, opened: Opened) -> SecretFeed | No
     return SecretFeed(spawned, plan.wall, opened.by_role, STARTUP_DEADLINE_S)
 
 
-def _observe_beside(plan: LaunchPlan, network: Network | None, feed: SecretFeed | None, opened: Opened) -> Facts:
+def _observe_beside(
+    plan: LaunchPlan, startup: Startup, network: Network | None, feed: SecretFeed | None, opened: Opened
+) -> Facts:
     """Facts about what not every VM has: a network, things that it reads once."""
     facts: Facts = {}
     if network is not None:
@@ -250,8 +254,9 @@ def _observe_beside(plan: LaunchPlan, network: Network | None, feed: SecretFeed 
 
         facts.update(observe_network(plan, network))
     if feed is not None:
-        from casemate.engine.provisioning import observe_provisioning
+        from casemate.engine.provisioning import forget_keys, observe_provisioning
 
+        forget_keys(plan, startup)
         facts.update(observe_provisioning(plan, feed.result(), opened))
     return facts
 
@@ -280,6 +285,12 @@ def _greeting(startup: Startup, plan: LaunchPlan, copies: CopyDigests) -> str:
         return startup.greeting(copies.begin)
     except VmError as error:
         said = error.got.rpartition(": ")[2]
+        if _WRONG_KEY in error.got:
+            disk = re.search(r"node-name=disk([0-9]+)", error.got)
+            path = repr(plan.spec.disks[int(disk[1])].path) if disk and int(disk[1]) < len(plan.spec.disks) else ""
+            raise InputError(
+                f"the key does not open the disk {path}", got="a key that opens none of its slots"
+            ) from error
         if plan.spec.boot.kernel is None or not any(words in error.got for words in _NO_KERNEL):
             raise
         raise InputError(

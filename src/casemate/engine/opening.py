@@ -19,7 +19,7 @@ from casemate.image.headers import inspect_image
 from casemate.image.opening import FileIdentity, identity_of, open_image, open_regular_file, verify_unchanged
 from casemate.image.overlay import write_empty_qcow2
 from casemate.plan.model import OpenFile
-from casemate.spec.model import DiskMode, Spec
+from casemate.spec.model import Disk, DiskMode, Spec
 
 
 @dataclass
@@ -71,14 +71,26 @@ def open_spec_files(spec: Spec) -> Opened:
         for index, disk in enumerate(spec.disks):
             role, writable = f"disk{index}", disk.mode is DiskMode.PERSISTENT
             descriptor = opened.by_role[role] = open_image(disk.path, writable=writable)
-            header = inspect_image(descriptor, disk.path, disk.format.value)
-            opened.sizes[role] = header.virtual_size_bytes
+            opened.sizes[role] = guest_size_bytes(descriptor, disk)
             opened.identities[role] = (identity_of(descriptor), disk.path)
             opened.locks.append(_lock(disk.path, descriptor, writable))
     except BaseException:
         opened.close()
         raise
     return opened
+
+
+def guest_size_bytes(descriptor: int, disk: Disk) -> int:
+    """The size that the guest will see, of a disk whose header is accepted.
+
+    Raises:
+        ImageError: it is not.
+    """
+    if disk.key is not None:
+        from casemate.image.luks import inspect_luks
+
+        return inspect_luks(descriptor, disk.path)[1]
+    return inspect_image(descriptor, disk.path, disk.format.value).virtual_size_bytes
 
 
 def _check_boot_file(role: str, path: str, size_bytes: int) -> None:

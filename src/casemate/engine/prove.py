@@ -35,7 +35,7 @@ from casemate.controls.model import AppliedWaiver
 from casemate.controls.policy import HostPolicy, controls_under
 from casemate.engine import cgroups, files, identity, labels
 from casemate.engine.aftermath import remove_cgroups
-from casemate.engine.opening import Opened, open_planned_files
+from casemate.engine.opening import Opened, guest_size_bytes, open_planned_files
 from casemate.engine.paths import Paths, own_directory
 from casemate.engine.prove_bait import HostBait, bounded, cgroup_counters
 from casemate.engine.prove_collect import Collected, Progress
@@ -46,7 +46,6 @@ from casemate.engine.start import declare_origin, judge_declared, make_plan, wai
 from casemate.engine.vmfiles import Definition
 from casemate.errors import HostError, VmError
 from casemate.facts.fact import Known
-from casemate.image.headers import inspect_image
 from casemate.image.opening import open_image, open_regular_file
 from casemate.jail.compile import cached_program
 from casemate.jail.policy import BindFile, Identity, IdentityMode, Layer, Wall
@@ -234,8 +233,7 @@ def _open_read_only(spec: Spec, opened: Opened) -> None:
     for index, disk in enumerate(spec.disks):
         role = f"disk{index}"
         opened.by_role[role] = open_image(disk.path)
-        header = inspect_image(opened.by_role[role], disk.path, disk.format.value)
-        opened.sizes[role] = header.virtual_size_bytes
+        opened.sizes[role] = guest_size_bytes(opened.by_role[role], disk)
 
 
 def _open_rest(plan: LaunchPlan, opened: Opened, own: Paths, proof_id: str) -> None:

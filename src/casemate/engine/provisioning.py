@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 import fcntl
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.engine.opening import Opened
 from casemate.engine.secret_sources import read_secret
@@ -20,6 +20,7 @@ from casemate.image.opening import open_regular_file
 from casemate.plan.model import LaunchPlan
 from casemate.plan.provisioning import (
     CREDENTIAL_MAX_BYTES,
+    DISK_KEY_MAX_BYTES,
     SEED,
     SMBIOS_MAX_BYTES,
     Channel,
@@ -31,6 +32,9 @@ from casemate.provision.cloudinit import DOCUMENT_MAX_BYTES, build_seed, check_n
 from casemate.provision.credentials import smbios_string, wipe
 from casemate.provision.ignition import CONFIG_MAX_BYTES, check_ignition
 from casemate.spec.model import SecretUse, Spec
+
+if TYPE_CHECKING:
+    from casemate.engine.startup import Startup
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 SEARCHED_BYTES = 8
@@ -108,6 +112,8 @@ def fill(plan: LaunchPlan, opened: Opened) -> None:
 def _limit(use: SecretUse) -> int:
     if use is SecretUse.CREDENTIAL:
         return CREDENTIAL_MAX_BYTES
+    if use is SecretUse.DISK:
+        return DISK_KEY_MAX_BYTES
     return DOCUMENT_MAX_BYTES if use is SecretUse.USER_DATA else CONFIG_MAX_BYTES
 
 
@@ -123,6 +129,8 @@ def _channel(spec: Spec, channel: Channel, values: dict[str, bytearray], documen
             return sealed(channel.role, documents.ignition or b"")
         check_ignition(values[name], f"secret {name}", secret=True)
         return sealed(channel.role, values[name])
+    if channel.kind == "secret":
+        return sealed(channel.role, checked_key(channel.name, values[channel.name]))
     if channel.name not in credentials(spec):
         raise RuntimeError(f"nobody knows what goes into {channel.role}")
     if channel.kind != "smbios":
@@ -132,6 +140,20 @@ def _channel(spec: Spec, channel: Channel, values: dict[str, bytearray], documen
         return sealed(channel.role, text)
     finally:
         wipe(text)
+
+
+def checked_key(name: str, value: bytearray) -> bytearray:
+    """QEMU takes a key as text, and stops at a NUL."""
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        fault = "bytes that are not UTF-8"
+    else:
+        fault = "a NUL byte" if 0 in value else ""
+    if fault:
+        step = "head -c 32 /dev/urandom | base64 -w0 makes one"
+        raise InputError(f"secret {name}", got=fault, expected="a key as text", next_step=step)
+    return value
 
 
 def _seed(plan: LaunchPlan, values: dict[str, bytearray], documents: Documents) -> int:
@@ -159,13 +181,24 @@ def observe_provisioning(plan: LaunchPlan, delivered: tuple[str, ...], opened: O
     if wants_seed(plan.spec):
         kinds.add("nocloud-disk")
     argv = "\0".join(plan.wall.argv).encode()
-    told = [role for role in delivered if role.startswith("credential") and _is_part(opened.by_role[role], argv)]
+    told = [
+        role
+        for role in delivered
+        if role.startswith(("credential", "disk-key")) and _is_part(opened.by_role[role], argv)
+    ]
     source = "what the emulator read out of its FIFOs, and the descriptor of its disk"
     live = f"the live argument vector (proc.argv) searched for each value of {SEARCHED_BYTES} bytes or more"
     return {
         "prov.channels": Known(tuple(sorted(kinds)), source, Stage.OBSERVED),
         "prov.in-arguments": Known(bool(told), live, Stage.OBSERVED),
     }
+
+
+def forget_keys(plan: LaunchPlan, startup: Startup) -> None:
+    """The disks are open: the emulator has no further use for their keys as they were given."""
+    for channel in channels(plan.spec):
+        if channel.kind == "secret":
+            startup.command("object-del", id=channel.role)
 
 
 def _is_part(descriptor: int, text: bytes) -> bool:

@@ -11,7 +11,7 @@ from casemate.jail.policy import Descriptor
 from casemate.plan.accel import Board
 from casemate.plan.options import write_option as option
 from casemate.plan.passthrough import passthrough_options
-from casemate.plan.provisioning import SEED, SEED_CMDLINE, channel_arguments, wants_seed
+from casemate.plan.provisioning import SEED, SEED_CMDLINE, channel_arguments, disk_key, wants_seed
 from casemate.spec.model import ConsoleDevice, DiskMode, Firmware, MachineType, NetworkMode, Spec
 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
@@ -178,8 +178,11 @@ def _disk(spec: Spec, index: int, numbering: Numbering, microvm: bool) -> list[s
         argv += ["-blockdev", top]
     else:
         argv = _file_node(f"{node}-file", role, "rw" if writable else "ro", numbering)
-        extra = {"discard": "unmap"} if writable else {}
-        node_option = option(disk.format, node_name=node, file=f"{node}-file", read_only=not writable, **extra)
+        extra: dict[str, str] = {"discard": "unmap"} if writable else {}
+        if disk.key is not None:
+            extra["key_secret"] = disk_key(index)
+        driver = "luks" if disk.key is not None else disk.format
+        node_option = option(driver, node_name=node, file=f"{node}-file", read_only=not writable, **extra)
         argv += ["-blockdev", node_option]
     model = "virtio-blk-device" if microvm else "virtio-blk-pci"
     boot = {} if spec.boot.kernel is not None or microvm else {"bootindex": index}

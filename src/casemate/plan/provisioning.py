@@ -7,6 +7,7 @@ put it into the arguments.
 
     seed         cloud-init's NoCloud disk: a sealed memfd, by descriptor set
     ignition     fw_cfg opt/com.coreos/config
+    disk-key     the key of a LUKS disk: a secret object, deleted again before the guest runs
     credential   q35: SMBIOS type 11; microvm, which has no SMBIOS: fw_cfg opt/io.systemd.credentials/NAME
 """
 
@@ -29,11 +30,14 @@ SMBIOS_MAX_BYTES = 48 * 1024
 """All strings of one VM together: an SMBIOS 2.1 table has at most 65535 bytes."""
 IGNITION_MAX_BYTES = 512 * 1024
 _ENCODED_MAX_BYTES = 2 * CREDENTIAL_MAX_BYTES
+DISK_KEY_MAX_BYTES = 4096
 IGNITION_KEY = "opt/com.coreos/config"
 
 
 class Channel(msgspec.Struct, frozen=True):
-    """One thing that QEMU reads once. ``kind``: ``smbios``, ``fw-cfg``; ``name``: what the guest knows it by."""
+    """One thing that QEMU reads once. ``kind``: ``smbios``, ``fw-cfg``, ``secret``; ``name``: what the guest, or the
+    specification, knows it by.
+    """
 
     role: str
     kind: str
@@ -44,6 +48,11 @@ class Channel(msgspec.Struct, frozen=True):
     def target(self) -> str:
         """Its FIFO in the emulator's root."""
         return f"{FOLDER}/{self.role}"
+
+
+def disk_key(index: int) -> str:
+    """Role of the FIFO, and id of the emulator's object, for the key of a disk."""
+    return f"disk-key{index}"
 
 
 def wants_seed(spec: Spec) -> bool:
@@ -76,6 +85,9 @@ def channels(spec: Spec) -> tuple[Channel, ...]:
     kind = "fw-cfg" if spec.machine.type is MachineType.MICROVM else "smbios"
     for number, name in enumerate(credentials(spec)):
         found.append(Channel(f"credential{number}", kind, name, _ENCODED_MAX_BYTES))
+    for index, disk in enumerate(spec.disks):
+        if disk.key is not None:
+            found.append(Channel(disk_key(index), "secret", disk.key, DISK_KEY_MAX_BYTES))
     return tuple(found)
 
 
@@ -88,7 +100,9 @@ def channel_arguments(spec: Spec) -> list[str]:
     """QEMU's arguments for the FIFOs; they name files, never what is in them."""
     argv = []
     for channel in channels(spec):
-        if channel.kind == "smbios":
+        if channel.kind == "secret":
+            argv += ["-object", option("secret", id=channel.role, file=channel.target, format="raw")]
+        elif channel.kind == "smbios":
             argv += ["-smbios", option("", type=11, path=channel.target)]
         else:
             name = channel.name if channel.role == "ignition" else FW_CFG_PREFIX + channel.name

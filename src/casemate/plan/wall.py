@@ -194,7 +194,7 @@ def open_files(spec: Spec, sizes: dict[str, int], uefi_code: str | None, uefi_va
         role = f"disk{index}"
         size = sizes.get(role, 0)
         access = "rw" if disk.mode is DiskMode.PERSISTENT else "ro"
-        files.append(OpenFile(role, disk.path, access, disk.format, size))
+        files.append(OpenFile(role, disk.path, access, "luks" if disk.key is not None else disk.format, size))
         if disk.mode is DiskMode.OVERLAY:
             files.append(OpenFile(f"overlay{index}", "", "overlay", "qcow2", size))
     if wants_seed(spec):

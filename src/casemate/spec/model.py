@@ -5,7 +5,7 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
     name = "web"                      # optional; [a-z0-9][a-z0-9_.-]{0,62}
     [machine]  type memory_mib vcpus accel irqchip saveable
     [boot]     kernel initrd cmdline | firmware
-    [[disk]]   path format mode | image mode; sha256
+    [[disk]]   path format mode | image mode; sha256 encryption key
     [network]  mode egress allow publish
     [console]  device log_max_kib
     [limits]   cpu_percent overhead_mib pids read_mib_s write_mib_s
@@ -76,6 +76,13 @@ class DiskMode(enum.StrEnum):
     PERSISTENT = "persistent"
 
 
+class Encryption(enum.StrEnum):
+    """``luks``: the file is LUKS1; the emulator decrypts, the guest sees a plain disk."""
+
+    NONE = "none"
+    LUKS = "luks"
+
+
 class NetworkMode(enum.StrEnum):
     """``user``: passt, no TAP and no bridge."""
 
@@ -92,11 +99,14 @@ class Egress(enum.StrEnum):
 
 
 class SecretUse(enum.StrEnum):
-    """Where a secret goes: a systemd credential of the guest, or the whole of its user-data or Ignition config."""
+    """Where a secret goes: a systemd credential of the guest, all of its user-data or Ignition config, or to the
+    emulator as the key of disks, which the guest never sees.
+    """
 
     CREDENTIAL = "credential"
     USER_DATA = "user-data"
     IGNITION = "ignition"
+    DISK = "disk"
 
 
 class ConsoleDevice(enum.StrEnum):
@@ -179,6 +189,13 @@ class Disk(_Closed, frozen=True):
     ) = None
     sha256: (
         Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="What the bytes of the image must hash to.")] | None
+    ) = None
+    encryption: Annotated[Encryption, Meta(description="luks: encrypted on the host, with the key that key names.")] = (
+        Encryption.NONE
+    )
+    key: (
+        Annotated[str, Meta(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description='A secret with use = "disk".')]
+        | None
     ) = None
 
 

@@ -22,7 +22,7 @@ from casemate.spec.model import (
     SecretUse,
     Spec,
 )
-from casemate.spec.secret_rules import check_provision, check_secrets
+from casemate.spec.secret_rules import check_encryption, check_provision, check_secrets
 
 MICROVM_TRANSPORTS = 8
 """virtio-mmio devices of QEMU's microvm (include/hw/i386/microvm.h)."""
@@ -201,4 +201,5 @@ RULES: tuple[Rule, ...] = (
     Rule((), _passthrough),
     Rule(("machine.type",), check_secrets),
     Rule(("provision",), check_provision),
+    Rule(("disk", "secrets"), check_encryption),
 )

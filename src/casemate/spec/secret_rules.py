@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 from casemate.spec.faults import Faults
-from casemate.spec.model import MachineType, Secret, SecretUse, Spec
+from casemate.spec.model import DiskFormat, DiskMode, Encryption, MachineType, Secret, SecretUse, Spec
 
 SOURCES = ("file", "descriptor", "systemd_creds", "command", "age")
 FW_CFG_PREFIX = "opt/io.systemd.credentials/"
@@ -36,6 +36,25 @@ def _check_source(where: str, secret: Secret, faults: Faults) -> None:
         faults.add(where, "secret.identity", "age and identity go together: the file, and the key that opens it")
     if secret.command is not None and not (secret.command and secret.command[0].startswith("/")):
         faults.add(f"{where}.command", "secret.command", "expected a program by its full path, then its arguments")
+
+
+def check_encryption(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    """An encrypted disk has a key that is a secret of this specification, and every such secret is some disk's key."""
+    keys = {name for name, secret in spec.secrets.items() if secret.use is SecretUse.DISK}
+    used = set()
+    for index, disk in enumerate(spec.disks):
+        where = f"disk[{index}]"
+        if disk.key is not None:
+            used.add(disk.key)
+        encrypted = disk.encryption is Encryption.LUKS
+        if encrypted != (disk.key is not None) or (disk.key is not None and disk.key not in keys):
+            message = 'encryption = "luks" and key go together; key names a table [secrets.NAME] with use = "disk"'
+            faults.add(f"{where}.key", "disk.key", message)
+        if encrypted and (disk.format is not DiskFormat.RAW or disk.mode is DiskMode.OVERLAY):
+            message = 'goes with format = "raw" and mode = "persistent" or "read-only": an overlay would be plain text'
+            faults.add(f"{where}.encryption", "disk.encryption", message)
+    for name in sorted(keys - used):
+        faults.add(f"secrets.{name}", "disk.key", "is the key of no disk")
 
 
 def check_provision(spec: Spec, _today: datetime.date, faults: Faults) -> None:

@@ -13,7 +13,7 @@ CONTROLS = (
         question="Was every image opened as raw or qcow2 because the specification says so?",
         severity=Severity.HIGH,
         gate=Gate.LAUNCH,
-        checks=(Check("img.formats", EachMatches(r"(.*[=:])?(raw|qcow2)", "each one raw or qcow2")),),
+        checks=(Check("img.formats", EachMatches(r"(.*[=:])?(raw|qcow2|luks)", "each one raw, qcow2 or luks")),),
         applies_when=(HAS_DISKS,),
         cuts=(S8,),
         scenarios=(HOST,),
