@@ -87,6 +87,7 @@ def test_what_cannot_be_said_is_refused(text: str) -> None:
         re.compile(from_re2(text).encode())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_hostile_expressions_end() -> None:
     rng = random.Random(1)
     for _ in range(3000):

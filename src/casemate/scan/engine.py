@@ -27,6 +27,13 @@ MAX_HITS: Final = 5_000
 """Per rule and run: what is beyond is counted in nobody's favour; the scan has failed long before."""
 
 
+def start_of(match: re.Match[bytes], group: int) -> int:
+    """Where the secret begins; what an expression asks to stand before it may belong to another file."""
+    if "secret" in match.re.groupindex and match["secret"] is not None:
+        return match.start("secret")
+    return match.start(group) if group and match[group] is not None else match.start()
+
+
 def is_known(match: re.Match[bytes], secret: bytes) -> bool:
     """Whether everybody has it. A hash with a user's name before it is an account, wherever it was copied from."""
     if hashlib.sha256(secret).hexdigest() not in KNOWN:
@@ -65,7 +72,7 @@ class Compiled:
             kept = found.secret if self.rule.check or not self.rule.group else secret
             yield Hit(
                 rule=self.rule.id,
-                offset=match.start(),
+                offset=start_of(match, self.rule.group),
                 length=match.end() - match.start(),
                 shown=redactor.shown(kept),
                 digest=redactor.digest(kept),
