@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.support.tree_host import LISTS, PACKAGES, offers, release, status
 from tests.unit.test_audit_kernel import put
 
+from casemate.facts import updates
 from casemate.facts.fact import Fact, Known, Unknown
 from casemate.facts.root import Root
 from casemate.facts.updates import collect_updates, stanzas
@@ -187,3 +188,18 @@ def test_other_package_managers_are_unknown_by_name(tmp_path: Path) -> None:
     fact = collect_updates(Root(tmp_path))["updates.qemu"]
     assert isinstance(fact, Unknown)
     assert "rpm" in fact.why
+
+
+def test_a_list_is_unpacked_once_and_only_sixteen_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = tmp_path / "root/var/lib/apt/lists"
+    lists.mkdir(parents=True)
+    path = "/var/lib/apt/lists/x_dists_a-security_main_Packages.gz"
+    root = Root(tmp_path / "root")
+    root.cache = tmp_path / "cache"
+    for number in range(20):
+        text = f"Package: qemu-utils\nVersion: 1:{number}\n\n".encode()
+        (lists / path.rpartition("/")[2]).write_bytes(gzip.compress(text))
+        assert updates._read_list(root, path) == {"qemu-utils": f"1:{number}"}
+    assert len(list((tmp_path / "cache/updates").iterdir())) == 16
+    monkeypatch.setattr(updates, "_versions", lambda data, suffix: pytest.fail("unpacked again"))
+    assert updates._read_list(root, path) == {"qemu-utils": "1:19"}

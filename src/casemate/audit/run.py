@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, cached_property, partial
+from pathlib import Path
 
 import msgspec
 
@@ -22,7 +24,7 @@ from casemate.controls.audit_model import Report, Target, TargetKind, TargetRepo
 from casemate.controls.catalogue.launch import launch_controls
 from casemate.controls.drift import drift
 from casemate.controls.model import Finding, Subject
-from casemate.errors import CasemateError, InputError
+from casemate.errors import CasemateError, HostError, InputError
 from casemate.facts.fact import Facts, Known, Stage
 from casemate.facts.machine_facts import machine_facts
 from casemate.facts.root import Root
@@ -202,7 +204,7 @@ def audit_stream(
     Raises:
         InputError: what was named does not exist or is nothing that can be audited, and it was the only one.
     """
-    audit = HostAudit(Root(request.root) if request.root else Root(), setting)
+    audit = HostAudit(Root(request.root) if request.root else _this_host(), setting)
     if request.is_whole_host:
         yield from audit.report_whole(progress)
         return
@@ -210,6 +212,16 @@ def audit_stream(
         yield from _one_by_one(request, audit, list(_steps(request, audit)), progress, fault)
     finally:
         audit.close()
+
+
+def _this_host() -> Root:
+    """This host, with our own place for what takes long to work out."""
+    from casemate.engine.paths import default_paths
+
+    root = Root()
+    with suppress(HostError, OSError):
+        root.cache = Path(default_paths().cache)
+    return root
 
 
 def _one_by_one(

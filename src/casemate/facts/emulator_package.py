@@ -62,7 +62,9 @@ def _owner(root: Root, path: str) -> Fact:
         return Unknown(f"{INFO}: {error.strerror or error}")
     wanted = [f"\n{name}\n".encode() for name in _spellings(path)]
     unread = ""
-    for name in names:
+    # A package is mostly called like its programs: those first, and no other has to be read.
+    word = path.rpartition("/")[2].partition("-")[0]
+    for name in sorted(names, key=lambda name: not name.startswith(word)):
         if not name.endswith(".list") or not _NAME.fullmatch(name.removesuffix(".list")):
             continue
         try:

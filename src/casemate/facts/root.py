@@ -30,6 +30,8 @@ class Root:
     def __init__(self, base: Path | str = "/") -> None:
         self.base = Path(base)
         self.is_live = self.base == Path("/")
+        self.cache: Path | None = None
+        """Where what was worked out from large files may be kept for the next time, by the digest of their content."""
         self.keeps_errors = self.is_live
         """Whether an error is the one that the host's kernel gave, and not one of a copy of its files."""
 

@@ -6,15 +6,19 @@ Debian and Ubuntu: installed versions from dpkg's status, offered ones from apt'
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 from calendar import timegm
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from casemate.facts.fact import Fact, Facts, Known, Unknown
 from casemate.facts.root import Root
+from casemate.facts.stamp import load_cache, save_cache
 from casemate.facts.updates_lz4 import unpack_lz4
 from casemate.facts.updates_version import VERSION_KEY, compare_versions
 
@@ -23,6 +27,7 @@ LISTS: Final = "/var/lib/apt/lists"
 _MAX_STATUS_BYTES: Final = 64 << 20
 _MAX_LIST_BYTES: Final = 64 << 20
 _MAX_RELEASE_BYTES: Final = 8 << 20
+_KEPT_MAX: Final = 16
 _DAY_S: Final = 86_400
 # What is older than this says nothing about what waits today.
 MAX_AGE_DAYS: Final = 30
@@ -193,10 +198,28 @@ def _read_list(root: Root, path: str) -> dict[str, str]:
     Raises:
         OSError, ValueError: it cannot be read, is damaged, too large, or packed in a way nobody here understands.
     """
+    data, suffix = root.read_bytes(path, _MAX_LIST_BYTES), path.rpartition("_Packages")[2]
     try:
-        return _versions(root.read_bytes(path, _MAX_LIST_BYTES), path.rpartition("_Packages")[2])
+        if root.cache is None or not suffix:
+            return _versions(data, suffix)
+        # Unpacking takes longer than the rest of the host together.
+        place = root.cache / "updates" / hashlib.sha256(f"{_WANTED.pattern}\n{suffix}\n".encode() + data).hexdigest()
+        kept = load_cache(place, dict[str, str])
+        if kept is None:
+            kept = _versions(data, suffix)
+            save_cache(place, kept)
+            _forget_old(place.parent)
+        return kept
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _forget_old(folder: Path) -> None:
+    """Lists change every few days: of what was kept, only the newest."""
+    with contextlib.suppress(OSError):
+        found = sorted(folder.iterdir(), key=lambda path: path.lstat().st_mtime, reverse=True)
+        for path in found[_KEPT_MAX:]:
+            path.unlink(missing_ok=True)
 
 
 # Hosts of one fleet have the very same lists, so that many captures have the very same bytes.
