@@ -222,3 +222,9 @@ def test_lists_that_include_each_other_end(tmp_path: Path) -> None:
     assert helper(tmp_path, 0o4755, f"include {ACL}\nallow br0\n") is None
     with pytest.raises(OSError, match="without end"):
         allowed_bridges(Root(tmp_path), ACL)
+
+
+def test_a_list_that_includes_many_is_bounded(tmp_path: Path) -> None:
+    for number in range(6):
+        put(tmp_path, f"/etc/qemu/{number}.conf", f"include /etc/qemu/{number + 1}.conf\n".encode() * 1000)
+    assert helper(tmp_path, 0o4755, "include /etc/qemu/0.conf\nallow br0\n") is None

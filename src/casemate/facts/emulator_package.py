@@ -6,6 +6,7 @@ MD5, as dpkg records them: good enough to see a replaced file, and as trustworth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -30,7 +31,8 @@ HELPERS: Final = (
 )
 _ACLS: Final = ("/etc/qemu/bridge.conf", "/etc/qemu-kvm/bridge.conf", "/usr/local/etc/qemu/bridge.conf")
 _ACL_BYTES: Final = 1 << 16
-_ACL_DEPTH: Final = 8
+_ACL_FILES: Final = 64
+_DATABASE_BYTES: Final = 512 << 20
 
 
 def package_facts(root: Root, path: str) -> Facts:
@@ -68,7 +70,8 @@ def _owner(root: Root, path: str) -> Fact:
         if not name.endswith(".list") or not _NAME.fullmatch(name.removesuffix(".list")):
             continue
         try:
-            content = b"\n" + root.read_bytes(f"{INFO}/{name}", _LIST_BYTES) + b"\n"
+            content = b"\n" + root.read_bytes(f"{INFO}/{name}", min(_LIST_BYTES, left)) + b"\n"
+            left -= len(content)
         except OSError as error:
             unread = unread or f"{INFO}/{name}: {error.strerror or error}"
             continue
@@ -109,7 +112,7 @@ def _md5(root: Root, path: str) -> str:
         while part := os.read(descriptor, _CHUNK_BYTES):
             left -= len(part)
             if left < 0:
-                raise OSError(27, f"larger than {_BINARY_BYTES} bytes", path)
+                raise OSError(errno.EFBIG, f"larger than {_BINARY_BYTES} bytes", path)
             found.update(part)
     finally:
         os.close(descriptor)
@@ -154,7 +157,7 @@ def _has_capability(root: Root, path: str) -> bool:
         os.close(descriptor)
 
 
-def allowed_bridges(root: Root, path: str, depth: int = 0) -> list[str]:
+def allowed_bridges(root: Root, path: str, seen: list[str] | None = None) -> list[str]:
     """Bridges that an access list of the helper opens to everybody.
 
     The helper reads its lists with the rights of who called it: one that others may not read is no list for everybody.
@@ -163,8 +166,10 @@ def allowed_bridges(root: Root, path: str, depth: int = 0) -> list[str]:
     Raises:
         OSError: a list cannot be read, or they include each other without end.
     """
-    if depth > _ACL_DEPTH:
-        raise OSError(40, "lists include each other without end", path)
+    seen = [] if seen is None else seen
+    seen.append(path)
+    if len(seen) > _ACL_FILES:
+        raise OSError(errno.ELOOP, "lists include each other without end", path)
     try:
         if not root.stat(path).st_mode & stat_module.S_IROTH:
             return []
@@ -183,5 +188,5 @@ def allowed_bridges(root: Root, path: str, depth: int = 0) -> list[str]:
         elif words[0] == "allow" and words[1] not in denied:
             allowed.append(words[1])
         elif words[0] == "include":
-            allowed += [name for name in allowed_bridges(root, words[1], depth + 1) if name not in denied]
+            allowed += [name for name in allowed_bridges(root, words[1], seen) if name not in denied]
     return allowed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat as stat_module
 from pathlib import PurePosixPath
 from typing import Final
@@ -13,7 +14,6 @@ EVERYBODY: Final = "everybody"
 ROOT: Final = frozenset({"uid:0", "gid:0"})
 _TABLE_BYTES: Final = 16 << 20
 _LISTENS: Final = 0x0001_0000  # __SO_ACCEPTCON of the kernel's net/unix
-_LINKS_MAX: Final = 40
 
 
 def listening_paths(root: Root, pid: int) -> dict[int, str]:
@@ -53,7 +53,7 @@ def who_can_connect(root: Root, path: str) -> frozenset[str]:
     real = root.real_path(path)
     status = root.stat(real)
     if not stat_module.S_ISSOCK(status.st_mode):
-        raise OSError(20, "not a socket", path)
+        raise OSError(errno.ENOTSOCK, "not a socket", path)
     found = _who(status.st_mode, status.st_uid, status.st_gid, 0o2)
     for folder in PurePosixPath(real).parents:
         there = root.stat(str(folder))
