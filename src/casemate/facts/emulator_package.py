@@ -63,7 +63,7 @@ def _owner(root: Root, path: str) -> Fact:
     except OSError as error:
         return Unknown(f"{INFO}: {error.strerror or error}")
     wanted = [f"\n{name}\n".encode() for name in _spellings(path)]
-    unread = ""
+    unread, left = "", _DATABASE_BYTES
     # A package is mostly called like its programs: those first, and no other has to be read.
     word = path.rpartition("/")[2].partition("-")[0]
     for name in sorted(names, key=lambda name: not name.startswith(word)):
