@@ -108,6 +108,8 @@ def test_add_with_evidence_keeps_only_what_was_verified(casemate: Any, tmp_path:
     (tmp_path / "other.raw").write_bytes((tmp_path / "disk.raw").read_bytes()[:-512])
     (tmp_path / "sub").mkdir()
     (tmp_path / "other.raw").rename(tmp_path / "sub" / "disk.raw")
+    both = casemate("image", "verify", "disk.raw", *flags, "--signature", "disk.gpg")
+    assert (both[0], "one of the two" in both[2]) == (2, True)
     rc, _, err = casemate("image", "add", "sub/disk.raw", "--name", "bad", *flags)
     assert rc == 2
     assert "is not the file that SUMS.asc lists" in err

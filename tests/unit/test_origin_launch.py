@@ -16,7 +16,8 @@ from casemate.engine.content import ContentChecks, Promise, extra_time_s, promis
 from casemate.engine.origins import image_origin, origin_facts
 from casemate.errors import RefusedError, SpecError, VmError
 from casemate.facts.fact import Facts, Known, Stage
-from casemate.image.origin import Require, SourceRule, is_key, judge_origin, rule_for
+from casemate.image.origin import Require, Signer, SourceRule, is_key, judge_origin, rule_for
+from casemate.image.origin_check import Verified
 from casemate.image.origin_digest import PIECE_BYTES, digests_of, tree_digest
 from casemate.image.store_model import StoredImage
 from casemate.spec.model import Disk, DiskFormat, Spec
@@ -226,3 +227,19 @@ def test_the_tree_digest_is_what_its_docstring_says(tmp_path: Path) -> None:
     several = digests_of(descriptor, ["sha256", "sha512", "blake2b"])
     assert several == {name: hashlib.new(name, content).digest() for name in several}
     os.close(descriptor)
+
+
+def test_signatures_of_several_files_add_up() -> None:
+    import datetime
+
+    now = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    first = Verified(sha256=DIGEST, size_bytes=1, signers=(Signer(key=A, identity="ana"),), covered="file")
+    second = Verified(sha256=DIGEST, size_bytes=1, signers=(Signer(key=B),), covered="S: disk")
+    one = first.as_origin(now)
+    assert one["verified_by"] == A
+    both = second.as_origin(now, one)
+    assert (both["verified_by"].split("\n"), both["identity"].split("\n")) == ([A, B], ["ana", ""])
+    assert first.as_origin(now, both)["verified_by"] == f"{A}\n{B}"
+    every = SourceRule(match="*", require=Require.ALL, keys=(A, B))
+    assert image_origin(stored(**one), rules(every))[0].startswith("not signed by ssh:")
+    assert image_origin(stored(**both), rules(every)) == ("", (A, B))

@@ -101,9 +101,10 @@ def verify_reference(
         if opened.stored is not None:
             if verified.sha256 != opened.stored.digest:
                 raise _not_itself(opened.stored, verified.sha256)
-            default_store().annotate(opened.stored, verified.as_origin(_now()))
+            default_store().annotate(opened.stored, verified.as_origin(_now(), opened.stored.origin))
     except ImageError as fault:
-        return {**document, "why": str(fault).replace("\n  next:", "; next:")}
+        why = str(fault).replace("\n  next:", "; next:")
+        return {**document, "why": why + _converted(opened)}
     finally:
         os.close(opened.fd)
     keys = [signer.key for signer in verified.signers]
@@ -162,11 +163,7 @@ def sign_reference(
         if opened.stored is not None:
             size = opened.stored.size_bytes
             mine = Verified(sha256=opened.stored.digest, size_bytes=size, signers=(found,), covered="file")
-            kept = dict(opened.stored.origin)
-            merged = mine.as_origin(_now())
-            before = [one for one in kept.get("verified_by", "").split("\n") if one and one != found.key]
-            merged["verified_by"] = "\n".join([*before, found.key])
-            default_store().annotate(opened.stored, merged)
+            default_store().annotate(opened.stored, mine.as_origin(_now(), opened.stored.origin))
     finally:
         os.close(opened.fd)
     return {
@@ -247,6 +244,13 @@ def _listed_name(opened: OpenedImage, evidence: Evidence) -> str:
     if opened.stored is not None:
         return os.path.basename(opened.stored.origin.get("source", "")) or opened.stored.label
     return os.path.basename(opened.path)
+
+
+def _converted(opened: OpenedImage) -> str:
+    """Said when an image is not the file that its publisher signed, because the import unpacked or converted it."""
+    if opened.stored is None or opened.stored.origin.get("source_sha256", opened.stored.digest) == opened.stored.digest:
+        return ""
+    return "; it was unpacked or converted when it was added: give the signature to image add"
 
 
 def _not_itself(image: StoredImage, found: str) -> ImageError:

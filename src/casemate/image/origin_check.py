@@ -65,14 +65,23 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     signers: tuple[Signer, ...]
     covered: str
 
-    def as_origin(self, now: datetime.datetime) -> dict[str, str]:
-        """The words that the store keeps (`store_model.StoredImage.origin`)."""
+    def as_origin(self, now: datetime.datetime, known: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The words that the store keeps (`store_model.StoredImage.origin`).
+
+        Args:
+            known: what it keeps already of the same content; who signed before stays, so that several files of
+                signatures can satisfy a policy that wants all.
+        """
+        before = known or {}
+        keys, names = before.get("verified_by", "").split("\n"), before.get("identity", "").split("\n")
+        signed = dict(zip(keys, [*names, *[""] * len(keys)], strict=False)) if keys != [""] else {}
+        signed |= {signer.key: signer.identity.replace("\n", " ") for signer in self.signers}
         return {
-            "verified_by": "\n".join(signer.key for signer in self.signers),
+            "verified_by": "\n".join(signed),
             "verified_as": self.covered,
             "verified_at": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "verified_sha256": self.sha256,
-            "identity": "\n".join(signer.identity for signer in self.signers),
+            "identity": "\n".join(signed.values()),
         }
 
 
@@ -135,6 +144,10 @@ def _by_list(
     listed = read_evidence(evidence.sums, sums.SUMS_MAX_BYTES)
     what = evidence.sums
     if openpgp.is_message(listed):
+        if evidence.signature is not None:
+            raise InputError(
+                f"{what} is a signed message", got="another signature beside it", expected="one of the two"
+            )
         listed, signers = openpgp.verify_message(listed, _keyring(evidence), now, what)
     elif evidence.signature is None:
         raise InputError(
