@@ -225,6 +225,8 @@ def _configure() -> str:
             "set -e",
             'chroot "$1" passwd --quiet --lock root',
             'chroot "$1" systemctl --quiet enable systemd-networkd.service ssh.service',
+            # A machine without a network would wait two minutes for it.
+            'chroot "$1" systemctl --quiet mask systemd-networkd-wait-online.service',
             'rm -f "$1"/etc/ssh/ssh_host_*_key "$1"/etc/ssh/ssh_host_*_key.pub',
             'rm -f "$1"/var/lib/systemd/random-seed "$1"/var/lib/systemd/credential.secret',
             'rm -f "$1"/var/lib/dbus/machine-id; mkdir -p "$1"/var/lib/dbus',
