@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from casemate.engine.measure import Workload, measured_document, run_workload
@@ -13,6 +16,18 @@ from casemate.errors import HostError
 
 pytestmark = [pytest.mark.boot]
 FEW, MANY = 20, 60
+
+
+def is_walled(pid: int) -> None:
+    """The emulator with the old devices has the wall of every other: nothing was opened for it."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert "0" not in status["Uid"].split()
+    assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"], status["Seccomp_filters"]) == ("1", "2", "2")
+    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "pid", "net", "ipc", "uts")}
+    assert all(os.readlink(f"/proc/{pid}/ns/{name}") != link for name, link in own.items())
+    with pytest.raises(OSError, match=r"Read-only|denied"):
+        Path(f"/proc/{pid}/root/x").write_text("")
 
 
 def test_virtio_needs_less_of_the_emulator_than_old_hardware() -> None:
@@ -32,6 +47,7 @@ def test_virtio_needs_less_of_the_emulator_than_old_hardware() -> None:
         Workload(d, way, 4096, n) for d in ("ide", "virtio-blk") for way in ("read", "write") for n in (FEW, MANY)
     ]
     with measuring_vm(paths, guest, read_policy(None)) as running:
+        is_walled(running.pid)
         counts = {(w.device, w.direction, w.units): run_workload(running, w) for w in works}
     for (device, direction, units), count in counts.items():
         assert count.moved == units

@@ -358,7 +358,7 @@ def test_xl_syntax() -> None:
             parse_xl(data, "x")
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.text(alphabet="namedisk =[]'\",\n#;+0123\\xé", max_size=80))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

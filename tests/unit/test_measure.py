@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.engine import measure_guest
@@ -74,6 +74,7 @@ def test_each_device_gets_what_is_its_own() -> None:
     assert counter.other == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(TRACE)), max_size=12))
 def test_wherever_the_bytes_are_cut_the_sums_are_the_same(cuts: list[int]) -> None:
     counter, edges = TraceCounter(), sorted({0, len(TRACE), *cuts})
@@ -82,6 +83,7 @@ def test_wherever_the_bytes_are_cut_the_sums_are_the_same(cuts: list[int]) -> No
     assert sums(counter) == sums(counted(TRACE))
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=20))
 def test_any_bytes_are_counted_within_bounds(chunks: list[bytes]) -> None:
     counter = TraceCounter()

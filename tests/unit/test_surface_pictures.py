@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.surface.paths_data import DEVICES, devices_in, paths_of
@@ -93,6 +93,7 @@ def test_kinds_differ_by_more_than_colour() -> None:
     assert len({found[1] if found else "" for found in looks.values()}) == len(Kind)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_whatever_the_text_the_svg_is_well_formed(title: str, text: str) -> None:
     clean = "".join(char for char in title if char.isprintable()), "".join(char for char in text if char.isprintable())

@@ -82,8 +82,9 @@ def measure_argv() -> tuple[str, ...]:
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A measuring VM whose guest is ready. ``peers`` by device."""
+    """A measuring VM whose guest is ready. ``pid`` of its emulator; ``peers`` by device."""
 
+    pid: int
     link: Link
     peers: dict[str, Peer]
     qemu_version: str
@@ -169,7 +170,7 @@ def _walled(plan: LaunchPlan, paths: Paths, opened: Opened, home: str) -> Iterat
             answer = link.answers.pop(0)
             if not answer.startswith(READY) or len(answer.split()) != 2 + 4:
                 raise VmError("the measuring guest lacks a device", got=answer[:200])
-            yield Running(link, peers, version)
+            yield Running(spawned.pid, link, peers, version)
         finally:
             if spawned is not None:
                 kill_and_reap(spawned)
