@@ -38,6 +38,9 @@ class _Answer(msgspec.Struct, frozen=True):
     pending: bool = False
 
 
+_DISTINCT_MAX: Final = 64
+_distinct: dict[int, Sequence[Control]] = {}
+"""Tuples of controls that were found to hold none twice, by their identity."""
 _TEXTS_MAX: Final = 4096
 _texts: dict[int, tuple[Control, str, str]] = {}
 """By the identity of a control: itself, what it expects, its remedies. The same for every target that is judged."""
@@ -57,10 +60,14 @@ def judge(
     """
     if not controls:
         raise RuntimeError("no controls to judge: all of nothing proves nothing")
-    _refuse_repeats("control", [control.id for control in controls])
+    if _distinct.get(id(controls)) is not controls:
+        _refuse_repeats("control", [control.id for control in controls])
+        _remember_distinct(controls)
+    if not waivers:
+        return tuple([_judge_one(control, facts, stage) for control in controls])
     _refuse_repeats("waiver", [waiver.control for waiver in waivers])
     waiver_of = {waiver.control: waiver for waiver in waivers}
-    return tuple(_waive(_judge_one(control, facts, stage), waiver_of) for control in controls)
+    return tuple([_waive(_judge_one(control, facts, stage), waiver_of) for control in controls])
 
 
 def refusals(findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -109,6 +116,14 @@ def refusal_error(refused: Sequence[Finding]) -> RefusedError:
         expected=first.expected,
         next_step=first.remedy,
     )
+
+
+def _remember_distinct(controls: Sequence[Control]) -> None:
+    """A tuple of controls, which cannot change; it is kept, so that its identity is not given to another one."""
+    if isinstance(controls, tuple):
+        if len(_distinct) >= _DISTINCT_MAX:
+            _distinct.clear()
+        _distinct[id(controls)] = controls
 
 
 def _refuse_repeats(what: str, names: Iterable[str]) -> None:

@@ -49,6 +49,8 @@ def adjustment_for(profile: Profile, control_id: str) -> Adjustment | None:
 
 def under(profile: Profile, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The findings as this profile weighs them, in their order; what was read and expected stays as it is."""
+    if not profile.adjustments:
+        return tuple(findings)
     return tuple(_weigh(profile, finding) for finding in findings)
 
 
