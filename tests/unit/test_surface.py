@@ -188,6 +188,13 @@ def test_what_cannot_be_looked_at(target: list[str], pid: int | None, words: str
     assert words in str(caught.value)
 
 
+def test_a_xen_domain_is_shown_the_way_to_harden(tmp_path: Path) -> None:
+    path = tmp_path / "web.cfg"
+    path.write_text("name = 'web'\nmemory = 512\ndisk = ['/d.img,raw,xvda,rw']\n")
+    with pytest.raises(InputError, match="is a Xen domain"):
+        look_at([str(path)])
+
+
 def test_a_file_with_a_command_line_and_one_on_the_command_line_are_the_same(tmp_path: Path) -> None:
     path = tmp_path / "cmd"
     path.write_text(CARELESS)

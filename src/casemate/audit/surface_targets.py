@@ -30,12 +30,14 @@ from casemate.facts.machine import Machine
 from casemate.facts.machine_facts import machine_facts
 from casemate.facts.qemu_argv import read_argv
 from casemate.facts.root import Root
+from casemate.facts.xen_text import looks_like_xl
 from casemate.spec.model import Spec
 from casemate.surface.build import Hardened, Look
 
 Report = Callable[[str], None]
 _OURS: Final = "Casemate starts nothing that harden would change"
 _BUILTIN: Final = "builtin"
+_LOOK_BYTES: Final = 64 << 10
 
 
 def look_at(target: Sequence[str], pid: int | None = None, report: Report = lambda step: None) -> Look:
@@ -87,12 +89,19 @@ def _is_document(name: str) -> bool:
     except OSError:
         return False  # the reader of specifications says what is wrong
     try:
-        kind = kind_of(os.pread(descriptor, HEAD_BYTES, 0))
+        head = os.pread(descriptor, _LOOK_BYTES, 0)
+        kind = kind_of(head[:HEAD_BYTES])
     finally:
         os.close(descriptor)
     if kind in ("emulator", "capture"):
         raise InputError(
             f"{name} describes no machine", got=kind, expected="a domain, a specification or a command line"
+        )
+    if b"\0" not in head and looks_like_xl(head.decode("utf-8", "replace")):
+        raise InputError(
+            f"{name} is a Xen domain",
+            expected="a machine of KVM: the history of Xen is not in the table",
+            next_step=f"casemate harden {name} -o vm.toml makes a specification of it",
         )
     return kind in (TargetKind.DOMAIN, TargetKind.VMM_CONFIG, TargetKind.COMMAND_LINE)
 
