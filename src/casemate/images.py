@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add",
     "build_verity",
+    "damaged",
     "inspect_header",
     "list_images",
     "open_image",
@@ -46,6 +47,11 @@ def list_images() -> list[StoredImage]:
 def strangers() -> list[str]:
     """Files in the store's directory that are not the store's; they are left alone."""
     return store().strangers()
+
+
+def damaged() -> dict[str, str]:
+    """Digests of images of the store whose notes cannot be read, and why; `remove` with ``force`` takes them away."""
+    return store().damaged()
 
 
 def open_image(reference: str, *, declared: str | None = None) -> OpenedImage:
@@ -218,7 +224,7 @@ def build_verity(
     return build(reference, directory, overlay=overlay, memory_mib=memory_mib, report=report, progress=progress)
 
 
-def repository(action: Literal["init", "add", "publish", "renew", "sync"], **options: Any) -> dict[str, Any]:
+def repository(action: Literal["init", "add", "publish", "renew", "rotate", "sync"], **options: Any) -> dict[str, Any]:
     """A TUF repository of images; ``options`` are those of the function of that name in `engine.image_repo`."""
     from casemate.engine import image_repo
 
@@ -227,6 +233,7 @@ def repository(action: Literal["init", "add", "publish", "renew", "sync"], **opt
         "add": image_repo.add,
         "publish": image_repo.publish,
         "renew": image_repo.renew,
+        "rotate": image_repo.rotate,
         "sync": image_repo.sync,
     }
     return actions[action](**options)

@@ -317,15 +317,18 @@ def test_strangers_are_named_and_left_alone(store: Store, disk: Callable[..., in
 
 
 def test_a_damaged_image_is_said_and_can_be_removed(store: Store, disk: Callable[..., int]) -> None:
-    image = put(store, disk())
+    other, image = put(store, disk("b"), "other"), put(store, disk())
+    assert store.damaged() == {}
     about = Path(store.directory) / "images" / image.digest / "about.json"
     good = about.read_bytes()
     for text in (b"", b"{", b"[]", good.replace(b'"version":1', b'"version":2'), b"x" * 70_000, good + b" x"):
         about.write_bytes(text)
         with pytest.raises(ImageError, match="damaged"):
             store.find("web")
+        assert list(store.damaged()) == [image.digest]
+        assert store.images() == [other], "one damaged image hides no other"
     assert store.remove("web", in_use=nobody, force=True)
-    assert store.images() == []
+    assert (store.images(), store.damaged()) == ([other], {})
     whole(store)
 
 

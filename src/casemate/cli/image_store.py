@@ -55,6 +55,8 @@ def list_images(arguments: argparse.Namespace) -> int:
             print(image.digest)
     else:
         output.print_table("", ("NAME", "DIGEST", "FORMAT", "DISK", "TAKES", "ADDED", "VERIFIED"), _rows(found))
+    for digest, why in images.damaged().items():
+        output.warn(f"image {digest[:12]} is damaged ({why}); casemate image rm --force {digest[:12]}")
     strange = images.strangers()
     if strange:
         output.note(f"not of the store, left alone: {', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''}")

@@ -66,10 +66,25 @@ class Store:
     # Reading: no lock, nothing made.
 
     def images(self) -> list[StoredImage]:
-        """Every whole image, newest first."""
+        """Every whole image, newest first; damaged ones are named by `damaged`."""
         names = self._names()
-        found = [image for digest in self._digests() if (image := self._read(digest, names)) is not None]
+        found = []
+        for digest in self._digests():
+            with contextlib.suppress(ImageError):
+                image = self._read(digest, names)
+                if image is not None:
+                    found.append(image)
         return sorted(found, key=lambda image: (-image.added_at, image.digest))
+
+    def damaged(self) -> dict[str, str]:
+        """Digests of images whose notes cannot be read, and why."""
+        found: dict[str, str] = {}
+        for digest in self._digests():
+            try:
+                self._read(digest, {})
+            except ImageError as error:
+                found[digest] = error.got
+        return found
 
     def lookup(self, reference: str) -> StoredImage | None:
         """The image that a name, a digest or an unambiguous beginning of one means; None if there is none.
