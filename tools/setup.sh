@@ -16,7 +16,7 @@ python3-venv|the virtual environment
 ca-certificates|lets pip verify where it downloads from
 '
 CHECK_PACKAGES='
-qemu-utils|qemu-img makes the images of tests (never run on an untrusted one)
+qemu-utils|qemu-img makes images for tests, and converts imported ones inside a wall
 strace|traces workloads against the system call rules
 cpio|the reference reader for our initramfs writer
 mmdebstrap|builds the Debian guest of the boot tests
