@@ -137,7 +137,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "cc.launch": ("xml", "<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>", "", {}),
     "cc.no-debug": ("xml", "<policy>0x30000</policy>", "<policy>0xb0000</policy>", {}),
     "ent.rate": ("argv", ",max-bytes=1024,period=1000", "", {}),
-    "ent.vmgenid": ("argv", "-device vmgenid", "", {}),
+    "ent.vmgenid": ("xml", "<genid/>", "", {}),
     "vmm.own-sandbox": ("cloud-hypervisor", "--seccomp true", "--seccomp false", {}),
     "vmm.annotations": ("kata", '"default_memory"]', '"default_memory", "path"]', {}),
     "mem.template": ("kata", "enable_template = false", "enable_template = true", {}),
