@@ -3,7 +3,7 @@
 ``python bench/image.py [--rounds N] [--dissect PYTHON] [--keep DIR]``; about 4 minutes. The image is
 made by mmdebstrap. libguestfs is forced to TCG as we are, and its appliance is built before the first round; it takes
 the kernel that the cell has. Dissect is a separately installed dissect.target under its own Python, on the bare host,
-with no wall around it. Every round runs every row once, so that a busy moment hits all of them. Prints Markdown; the second
+with no wall around it. Every round runs every row, so that a busy moment hits all of them. Prints Markdown; the second
 table says where the cell's time goes.
 """
 
