@@ -189,6 +189,21 @@ def test_compressed_clusters(tmp_path: Path, kind: str, extended: str) -> None:
     assert outcome.not_scanned == ()
 
 
+def test_compressed_clusters_across_entries_of_the_first_table(tmp_path: Path) -> None:
+    """With clusters of 4 KiB an L2 table covers 2 MiB: each is a task of its own, and nothing is lost between them."""
+    raw = tmp_path / "raw.img"
+    data = bytearray(b"text " * (8 * MIB // 5 + 1))[: 8 * MIB]
+    items = {2 * MIB * number - 20: planted("token.github", number) for number in (1, 2, 3)}
+    for at, item in items.items():
+        data[at : at + len(item.text)] = item.text
+        data[at - 1] = data[at + len(item.text)] = 10
+    raw.write_bytes(bytes(data))
+    image = tmp_path / "packed.qcow2"
+    run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4096", raw, image)
+    outcome = scan(image)
+    assert {(f.rule, f.guest_offset) for f in outcome.findings} == {("token.github", at + 6) for at in items}
+
+
 def test_a_secret_across_clusters_that_lie_apart(tmp_path: Path) -> None:
     image = qcow2(tmp_path, "-o", "cluster_size=4096")
     item = planted("token.github")

@@ -51,7 +51,7 @@ from casemate.scan.model import Hit
 from casemate.sys.landlock import landlock_abi
 
 STRIPE_BYTES: Final = 64 << 20
-L1_STRIPE: Final = 64
+L1_STRIPE: Final = 1
 SILENCE_S: Final = 120.0
 MAX_HITS: Final = 20_000
 _DATA_BYTES: Final = 1 << 30

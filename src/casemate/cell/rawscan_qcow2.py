@@ -147,13 +147,20 @@ class Tables:
     def windows(self, view: View, first: int, count: int, lead: int, tail: int) -> Iterator[Window]:
         """Runs of the guest's disk that the file does not hold in one piece, with context around them.
 
-        Runs that lie in the file as they are were scanned there.
+        Runs that lie in the file as they are were scanned there. What lies before entry ``first`` is context only.
         """
+        border = first * (self.cluster // (8 * self._words)) * self.cluster
+        known = min(first, 1)
         run: list[Cluster] = []
         most = max(1, MAX_WINDOW_BYTES // self.cluster)
         lead_clusters = -(-lead // self.cluster)
         context: list[Cluster] = []
-        for cluster in self.clusters(view, first, count):
+        for cluster in self.clusters(view, first - known, count + known):
+            if cluster.guest < border:
+                context = [*context[-lead_clusters + 1 :], cluster] if lead_clusters > 1 else [cluster]
+                continue
+            if not run and context and cluster.guest != context[-1].guest + self.cluster:
+                context = []
             if run and (cluster.guest != run[-1].guest + self.cluster or len(run) >= most):
                 adjacent = cluster.guest == run[-1].guest + self.cluster
                 yield from self._window(context, run, lead)

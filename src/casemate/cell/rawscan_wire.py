@@ -64,7 +64,6 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     error: str = ""
     done: bool = False
-    known: int = 0
 
 
 class View(msgspec.Struct, frozen=True):

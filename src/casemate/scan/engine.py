@@ -23,6 +23,8 @@ from casemate.scan.redact import Redactor
 
 OVERLAP_BYTES: Final = 32_768
 """More than any rule of ours looks at behind a match's beginning; rules of users are held to it."""
+_RUN_BYTES: Final = 64
+"""Of ends that follow each other a prefilter may tell every 64th only."""
 MAX_HITS: Final = 5_000
 """Per rule and run: what is beyond is counted in nobody's favour; the scan has failed long before."""
 
@@ -97,7 +99,7 @@ class Engine:
         stretches: dict[int, list[list[int]]] = {}
         for index, end in self._prefilter.places(data):
             rule = self._rules[index].rule
-            low, high = max(0, end - rule.before), min(len(data), end + rule.after)
+            low, high = max(0, end - rule.before), min(len(data), end + rule.after + _RUN_BYTES)
             known = stretches.setdefault(index, [])
             if known and low <= known[-1][1]:
                 known[-1][1] = max(known[-1][1], high)

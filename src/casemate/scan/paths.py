@@ -358,27 +358,3 @@ def pattern(glob: str) -> re.Pattern[str]:
 def matching(rules: tuple[PathRule, ...], path: str) -> tuple[PathRule, ...]:
     """The rules about this path."""
     return tuple(rule for rule in rules if any(pattern(glob).fullmatch(path) for glob in rule.paths))
-
-
-WORTH_READING: Final = tuple(
-    pattern(glob)
-    for glob in (
-        *("/root/**", "/home/**", "/etc/**", "/opt/**", "/srv/**", "/usr/local/**", "/var/lib/cloud/**", "/var/log/**"),
-        *(
-            "/var/lib/**/*.conf",
-            "/var/lib/**/*.json",
-            "/var/www/**",
-            "/var/spool/cron/**",
-            "/var/backups/**",
-            "/boot/*.json",
-        ),
-        *("/tmp/**", "/var/tmp/**", "/run/**", "/*"),  # noqa: S108 - of the guest
-    )
-)
-"""Where people and provisioning leave things: small files here are read through the file system, so that a finding has
-a name. Everything else is seen as blocks."""
-
-
-def is_worth_reading(path: str) -> bool:
-    """Whether a small file of this name is read in whole."""
-    return any(expression.fullmatch(path) for expression in WORTH_READING)
