@@ -14,7 +14,7 @@ import pytest
 
 from casemate.errors import CasemateError, ImageError, InputError
 from casemate.image.tuf_client import Repository, refreshed
-from casemate.image.tuf_repo import add_target, check_target_name, create, publish, renew_root, target_names
+from casemate.image.tuf_repo import add_target, check_target_name, create, publish, renew_root, rotate, target_names
 
 NOW = datetime.datetime.now(tz=datetime.UTC)
 WORD = b"correct horse"
@@ -204,6 +204,34 @@ def test_a_renewed_root_is_followed_and_older_ones_are_not_gone_back_to(world: W
     assert world.sync() == b"first content"
     shutil.rmtree(world.where / "state")
     assert world.sync() == b"first content"
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp"])
+def test_new_keys_are_followed_and_stolen_old_ones_are_worth_nothing(world: World, role: str) -> None:
+    world.sync()
+    stolen = world.where / "stolen"
+    shutil.copytree(world.keys, stolen)
+    written = rotate(world.repo, world.keys, role, lambda _: WORD, NOW)
+    assert len(written) == (3 if role == "root" else 1)
+    world.publish()
+    assert world.sync() == b"first content"
+    shutil.rmtree(world.where / "state")
+    assert world.sync() == b"first content"  # also from the first root on
+
+    def use_stolen() -> None:
+        if role == "root":
+            renew_root(world.repo, str(stolen), lambda _: WORD, NOW)
+        world.keys = str(stolen)
+        world.add("x", b"x")
+        world.publish()
+
+    with pytest.raises(InputError, match=f"not enough keys for {role}"):
+        use_stolen()
+
+
+def test_a_role_that_is_none(world: World) -> None:
+    with pytest.raises(InputError, match="no role"):
+        rotate(world.repo, world.keys, "mirrors", lambda _: WORD, NOW)
 
 
 def test_what_cannot_be_made_is_refused(world: World, tmp_path: Path) -> None:

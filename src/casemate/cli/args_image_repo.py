@@ -1,4 +1,4 @@
-"""Arguments of image repo: init, add, publish, renew, sync. Only argparse."""
+"""Arguments of image repo: init, add, publish, renew, rotate, sync. Only argparse."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ def add(commands: Commands) -> None:
     renew = add_command(parts, "renew", "image_repo:renew", "sign a new root, before the old one expires")
     _place(renew)
     _secret(renew)
+    rotate = add_command(parts, "rotate", "image_repo:rotate", "give a role new keys; the old ones count no longer")
+    _place(rotate)
+    rotate.add_argument("role", choices=("root", "targets", "snapshot", "timestamp"), help="whose keys")
+    _secret(rotate)
     sync = add_command(parts, "sync", "image_repo:sync", "take images from a repository into the store")
     sync.add_argument("source", metavar="URL|DIR", help="where the repository is")
     sync.add_argument("names", nargs="*", metavar="NAME", help="images to take; without any, only look")

@@ -82,6 +82,22 @@ def renew(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def rotate(arguments: argparse.Namespace) -> int:
+    """New keys for a role."""
+    found = images.repository(
+        "rotate",
+        repo=arguments.repo,
+        role=arguments.role,
+        keys=arguments.keys,
+        passphrase=_asker(arguments.passphrase_fd),
+    )
+    if not _as_json(arguments, found):
+        for path in found["keys"]:
+            print(output.plain(path))
+        output.note("now publish; the old keys count no longer")
+    return ExitCode.DONE
+
+
 def sync(arguments: argparse.Namespace) -> int:
     """Take images in."""
     with progress_bar() as bar:

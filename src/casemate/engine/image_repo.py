@@ -88,6 +88,13 @@ def renew(repo: str, *, keys: str, passphrase: Passphrase) -> dict[str, Any]:
     return {"schema": SCHEMA, "repository": place, "root_version": version}
 
 
+def rotate(repo: str, *, role: str, keys: str, passphrase: Passphrase) -> dict[str, Any]:
+    """Give a role new keys."""
+    place = _absolute(repo)
+    written = tuf_repo.rotate(place, _absolute(keys), role, passphrase, _now())
+    return {"schema": SCHEMA, "repository": place, "role": role, "keys": list(written)}
+
+
 def sync(
     where: str,
     *,

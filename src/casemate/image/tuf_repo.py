@@ -175,6 +175,42 @@ def renew_root(repo: str, keys: str, passphrase: Passphrase, now: datetime.datet
     return int(root.signed.version)
 
 
+def rotate(repo: str, keys: str, role: str, passphrase: Passphrase, now: datetime.datetime) -> tuple[str, ...]:
+    """Give a role new keys, as many as it has, and let a new root say so; returns their files. Then `publish`.
+
+    The old keys count for nothing from then on, with every client that sees the new root. A new root is signed by
+    enough of the old root keys and by the new ones.
+
+    Raises:
+        InputError: no repository, no such role, or not enough root keys.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from securesystemslib.signer import CryptoSigner
+
+    if role not in ROLES:
+        raise InputError(f"there is no role {role!r}", expected=", ".join(ROLES))
+    root = _load(repo, "root")
+    signing = _signers(repo, keys, "root", passphrase)
+    word, fresh, written = passphrase(role), [], []
+    taken = [int(name[len(role) + 1 : -4]) for name in os.listdir(keys) if re.fullmatch(rf"{role}-\d+\.pem", name)]
+    old = list(root.signed.roles[role].keyids)
+    for index in range(max(taken, default=0) + 1, max(taken, default=0) + 1 + len(old)):
+        private = Ed25519PrivateKey.generate()
+        written.append(f"{keys}/{role}-{index}.pem")
+        _write_key(written[-1], private, word)
+        fresh.append(CryptoSigner(private))
+        root.signed.add_key(fresh[-1].public_key, role)
+    for keyid in old:
+        root.signed.revoke_key(keyid, role)
+    _bump(root, "root", now)
+    _save(repo, "root", root, [*signing, *fresh] if role == "root" else signing)
+    if role != "root":
+        metadata = _load(repo, role)
+        _bump(metadata, role, now)
+        _save(repo, role, metadata, fresh)
+    return tuple(written)
+
+
 def target_names(repo: str) -> tuple[str, ...]:
     """Names that the newest list of targets has."""
     return tuple(sorted(_load(repo, "targets").signed.targets))
