@@ -245,6 +245,7 @@ def table() -> CveTable:
     return load_table()
 
 
+@functools.lru_cache(maxsize=4096)
 def device_weight(qom_type: str) -> int:
     """What the history of this QOM type (or mark) weighs in this host's table."""
     return table().device_weight(qom_type)
