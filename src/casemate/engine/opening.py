@@ -124,7 +124,7 @@ def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths
         if file.access == "overlay":
             opened.by_role[file.role] = _new_overlay(paths.vm_data(vm_id), file.virtual_size_bytes)
         elif file.access == "memory":  # a launch has filled it before (provisioning.py); a proof has nothing to tell
-            opened.by_role[file.role] = os.memfd_create(f"casemate-{file.role}", os.MFD_CLOEXEC)
+            opened.by_role[file.role] = _empty_memory(file.role)
         elif file.access == "device":
             opened.by_role[file.role] = _open_device(file.path)
         elif file.access == "vars":
@@ -133,6 +133,15 @@ def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths
             opened.by_role[file.role] = open_regular_file(file.path, what=file.role)
     opened.by_role["entropy"] = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
     opened.by_role["null"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _empty_memory(role: str) -> int:
+    """A read-only descriptor of memory with nothing in it."""
+    descriptor = os.memfd_create(f"casemate-{role}", os.MFD_CLOEXEC)
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(descriptor)
 
 
 def _open_device(path: str) -> int:
