@@ -111,7 +111,8 @@ def prune(arguments: argparse.Namespace) -> int:
 def inspect(arguments: argparse.Namespace) -> int:
     """What the header and the store say, and which volumes a cell finds in it."""
     found = images.inspect_header(arguments.image, declared=arguments.format)
-    if not arguments.header:
+    looks_inside = not arguments.header and not found["header"]["encrypted"]  # type: ignore[index]
+    if looks_inside:
         found = {**found, "volumes": image_contents.volumes_of(arguments)}
     if arguments.json:
         output.print_json(found)
@@ -124,7 +125,7 @@ def inspect(arguments: argparse.Namespace) -> int:
             print(f"{key.replace('_', ' ').removesuffix(' bytes') + ':':<18} {shown}")
     if isinstance(stored, dict):
         _print_stored(stored)
-    if not arguments.header:
+    if looks_inside:
         image_contents.print_volumes(found["volumes"])  # type: ignore[arg-type]
     return ExitCode.DONE
 
