@@ -1,295 +1,182 @@
-"""What counts the work per packet: the trace's reader, the loop around a hostile emulator, the guest's cache."""
+"""Launch measurements beside sev-snp-measure on firmwares made for it, and on Debian's."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+import json
+import struct
+import uuid
 from pathlib import Path
 
-import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sevsnpmeasure import guest as oracle  # type: ignore[import-untyped]
+from sevsnpmeasure.sev_mode import SevMode  # type: ignore[import-untyped]
+from sevsnpmeasure.vcpu_types import CPU_SIGS  # type: ignore[import-untyped]
 
-from casemate.engine import measure_guest
-from casemate.engine.measure import (
-    BLOCK_BYTES,
-    PACKET_BYTES,
-    Count,
-    Workload,
-    all_workloads,
-    measured_document,
+from casemate.cli.main import main
+from casemate.errors import InputError
+from casemate.measure.explain import explain
+from casemate.measure.ovmf import PAGE, parse_firmware
+from casemate.measure.sev import Guest, hash_kernel, seves_digest, snp_digest
+from casemate.measure.vmsa import CPUS
+
+FOOTER = "96b582de-1fb2-45f7-baea-a366c55a082d"
+HASHES = "7255371f-3a3b-4b04-927b-1da6efa8d454"
+RESET = "00f771de-1a7e-4fcb-890e-68c77e2fb44e"
+METADATA = "dc886566-984a-4798-a75e-5585a7bf67cc"
+SECTIONS = (
+    (0x800000, 0x9000, 1),
+    (0x80A000, 0x3000, 1),
+    (0x80D000, 0x1000, 2),
+    (0x80E000, 0x1000, 3),
+    (0x810000, 0x1000, 16),
 )
-from casemate.engine.measure_count import EVENTS, LINE_MAX_BYTES, TraceCounter
-from casemate.engine.measure_guest import INIT, MODULES, MeasureGuest
-from casemate.engine.measure_link import Link, Peer
-from casemate.engine.measure_run import measure_argv
-from casemate.errors import HostError, VmError
-from casemate.facts.fact import Known, Stage
-from casemate.facts.machine_facts import machine_facts
-from casemate.facts.qemu_argv import read_argv
-from casemate.surface.pictures import document_svg, document_text
-
-TRACE = b"""\
-memory_region_ops_write cpu 0 mr 0x55e addr 0xfebc3818 value 0x7 size 4 name 'e1000-mmio'
-12@1700000000.000001:memory_region_ops_read cpu 0 mr 0x55e addr 0xfebc00c0 value 0x2 size 4 name 'e1000-mmio'
-memory_region_ops_write cpu 0 mr 0x5 addr 0x3f8 value 0x41 size 1 name 'serial'
-memory_region_ops_write cpu 0 mr 0x5 addr 0xfee000b0 value 0x0 size 4 name 'apic-msi'
-memory_region_ops_read cpu 0 mr 0x5 addr 0x170 value 0x0 size 1 name 'ide'
-memory_region_ops_write cpu 0 mr 0x5 addr 0xc040 value 0x0 size 1 name 'piix-bmdma'
-memory_region_ops_write cpu 0 mr 0x5 addr 0x1 value 0x1 size 2 name 'virtio-pci-notify-virtio-net'
-virtio_queue_notify vdev 0x55d n 1 vq 0x55f
-virtio_notify vdev 0x55d vq 0x55f
-ioapic_set_irq vector: 11 level: 1
-ioapic_set_irq vector: 11 level: 0
-ioapic_set_irq vector: 4 level: 1
-apic_deliver_irq dest 1 dest_mode 1 delivery_mode 0 vector 45 trigger_mode 1
-qemu-system-x86_64: warning: something else
-"""
 
 
-def counted(data: bytes) -> TraceCounter:
-    counter = TraceCounter()
-    counter.feed(data)
-    return counter
+def firmware(
+    *,
+    pages: int = 16,
+    reset: int | None = 0x80B004,
+    table: int | None = 0x810C00,
+    sections: tuple[tuple[int, int, int], ...] = SECTIONS,
+    fill: int = 0x5A,
+) -> bytes:
+    """An image of so many pages with OVMF's table at its end."""
+    data = bytearray([fill]) * (pages * PAGE)
+    metadata = struct.pack("<4sIII", b"ASEV", 16 + 12 * len(sections), 1, len(sections))
+    metadata += b"".join(struct.pack("<III", *section) for section in sections)
+    at = len(data) - 1024
+    data[at : at + len(metadata)] = metadata
+    entries = b""
+    for guid, value in ((METADATA, 1024 if sections else None), (HASHES, table), (RESET, reset)):
+        if value is not None:
+            entries += struct.pack("<I", value) + struct.pack("<H", 22) + uuid.UUID(guid).bytes_le
+    whole = entries + struct.pack("<H", len(entries) + 18) + uuid.UUID(FOOTER).bytes_le
+    data[len(data) - 32 - len(whole) : len(data) - 32] = whole
+    return bytes(data)
 
 
-def sums(counter: TraceCounter) -> tuple[object, ...]:
-    return counter.regions, counter.notifications, counter.virtio_interrupts, counter.lines, counter.other
-
-
-def test_each_device_gets_what_is_its_own() -> None:
-    counter = counted(TRACE)
-    assert counter.accesses("e1000") == {"read e1000-mmio": 1, "write e1000-mmio": 1}
-    assert counter.accesses("ide") == {"read ide": 1, "write piix-bmdma": 1}
-    assert counter.accesses("virtio-net") == {"write virtio-pci-notify-virtio-net": 1}
-    assert counter.accesses("virtio-blk") == {}
-    assert counter.notifications == 1
-    assert counter.interrupts("virtio-net") == 1
-    assert counter.interrupts("e1000") == 1
-    assert counter.other == 2
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, len(TRACE)), max_size=12))
-def test_wherever_the_bytes_are_cut_the_sums_are_the_same(cuts: list[int]) -> None:
-    counter, edges = TraceCounter(), sorted({0, len(TRACE), *cuts})
-    for start, end in pairwise(edges):
-        counter.feed(TRACE[start:end])
-    assert sums(counter) == sums(counted(TRACE))
-
-
-@settings(deadline=None)
-@given(st.lists(st.binary(max_size=300), max_size=20))
-def test_any_bytes_are_counted_within_bounds(chunks: list[bytes]) -> None:
-    counter = TraceCounter()
-    for chunk in chunks:
-        counter.feed(chunk)
-    assert len(counter._pending) <= LINE_MAX_BYTES
-    assert counter.interrupts("e1000") == sum(counter.lines.values()) - sum(
-        n for line, n in counter.lines.items() if line in {0, 1, 2, 4, 8, 9, 12}
-    )
-
-
-def test_a_flood_of_names_and_an_endless_line_cost_no_memory() -> None:
-    counter = counted(b"".join(b"memory_region_ops_read x name '%d'\n" % number for number in range(5000)))
-    assert len(counter.regions) <= 256
-    for _ in range(100):
-        counter.feed(b"x" * 1000)
-    assert len(counter._pending) <= LINE_MAX_BYTES
-    assert counted(b"ioapic_set_irq vector: 999 level: 1\n").lines == {}
-
-
-def test_frames_are_cut_by_their_length() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        peer = Peer(ours)
-        data = b"".join(len(frame).to_bytes(4, "big") + frame for frame in (b"a" * 60, b"b" * 1514))
-        for position in range(0, len(data), 7):
-            peer.feed(data[position : position + 7])
-        assert (peer.frames, peer.payload_bytes) == (2, 1574)
-        for lie in (b"\0\0\0\0", b"\xff\xff\xff\xff"):
-            with pytest.raises(VmError, match="make no sense"):
-                Peer(ours).feed(lie)
-
-
-class FakeVm:
-    """The other ends of a link, and a child that can end."""
-
-    def __init__(self) -> None:
-        self.control, control = socket.socketpair()
-        self.console, console = socket.socketpair()
-        self.cable, cable = socket.socketpair()
-        log_read, self.log = os.pipe()
-        self.child = subprocess.Popen(["/bin/sleep", "60"])
-        self.pidfd = os.pidfd_open(self.child.pid)
-        self._ours = (control, console, cable)
-        self._log_read = log_read
-        self.link = Link(self.pidfd, control, console, log_read, {"e1000": Peer(cable)})
-
-    def close(self) -> None:
-        self.child.kill()
-        self.child.wait()
-        for end in (self.control, self.console, self.cable, *self._ours):
-            end.close()
-        for descriptor in (self.pidfd, self.log, self._log_read):
-            os.close(descriptor)
-
-
-@pytest.fixture
-def vm() -> Iterator[FakeVm]:
-    fake = FakeVm()
-    yield fake
-    fake.close()
-
-
-def test_answers_are_found_behind_control_sequences_and_echo(vm: FakeVm) -> None:
-    vm.console.sendall(b"received e1000\r\n\x1b[2Jcm done 42\r\n")
-    assert vm.link.ask("received e1000") == "42"
-    assert vm.console.recv(100) == b"received e1000\n"
-
-
-def test_a_complaint_of_the_guest_is_an_error(vm: FakeVm) -> None:
-    vm.console.sendall(b"cm fault module e1000\n")
-    with pytest.raises(VmError, match="could not"):
-        vm.link.ask("received e1000")
-
-
-def test_commands_take_their_own_answer_only(vm: FakeVm) -> None:
-    vm.control.sendall(b'{"event": "RESUME"}\n{"return": {}, "id": 1}\n{"return": {"a": 1}, "id": 5001}\n')
-    assert vm.link.command("query-status") == {"a": 1}
-    vm.control.sendall(b'{"error": {"class": "x", "desc": "no"}, "id": 5002}\n')
-    with pytest.raises(VmError, match="refused"):
-        vm.link.command("cont")
-
-
-@pytest.mark.parametrize("said", [b"{" * 100 + b"\n", b"\xff\xfe\n", b"[]\n"])
-def test_nonsense_on_qmp_is_an_error(vm: FakeVm, said: bytes) -> None:
-    vm.control.sendall(said)
-    with pytest.raises(VmError, match="does not speak QMP"):
-        vm.link.command("cont")
-
-
-def test_an_emulator_that_ends_is_noticed_with_its_last_words(vm: FakeVm) -> None:
-    os.write(vm.log, b"Bail out!\n")
-    vm.link.rest(0.05)
-    vm.child.kill()
-    vm.child.wait()
-    with pytest.raises(VmError, match="ended") as caught:
-        vm.link.ask("off")
-    assert "Bail out!" in str(caught.value)
-
-
-def test_waiting_has_an_end(vm: FakeVm) -> None:
-    with pytest.raises(VmError, match="too slow"):
-        vm.link.run_until(lambda: False, "word", 0.05)
-
-
-def test_the_machine_has_the_four_devices_and_nothing_of_the_host() -> None:
-    argv = measure_argv()
-    machine = read_argv(argv, "measure")
-    assert machine.unreadable == ()
-    facts = machine_facts(machine, Stage.DECLARED)
-    types = facts["dev.types"]
-    assert isinstance(types, Known)
-    assert {"e1000", "virtio-net-pci", "ide-hd", "virtio-blk-pci"} <= set(types.value)  # type: ignore[arg-type]
-    assert [disk.path for disk in machine.disks if disk.path] == []
-    assert machine.monitors == ("fd",)
-    assert "spawn=deny" in machine.sandbox
-    assert {"-nodefaults", "-no-user-config"} <= set(machine.flags)
-    assert machine.accel == "tcg"
-
-
-def test_workloads_cover_devices_directions_and_sizes() -> None:
-    every = all_workloads()
-    for device in ("e1000", "virtio-net"):
-        for direction in ("transmit", "receive"):
-            mine = [work for work in every if (work.device, work.direction) == (device, direction)]
-            assert [work.size_bytes for work in mine if work.paced] == list(PACKET_BYTES)
-            assert [work.size_bytes for work in mine if not work.paced] == [PACKET_BYTES[-1]]
-    for device in ("ide", "virtio-blk"):
-        assert {work.size_bytes for work in every if work.device == device} == set(BLOCK_BYTES)
-    assert len(set(every)) == len(every)
-
-
-def test_the_document_divides_and_the_pictures_show_it() -> None:
-    count = Count(
-        workload=Workload("e1000", "transmit", 512, 200),
-        accesses=1200,
-        notifications=0,
-        interrupts=200,
-        regions={"write e1000-mmio": 1200},
-        moved=200,
-    )
-    measured = measured_document([count], "7.2", "6.1")
-    assert measured["per_unit"] == {"e1000": {"transmit": {"accesses": 6.0, "notifications": 0.0, "interrupts": 1.0}}}
-    assert measured["rows"][0]["accesses"] == 1200
-    assert measured["exits"].startswith("unknown")
-    document = {"paths": ["e1000"], "accel": "tcg", "measured": measured}
-    assert "6.0 per packet" in document_svg(document)
-    assert "[6.0 per packet]" in " ".join(" ".join(document_text(document)).split())
-    assert EVENTS[0] in TRACE.decode()
-
-
-def elf(depends: str) -> bytes:
-    return b"\x7fELF\0depends=" + depends.encode() + b"\0"
-
-
-def test_modules_come_after_what_they_depend_on() -> None:
-    found = dict.fromkeys(MODULES, elf("")) | {"e1000": elf("pktgen"), "pktgen": elf("crc")}
-    found["crc"] = elf("")
-    order = list(measure_guest._ordered(found, frozenset({"virtio_pci"})))
-    assert order.index("crc") < order.index("pktgen") < order.index("e1000")
-    assert "virtio_pci" not in order
-    del found["crc"]
-    with pytest.raises(HostError, match="e1000 -> pktgen -> crc"):
-        measure_guest._ordered(found, frozenset())
-    found |= {"crc": elf("e1000")}
-    with pytest.raises(HostError, match="circular"):
-        measure_guest._ordered(found, frozenset())
-
-
-def sound(place: Path) -> MeasureGuest:
-    import hashlib
-
-    place.mkdir()
-    for name in ("kernel", "initrd"):
-        (place / name).write_bytes(name.encode())
-    guest = MeasureGuest(
-        kernel=f"{place}/kernel",
-        initrd=f"{place}/initrd",
-        kernel_sha256=hashlib.sha256(b"kernel").hexdigest(),
-        initrd_sha256=hashlib.sha256(b"initrd").hexdigest(),
-        release="6.1",
-        sources={},
-    )
-    (place / "manifest.json").write_bytes(msgspec.json.encode(guest))
-    return guest
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda place: (place / "kernel").write_bytes(b"other"),
-        lambda place: (place / "initrd").unlink(),
-        lambda place: (place / "manifest.json").write_text("{}"),
-        lambda place: (place / "manifest.json").write_bytes(b"\xff"),
-        lambda place: shutil.move(place, f"{place}2") and (place.symlink_to(f"{place}2"), (place / "kernel").unlink()),
-    ],
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(1, 20),
+    st.sampled_from(sorted(CPUS)),
+    st.sampled_from([0x1, 0x21, 0x201]),
+    st.booleans(),
+    st.text("abc =/,", max_size=20),
+    st.integers(1, 24),
 )
-def test_a_cached_guest_is_taken_only_whole(tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    place = tmp_path / "guest"
-    guest = sound(place)
-    assert measure_guest._load(str(place)) == guest
-    damage(place)
-    assert measure_guest._load(str(place)) is None
+def test_the_oracle_agrees(
+    tmp_path: Path, vcpus: int, cpu: str, features: int, with_kernel: bool, cmdline: str, pages: int
+) -> None:
+    image = tmp_path / "ovmf.fd"
+    image.write_bytes(firmware(pages=pages, fill=vcpus))
+    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
+    kernel.write_bytes(b"kernel" * vcpus)
+    initrd.write_bytes(b"initrd" * pages)
+    ours = Guest(
+        firmware=parse_firmware(image.read_bytes()),
+        vcpus=vcpus,
+        signature=CPUS[cpu],
+        features=features,
+        kernel=hash_kernel(kernel.read_bytes(), initrd.read_bytes(), cmdline) if with_kernel else None,
+    )
+    assert CPUS[cpu] == CPU_SIGS[cpu]
+    files = (str(kernel), str(initrd), cmdline) if with_kernel else ("", "", "")
+    for mode, digest in ((SevMode.SEV_SNP, snp_digest), (SevMode.SEV_ES, seves_digest)):
+        wanted = oracle.calc_launch_digest(mode, vcpus, CPUS[cpu], str(image), *files, features)
+        assert digest(ours) == wanted
 
 
-@pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox-static is not installed")
-def test_the_guests_script_is_shell() -> None:
-    done = subprocess.run(["busybox", "sh", "-n"], input=INIT, capture_output=True, text=True, timeout=20, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_debians_firmware_is_measured_as_the_oracle_does() -> None:
+    image = Path("/usr/share/ovmf/OVMF.fd")
+    if not image.is_file():
+        pytest.skip("ovmf is not installed")
+    ours = Guest(firmware=parse_firmware(image.read_bytes()), vcpus=4, signature=CPUS["EPYC-Milan"])
+    wanted = oracle.calc_launch_digest(SevMode.SEV_SNP, 4, CPUS["EPYC-Milan"], str(image), "", "", "", 1)
+    assert snp_digest(ours) == wanted
+    kernel = hash_kernel(b"k", b"i", "c")
+    with pytest.raises(InputError, match="no hashes"):
+        snp_digest(Guest(firmware=ours.firmware, vcpus=1, signature=ours.signature, kernel=kernel))
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    signature = CPUS["EPYC"]
+    bare = parse_firmware(firmware(sections=()))
+    with pytest.raises(InputError, match="no SEV metadata"):
+        snp_digest(Guest(firmware=bare, vcpus=1, signature=signature))
+    single = parse_firmware(firmware(reset=None))
+    assert snp_digest(Guest(firmware=single, vcpus=1, signature=signature))
+    with pytest.raises(InputError, match="second vCPU"):
+        snp_digest(Guest(firmware=single, vcpus=2, signature=signature))
+    for vcpus in (0, -1, 10_000):
+        with pytest.raises(InputError, match="vCPUs"):
+            snp_digest(Guest(firmware=parse_firmware(firmware()), vcpus=vcpus, signature=signature))
+    strange = parse_firmware(firmware(sections=((0x800000, PAGE, 9),)))
+    with pytest.raises(InputError, match="unknown type"):
+        snp_digest(Guest(firmware=strange, vcpus=1, signature=signature))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1100), st.binary(min_size=1, max_size=8))
+def test_damaged_firmware_never_crashes(back: int, noise: bytes) -> None:
+    data = bytearray(firmware(pages=2))
+    at = max(0, len(data) - back - len(noise))
+    data[at : at + len(noise)] = noise
+    try:
+        snp_digest(Guest(firmware=parse_firmware(bytes(data)), vcpus=2, signature=CPUS["EPYC"]))
+    except InputError:
+        return
+
+
+def test_sizes_of_firmware() -> None:
+    for data in (b"", b"x", bytes(PAGE - 1), bytes(PAGE + 1)):
+        with pytest.raises(InputError):
+            parse_firmware(data)
+
+
+def test_a_single_change_is_explained() -> None:
+    kernel = hash_kernel(b"k", b"i", "c")
+    guest = Guest(firmware=parse_firmware(firmware()), vcpus=2, signature=CPUS["EPYC-Milan"], kernel=kernel)
+    other = parse_firmware(firmware(fill=1))
+    for change, said in (
+        ({}, "nothing"),
+        ({"vcpus": 7}, "7 vCPUs in place of 2"),
+        ({"signature": CPUS["EPYC-Genoa"]}, "CPU model EPYC-Genoa"),
+        ({"features": 0x21}, "guest features 0x21"),
+        ({"kernel": None}, "no hashes"),
+        ({"firmware": other}, "firmware other.fd"),
+    ):
+        values = {"firmware": guest.firmware, "vcpus": 2, "signature": guest.signature, "kernel": kernel, **change}
+        found = explain(guest, snp_digest(Guest(**values)), snp_digest, {"other.fd": other})  # type: ignore[arg-type]
+        assert found is not None
+        assert found.startswith(said)
+    two = Guest(firmware=other, vcpus=3, signature=guest.signature, kernel=kernel)
+    assert explain(guest, snp_digest(two), snp_digest, {"other.fd": other}) is None
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, kernel, spec = tmp_path / "ovmf.fd", tmp_path / "vmlinuz", tmp_path / "web.toml"
+    image.write_bytes(firmware())
+    kernel.write_bytes(b"kernel")
+    spec.write_text(f'[machine]\nvcpus = 2\n[boot]\nkernel = "{kernel}"\ncmdline = "quiet"\n')
+    line = ["measure", str(spec), "--firmware", str(image), "--cpu", "EPYC-Milan-v2"]
+    assert main(line) == 0
+    digest = capsys.readouterr().out.strip()
+    expected = Guest(
+        firmware=parse_firmware(firmware()),
+        vcpus=2,
+        signature=CPUS["EPYC-Milan"],
+        kernel=hash_kernel(b"kernel", b"", "quiet"),
+    )
+    assert digest == snp_digest(expected).hex()
+    assert main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == digest
+    assert main([*line, "--policy"]) == 0
+    assert f'measurement = ["{digest}"]' in capsys.readouterr().out
+    assert main([*line, "--vcpus", "3", "--explain", digest]) == 0
+    assert capsys.readouterr().out == "2 vCPUs in place of 3\n"
+    assert main([*line, "--explain", "00" * 48]) == 1
+    assert main([*line, "--explain", "xx"]) == 2
+    assert main(["measure", "--firmware", str(image), "--cpu", "Pentium"]) == 2
+    assert main(["measure", "--firmware", str(image), "--cpu", "EPYC", "--kind", "sev-es"]) == 0

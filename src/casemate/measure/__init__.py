@@ -1,0 +1,1 @@
+"""Expected launch measurements: pure, from the bytes that a launch would load."""
