@@ -180,6 +180,7 @@ def test_kinds() -> None:
         ([], 1, "no emulator that could be read"),
         (["/bin/sh"], None, "describes no machine"),
         (["/nonexistent"], None, "no such file"),
+        (["a.xml", "b.xml"], None, "several targets"),
     ],
 )
 def test_what_cannot_be_looked_at(target: list[str], pid: int | None, words: str) -> None:

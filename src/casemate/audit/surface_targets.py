@@ -30,6 +30,7 @@ from casemate.facts.machine import Machine
 from casemate.facts.machine_facts import machine_facts
 from casemate.facts.qemu_argv import read_argv
 from casemate.facts.root import Root
+from casemate.facts.vmm_command import reader_of
 from casemate.facts.xen_text import looks_like_xl
 from casemate.spec.model import Spec
 from casemate.surface.build import Hardened, Look
@@ -59,7 +60,13 @@ def look_at(target: Sequence[str], pid: int | None = None, report: Report = lamb
             expected="a VM, a libvirt domain, a specification, a QEMU command line after --, or --pid",
             next_step="casemate surface builtin",
         )
-    if len(target) > 1 or _is_program(target[0]):  # 2
+    if len(target) > 1 or target[0].rpartition("/")[2].startswith(("qemu-system-", "qemu-kvm")):  # 2
+        if not _is_program(target[0]) and reader_of(target[0]) is None:
+            raise InputError(
+                "several targets, and the first is no emulator",
+                got=" ".join(target[:3])[:80],
+                expected="one target, or a command line: qemu-system-x86_64 …",
+            )
         machine = read_command(tuple(target), "command line")
         return _described(machine, "command line", Stage.DECLARED)
     name = target[0]
@@ -73,7 +80,7 @@ def look_at(target: Sequence[str], pid: int | None = None, report: Report = lamb
 
 
 def _is_program(word: str) -> bool:
-    return word.rpartition("/")[2].startswith(("qemu-system-", "qemu-kvm"))
+    return word.rpartition("/")[2].startswith(("-", "qemu", "kvm"))
 
 
 def _is_document(name: str) -> bool:

@@ -51,9 +51,11 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
     task = bar.add_task("measure", total=None)
 
     def progress(done: int, total: int, what: str) -> None:
+        bar.update(task, completed=done, total=total, description=output.plain(what))
         if done == 0:
+            sys.stderr.write("\r\x1b[2K")  # what `working` said last stands on this line
             bar.start()
-        bar.update(task, completed=done, total=total, description=output.plain(what), refresh=True)
+        bar.refresh()
 
     try:
         yield progress
