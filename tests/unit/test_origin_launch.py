@@ -12,7 +12,7 @@ import pytest
 from casemate.controls.catalogue.image_origin import CONTROLS
 from casemate.controls.judge import judge, refusals
 from casemate.controls.policy import HostPolicy, ImageRules, parse_policy
-from casemate.engine.content import ContentChecks, Promise, extra_time_s, promises_of
+from casemate.engine.content import ContentChecks, Promise, extra_time_s, how_checked, promises_of
 from casemate.engine.origins import image_origin, origin_facts
 from casemate.errors import RefusedError, SpecError, VmError
 from casemate.facts.fact import Facts, Known, Stage
@@ -134,8 +134,8 @@ def verdicts(found: Facts) -> dict[str, str]:
             rules(SourceRule(match="debian", keys=(A,))),
             ("pass", "pass", "fail"),
         ),
-        (disk(image=None, sha256=None), None, rules(), ("pass", "fail", "pass")),
-        (disk(image=None), None, rules(), ("pass", "pass", "fail")),
+        (disk(image=None, sha256=None), None, rules(), ("not-applicable", "fail", "not-applicable")),
+        (disk(image=None), None, rules(), ("not-applicable", "pass", "fail")),
         (disk(image=None), None, rules(SourceRule(match="/srv/*", keys=(A,))), ("fail", "pass", "fail")),
     ],
 )
@@ -243,3 +243,12 @@ def test_signatures_of_several_files_add_up() -> None:
     every = SourceRule(match="*", require=Require.ALL, keys=(A, B))
     assert image_origin(stored(**one), rules(every))[0].startswith("not signed by ssh:")
     assert image_origin(stored(**both), rules(every)) == ("", (A, B))
+
+
+def test_the_record_says_what_is_checked_at_launch_only(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"x")
+    late, sealed = promise(tmp_path / "disk", "tree", ""), promise(tmp_path / "disk", "fs-verity", "")
+    assert "launch only" not in how_checked(())
+    assert "disk0 checked at launch only" in how_checked((late,))
+    assert "at every read" in how_checked((sealed,))
+    assert "launch only" not in how_checked((sealed,))

@@ -71,6 +71,18 @@ def extra_time_s(promises: tuple[Promise, ...], by_role: dict[str, int]) -> floa
     return read / SLOWEST_BYTES_S
 
 
+def how_checked(promises: tuple[Promise, ...]) -> str:
+    """Where the digests of a launch come from, in words."""
+    late = [promise.role for promise in promises if promise.how != FS_VERITY]
+    sealed = [promise.role for promise in promises if promise.how == FS_VERITY]
+    words = ["copies in its sealed root, hashed before the guest ran"]
+    if late:
+        words.append(f"{', '.join(late)} checked at launch only")
+    if sealed:
+        words.append(f"{', '.join(sealed)} checked by the kernel at every read (fs-verity)")
+    return "; ".join(words)
+
+
 class ContentChecks:
     """The promises of one launch, checked in threads, one for each disk.
 

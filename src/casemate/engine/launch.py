@@ -20,7 +20,7 @@ from casemate.controls.drift import drift
 from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.engine import cgroups
-from casemate.engine.content import ContentChecks, extra_time_s
+from casemate.engine.content import ContentChecks, extra_time_s, how_checked
 from casemate.engine.copies import CopyDigests
 from casemate.engine.devicetree import QUESTIONS, observe_devices
 from casemate.engine.opening import Opened
@@ -312,7 +312,7 @@ def observe(plan: LaunchPlan, startup: Startup, spawned: Spawned, opened: Opened
     def know(name: str, value: object, source: str) -> None:
         facts[name] = Known(value, source, Stage.OBSERVED)  # type: ignore[arg-type]
 
-    know("img.digest-checked", tuple(sorted(digests)), "hashed before the guest ran: copies in its sealed root, images")
+    know("img.digest-checked", tuple(sorted(digests)), how_checked(opened.promises))
     know("img.shared-writable", (), "flock on every image, exclusive for a writer")
     know("console.bounded", True, "the supervisor's log ring")
     know(

@@ -4,6 +4,8 @@
                             wants signed: control img.origin, which refuses
     img.origin-local        files given by path: whoever gave the path answers for them (img.local-origin, a report)
     img.origin-signed       role and keys of what is verified
+    img.origin-judged       disks that img.origin is about: images of the store, files that a rule names
+    img.origin-pinned       disks whose content is checked: they have a digest
     img.launch-only         images whose content is checked when the VM starts and not at every read (img.enforced)
 
 A file with its digest in the specification was chosen byte by byte by whoever wrote that: it is in neither list.
@@ -47,17 +49,19 @@ def stored_images(spec: Spec, paths: Paths) -> dict[str, StoredImage]:
 
 def origin_facts(spec: Spec, stored: dict[str, StoredImage], promises: tuple[Promise, ...], rules: ImageRules) -> Facts:
     """The facts above, declared."""
-    unverified, local, signed = [], [], []
+    unverified, local, signed, judged = [], [], [], []
     for index, disk in enumerate(spec.disks):
         role = f"disk{index}"
         image = stored.get(role)
         if image is None:
             why = _file_origin(disk.path, rules)
             if why:
+                judged.append(role)
                 unverified.append(f"{role}: {os.path.basename(disk.path)}: {why}")
             elif disk.sha256 is None:
                 local.append(f"{role}: {os.path.basename(disk.path)}")
             continue
+        judged.append(role)
         why, keys = image_origin(image, rules)
         if why:
             unverified.append(f"{role}: {image.label}: {why}")
@@ -71,6 +75,8 @@ def origin_facts(spec: Spec, stored: dict[str, StoredImage], promises: tuple[Pro
             ("img.origin-unverified", unverified),
             ("img.origin-local", local),
             ("img.origin-signed", signed),
+            ("img.origin-judged", judged),
+            ("img.origin-pinned", tuple(promise.role for promise in promises)),
             ("img.launch-only", late),
         )
     }

@@ -258,7 +258,7 @@ def _images(sayer: Sayer, machine: Machine) -> None:
     sayer.say("img.writable-paths", tuple(sorted({d.path for d in disks if d.path and not d.read_only})), place)
     if machine.kernel or machine.initrd or disks:
         sayer.miss("img.digest-checked", "the description holds no digest of what boots")
-        for name in ("img.origin-unverified", "img.origin-local", "img.launch-only"):
+        for name in ("img.origin-judged", "img.origin-local", "img.origin-pinned"):
             sayer.miss(name, "the description does not say where the images come from")
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from casemate.controls.catalogue.common import HAS_DISKS, S8, S9, VM, lecture
-from casemate.controls.expectations import Empty
-from casemate.controls.model import Check, Control, Cost, Gate, Remedies, Severity, Source
+from casemate.controls.expectations import Empty, Present
+from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Source
 
+_JUDGED = Condition(
+    "img.origin-judged", Present(), "no disk is an image of the store, or a file that a rule of the policy names"
+)
+_PINNED = Condition("img.origin-pinned", Present(), "no disk has a digest that somebody noted")
 _SOURCES = (
     lecture("Images de machines virtuelles: vérifier l'origine et l'intégrité"),
     Source("NIST SP 800-190", "4.1.5: use of untrusted images"),
@@ -19,7 +23,7 @@ CONTROLS = (
         severity=Severity.HIGH,
         gate=Gate.LAUNCH,
         checks=(Check("img.origin-unverified", Empty()),),
-        applies_when=(HAS_DISKS,),
+        applies_when=(_JUDGED,),
         cuts=(S9, S8),
         scenarios=(VM,),
         cost=Cost(features="the publishers' keys have to be known, and kept up to date"),
@@ -53,7 +57,7 @@ CONTROLS = (
         severity=Severity.LOW,
         gate=Gate.REPORT,
         checks=(Check("img.launch-only", Empty()),),
-        applies_when=(HAS_DISKS,),
+        applies_when=(_PINNED,),
         cuts=(S9,),
         scenarios=(VM,),
         remedies=Remedies(
