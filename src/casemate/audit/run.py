@@ -25,7 +25,7 @@ from casemate.controls.catalogue.launch import launch_controls
 from casemate.controls.drift import drift
 from casemate.controls.model import Finding, Subject
 from casemate.errors import CasemateError, HostError, InputError
-from casemate.facts.fact import Facts, Known, Stage
+from casemate.facts.fact import Facts, Known, Stage, Unknown
 from casemate.facts.machine_facts import machine_facts
 from casemate.facts.root import Root
 
@@ -108,6 +108,8 @@ class HostAudit:
             vm = msgspec.structs.replace(vm, own=filled(vm.own))
         described, files, notes, ways = described_by(vm, self.root)
         described |= monitor_facts(vm, self.live, self.root, described, ways)
+        if not self.root.is_live:
+            described = _without_descriptors(described)
         shared = {name: fact for name, fact in self.host[0].items() if name.startswith(HOST_NAMES)}
         facts = shared | live_facts(vm, self.live, self.root, described, files)
         kind = TargetKind.VM if vm.own is not None else TargetKind.PROCESS
@@ -172,6 +174,15 @@ def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[
         held = None if descriptors is None else frozenset(item.target for item in descriptors)
         facts |= definition_facts(machine, manager, root, held)
     return facts, tuple(path for path in files if path), notes, machine.monitors
+
+
+def _without_descriptors(described: Facts) -> Facts:
+    """Of a tree nobody can tell what a descriptor leads to that was handed over under a number."""
+    why = Unknown("its command line names a descriptor, and what that leads to was not captured")
+    is_number = {
+        name: isinstance(fact, Known) and str(fact.value).startswith("/dev/fdset/") for name, fact in described.items()
+    }
+    return {name: why if is_number[name] else fact for name, fact in described.items()}
 
 
 def _compare(vm: LiveVm, facts: Facts) -> tuple[Finding, ...]:

@@ -76,8 +76,10 @@ def host_view(root: Root) -> HostView:
     if root.is_live:
         namespaces, whose = _host_namespaces()
     else:
-        with contextlib.suppress(OSError, ValueError):
-            namespaces = captured_namespaces(root, "1")
+        for pid, owner in (("1", "process 1's"), ("self", "the capturing process's")):
+            with contextlib.suppress(OSError, ValueError):
+                namespaces, whose = captured_namespaces(root, pid), owner
+                break
     top: tuple[int, int] | None = None
     kvm_group: int | None = None
     mounts: tuple[Mount, ...] = ()
