@@ -38,6 +38,8 @@ __all__ = [
 
 RULES_MAX_BYTES = 4 << 20
 
+_NOT_SEEN = "not seen: what is packed or encrypted inside files (gz, xz, zst, zip, squashfs, container layers)"
+
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of)."""
 
@@ -138,6 +140,7 @@ def scan_image(
         seconds=round(seconds, 3),
         rules=len(rules.rules) + len(rules.paths),
         findings=covered,
+        by_name=live and not any("not read by name" in text for text in left),
         not_scanned=(*raw.notes, *left),
         notes=(*notes, *stale, *(f"rule not taken: {text}" for text in rules.not_taken)),
     )
@@ -151,14 +154,20 @@ def may_publish(outcome: Outcome) -> None:
     """
     from casemate.errors import RefusedError
 
-    if not outcome.failed:
+    if not outcome.failed and outcome.by_name:
         return
     open_ones = outcome.open_findings
     ids = ", ".join(dict.fromkeys(finding.rule for finding in open_ones))
+    if open_ones:
+        got = f"{len(open_ones)} findings ({ids})"
+    elif outcome.not_scanned:
+        got = f"not scanned: {outcome.not_scanned[0]}"
+    else:
+        got = "rules by path were not tried (--no-files)"
     raise RefusedError(
         "sec.keys",
         f"{outcome.image} may not be published",
-        got=f"{len(open_ones)} findings ({ids})" if open_ones else f"not scanned: {outcome.not_scanned[0]}",
+        got=got,
         expected="an image without secrets of anybody",
         next_step="casemate image scan IMAGE shows them; remove them, or waive each by name: --allow-file waivers.toml",
     )
@@ -388,7 +397,7 @@ def _live(
         what = f"files were not read by name: {fault.what}" + (f" ({fault.got})" if fault.got else "")
         return (), (what.splitlines()[0],), ()
     progress("files", 1, 1)
-    notes = (*found.notes, f"{found.files} files looked at by name, {found.read_files} of them read")
+    notes = (*found.notes, _NOT_SEEN, f"{found.files} files looked at by name, {found.read_files} of them read")
     return found.hits, found.not_scanned, notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from contextlib import contextmanager
 
 from casemate import scans
@@ -114,12 +115,16 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         tasks: dict[str, object] = {}
+        drawn_s = 0.0
 
         def show(what: str, done: int, of: int) -> None:
+            nonlocal drawn_s
             if what not in tasks:
                 tasks[what] = bar.add_task(f"scanning {what}", total=of)
             bar.update(tasks[what], completed=done, total=of)  # type: ignore[arg-type]
-            bar.refresh()
+            if done >= of or time.monotonic() > drawn_s + 0.1:
+                bar.refresh()
+                drawn_s = time.monotonic()
 
         yield show
 

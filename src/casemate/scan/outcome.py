@@ -48,6 +48,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         seconds: of the raw scan.
+        by_name: files were read by name, and rules by path tried.
         not_scanned: what of the image could not be looked at, and why: with any of it the scan has failed.
         notes: what a reader should know besides.
     """
@@ -59,6 +60,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     rules: int
     findings: tuple[Finding, ...]
+    by_name: bool = False
     not_scanned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     schema: str = SCHEMA
