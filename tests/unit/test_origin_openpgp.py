@@ -237,3 +237,10 @@ def test_mutated_material_never_crashes_and_never_passes_for_other_content(made:
         ):
             with contextlib.suppress(ImageError):
                 assert not attempt()
+
+
+def test_armor_headers_are_read_in_linear_time(made: Any) -> None:
+    """A key with colons in it could be split in as many ways; lines of them multiply."""
+    headers = (b"a: " * 200 + b"\n") * 40
+    with pytest.raises(ImageError, match="broken armor"):
+        verify_message(b"-----BEGIN PGP MESSAGE-----\n" + headers + b"\n!!\n", made.ring, NOW, "m")

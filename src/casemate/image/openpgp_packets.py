@@ -65,7 +65,7 @@ def _new_length(data: bytes, at: int, what: str) -> tuple[int, int, bool]:
 def dearmor(data: bytes, what: str) -> bytes:
     """The data inside of ASCII armor; the checksum is not looked at (RFC 9580, 6.1)."""
     match = re.fullmatch(
-        rb"\s*-----BEGIN PGP MESSAGE-----\r?\n(?:[^\r\n]+: [^\r\n]*\r?\n)*\r?\n([A-Za-z0-9+/=\r\n]+?)"
+        rb"\s*-----BEGIN PGP MESSAGE-----\r?\n(?:[^\r\n:]+: [^\r\n]*\r?\n)*\r?\n([A-Za-z0-9+/=\r\n]+?)"
         rb"(?:\r?\n=[A-Za-z0-9+/]{4})?\r?\n-----END PGP MESSAGE-----\s*",
         data,
     )
