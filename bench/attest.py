@@ -1,0 +1,91 @@
+"""Speed of verification and measurement on one core. Run: python bench/attest.py
+
+Needs the evidence beside the project (shared/vectors). CPU time of this process, so that a busy machine counts less;
+"cold" parses every certificate anew, "cached" keeps the maker's chain parsed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VECTORS = ROOT.parent / "shared/vectors"
+sys.path.insert(0, str(ROOT / "src"))
+
+from casemate.evidence import x509  # noqa: E402
+from casemate.evidence.event_log import parse_event_log, replay  # noqa: E402
+from casemate.evidence.policy import Policy  # noqa: E402
+from casemate.evidence.verify import Inputs, verify  # noqa: E402
+from casemate.measure.ovmf import parse_firmware  # noqa: E402
+from casemate.measure.sev import Guest, snp_digest  # noqa: E402
+from casemate.measure.vmsa import CPUS  # noqa: E402
+
+NOW = datetime.datetime.now(datetime.UTC)
+THEN = datetime.datetime(2025, 6, 20, tzinfo=datetime.UTC)
+SECONDS = 2.0
+
+
+def read(name: str) -> bytes:
+    return (VECTORS / name).read_bytes()
+
+
+def rate(action: Callable[[], object]) -> float:
+    """How often a second of CPU time holds it."""
+    action()
+    count, started = 0, time.process_time()
+    while time.process_time() - started < SECONDS:
+        action()
+        count += 1
+    return count / (time.process_time() - started)
+
+
+def show(what: str, found: float, aim: float | None = None) -> None:
+    print(f"  {what:<46} {found:>8.0f}/s" + (f"   aim {aim:.0f}" if aim else ""))
+
+
+def main() -> None:
+    if not VECTORS.is_dir():
+        sys.exit("shared/vectors is not beside this checkout")
+    policy = Policy()
+    report, vcek, chain = (
+        read("snp/trustee-test-report.bin"),
+        read("snp/trustee-test-vcek.der"),
+        read("snp/ask_ark_milan.pem"),
+    )
+    parsed = x509.parse_many(chain)
+    print("verification, one core")
+    cold = rate(
+        lambda: verify(report, Inputs(certificates=(x509.parse(vcek), *x509.parse_many(chain)), moment=NOW), policy)
+    )
+    show("SEV-SNP, whole chain, cold", cold, 900)
+    warm = rate(lambda: verify(report, Inputs(certificates=(x509.parse(vcek), *parsed), moment=NOW), policy))
+    show("SEV-SNP, maker's chain cached", warm, 1100)
+    quote, collateral = read("tdx/dcap-qvl-tdx-v4.quote"), read("tdx/dcap-qvl-tdx-v4.collateral.json")
+    show("TDX with collateral", rate(lambda: verify(quote, Inputs(collateral=collateral, moment=THEN), policy)), 1000)
+    nitro = read("nitro/sp2.bin")
+    show("Nitro, whole chain, cold", rate(lambda: verify(nitro, Inputs(moment=None), policy)), 200)
+    azure = read("azure/snp-evidence-v1.json")
+    show(
+        "Azure: report, binding, vTPM quote",
+        rate(lambda: verify(azure, Inputs(certificates=parsed, moment=NOW), policy)),
+    )
+    gce = read("tpm/gce-cos-85-nonce9009.pb")
+    show("TPM: three quotes with a log of 24 KB", rate(lambda: verify(gce, Inputs(moment=NOW), policy)))
+    log = read("tpm/cos-85-amd-sev.eventlog")
+    show("event log of 24 KB, one bank replayed", rate(lambda: replay(parse_event_log(log), "sha256")), 3000)
+    image = Path("/usr/share/ovmf/OVMF.fd")
+    if image.is_file():
+        data = image.read_bytes()
+        found = rate(lambda: snp_digest(Guest(firmware=parse_firmware(data), vcpus=4, signature=CPUS["EPYC-Milan"])))
+        print("measurement")
+        print(
+            f"  SEV-SNP digest, firmware of {len(data) >> 20} MiB, 4 vCPUs {1000 / found:>15.1f} ms   aim 15 for 4 MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()
