@@ -424,7 +424,7 @@ def test_the_command_writes_a_specification(tmp_path: Path, capsys: pytest.Captu
         (["--diff", "--", Q, "/d.img"], "--diff compares two forms"),
         (["--in-place", "--", Q, "/d.img"], "needs a libvirt domain"),
         (["/bin/sh"], "cannot be hardened"),
-        (["/etc/hostname"], "cannot be hardened"),
+        (["/etc/passwd"], "cannot be hardened"),
         (["--", "firecracker", "--config-file", "/x"], "the program 'firecracker'"),
         (["--keep", "dev.no-usb", "--", Q, "/d.img"], "cannot keep this"),
         (["--io-limit", "0", "--", Q, "/d.img"], "no number of MiB per second"),
