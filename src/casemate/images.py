@@ -126,6 +126,7 @@ def add(
             origin={**opened.origin, **origin},
             paths=paths,
             reserved=read_policy(None).identity.uids(),
+            private=opened.private,
             seal=seal,
             progress=progress,
         )

@@ -9,13 +9,14 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.cli_runner import Cli
 from tests.support.foreign_images import MIB, SOUND
 from tests.unit.test_image_unpack import ova
 
-from casemate.errors import ExitCode
+from casemate.errors import ExitCode, ImageError
 
 
 @pytest.fixture
@@ -145,3 +146,58 @@ def test_other_formats_become_qcow2(cli: Cli, tmp_path: Path) -> None:
     assert "not what was promised" in cli.fails(ExitCode.USAGE, "image", "add", tmp_path / "c.ova")
     assert cli.ok("image", "add", tmp_path / "a.vdi", "--convert-to", "raw", "--name", "plain") != ""
     assert cli.json("image", "inspect", "--header", "--json", "plain")["header"]["virtual_size_bytes"] == 2 * MIB
+
+
+def test_what_was_checked_is_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that somebody rewrites behind the check: others can write to it, so it is copied before it is read."""
+    from casemate.cell import intake
+    from casemate.cell.intake import Wanted, take_in
+    from casemate.engine.paths import Paths
+    from casemate.image.store import Store
+
+    good = bytes(510) + b"\x55\xaa" + b"good" * 256 + bytes(MIB - 1536)
+    source = tmp_path / "disk.raw.gz"
+    source.write_bytes(gzip.compress(good))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    real = vars(intake)["unpack"]
+
+    def rewrite_first(*words: Any, **more: Any) -> int:
+        source.write_bytes(gzip.compress(good.replace(b"good", b"evil")))
+        return int(real(*words, **more))
+
+    monkeypatch.setattr(intake, "unpack", rewrite_first)
+    store = Store(str(tmp_path / "images"))
+    paths = Paths(f"{tmp_path}/run", f"{tmp_path}/data", f"{tmp_path}/cache")
+    with source.open("rb") as file, pytest.raises(ImageError, match="changed between"):
+        take_in(
+            store,
+            file.fileno(),
+            "it",
+            Wanted(name="it", expected_digest=digest),
+            origin={},
+            paths=paths,
+            reserved=range(0),
+        )
+    assert store.images() == []
+    monkeypatch.setattr("casemate.cell.intake.verify_unchanged", lambda *_: None)
+    source.write_bytes(gzip.compress(good))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    with source.open("rb") as file:
+        wanted = Wanted(name="it", expected_digest=digest)
+        image = take_in(store, file.fileno(), "it", wanted, origin={}, paths=paths, reserved=range(0))
+    assert image.digest == hashlib.sha256(good).hexdigest(), "even where the change cannot be seen"
+    assert os.listdir(f"{store.directory}/incoming") == []
+
+
+def test_a_quota_counts_an_image_once(cli: Cli, disk: Path) -> None:
+    """What is unpacked on the way is not counted beside what it becomes."""
+    disk.write_bytes(bytes(510) + b"\x55\xaa" + os.urandom(3 * MIB - 512))
+    packed = disk.with_suffix(".raw.gz")
+    packed.write_bytes(gzip.compress(disk.read_bytes()))
+    cli.ok("image", "add", packed, "--quota", "4M")
+    cli.ok("image", "rm", "web")
+    digest = hashlib.sha256(packed.read_bytes()).hexdigest()
+    cli.ok("image", "add", packed, "--quota", "8M", "--sha256", digest)
+    cli.ok("image", "rm", "web")
+    message = cli.fails(ExitCode.USAGE, "image", "add", packed, "--quota", "4M", "--sha256", digest)
+    assert "more than there is room for" in message, "the copy that was checked, and what comes out of it"

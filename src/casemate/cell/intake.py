@@ -61,6 +61,7 @@ def take_in(
     origin: dict[str, str],
     paths: Paths,
     reserved: range,
+    private: bool = False,
     seal: Seal | None = None,
     progress: Progress = lambda what, done, of: None,
 ) -> StoredImage:
@@ -70,53 +71,139 @@ def take_in(
         fd: a regular file, open for reading; stays the caller's, its position moves.
         source_name: how messages name it.
         origin: what is known of where it came from; digest and format of the source are added.
+        private: nobody else can write to the file. Otherwise one with a promised digest is copied first, so that what
+            was checked is what is unpacked or converted.
 
     Raises:
         ImageError, InputError, RefusedError, HostError, VmError: why it was not taken; nothing is left of it.
     """
     identity = identity_of(fd)
-    with store_import.room(store, quota_bytes=wanted.quota_bytes) as place, contextlib.ExitStack() as stack:
+    with store_import.room(store, quota_bytes=wanted.quota_bytes) as place:
         place.check_quota(0)
-        limit = room_bytes(store, wanted.quota_bytes)
-        digest = ""
-        if wanted.expected_digest is not None:
-            digest = store_import.digest_of(fd, lambda done, of: progress("checking", done, of))
-            _check_promise(source_name, digest, wanted.expected_digest)
-        with store_import.no_room(store.directory):
-            image, packed = _unpacked(fd, source_name, place, limit, wanted.max_virtual_bytes, progress)
-        if image != fd:
-            stack.callback(os.close, image)
-        reader, promised = _disk(image, source_name, wanted)
-        header = inspect_source(reader, wanted.image_format, wanted.max_virtual_bytes)
-        target_format = wanted.convert_to or (header.format if header.format in {"raw", "qcow2"} else "qcow2")
-        if promised:
-            found = _part_digest(reader, progress)
-            _check_promise(f"the disk in {source_name}", found, promised)
-        known = {**origin, "source_format": "+".join(part for part in (packed, _described(header)) if part)}
-        if header.format == target_format:
-            place.check_quota(min(reader.size_bytes, os.fstat(image).st_blocks * 512))
-            kept = place.copy(
-                image, reader.size_bytes, lambda done, of: progress("copying", done, of), offset=reader.offset
-            )
-            if image == fd and not reader.offset and reader.size_bytes == identity.size_bytes:
-                digest = kept
-        else:
-            kept = _convert(reader, image, header, target_format, place, limit, paths, reserved, progress)
-        if not digest:
-            digest = store_import.digest_of(fd, lambda done, of: progress("hashing", done, of))
+        with contextlib.ExitStack() as stack:
+            work = _Work(place, wanted, stack, source_name, progress)
+            work.begin(fd, private=private)
+            work.unpack()
+            kept, image_format, described = work.keep(paths, reserved)
+        digest = work.digest or store_import.digest_of(fd, lambda done, of: progress("hashing", done, of))
         verify_unchanged(fd, identity, source_name)
         return place.publish(
             kept,
             name=wanted.name,
-            image_format=target_format,
-            origin={**known, "source_sha256": digest},
+            image_format=image_format,
+            origin={**origin, "source_format": described, "source_sha256": digest},
             max_virtual_bytes=wanted.max_virtual_bytes,
             seal=seal,
         )
 
 
-def _described(header: SourceHeader) -> str:
-    return f"{header.format} {header.variant}".strip()
+class _Work:
+    """The steps of one import. ``image`` is the descriptor that is worked on, ``scratch`` its name when it is ours."""
+
+    def __init__(self, place: Room, wanted: Wanted, stack: contextlib.ExitStack, name: str, progress: Progress) -> None:
+        self._place, self._wanted, self._stack = place, wanted, stack
+        self._name, self._progress = name, progress
+        self._image = -1
+        self._scratch = ""
+        self._packed = ""
+        self.digest = ""
+        """SHA-256 of the source, once it is known."""
+
+    def _tell(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, of: self._progress(what, done, of)
+
+    def _limit(self) -> int:
+        return room_bytes(self._place.store, self._wanted.quota_bytes)
+
+    def begin(self, fd: int, *, private: bool) -> None:
+        """Compare the promised digest, on a copy of ours where others can write to the source."""
+        self._image = fd
+        if self._wanted.expected_digest is None:
+            return
+        if private:
+            self.digest = store_import.digest_of(fd, self._tell("checking"))
+        else:
+            size_bytes = os.fstat(fd).st_size
+            self._place.check_quota(os.fstat(fd).st_blocks * 512)
+            self.digest = self._place.copy(fd, size_bytes, self._tell("copying"), name="source")
+            self._use("source")
+        _check_promise(self._name, self.digest, self._wanted.expected_digest)
+
+    def _use(self, scratch: str) -> None:
+        self._image, self._scratch = self._place.open(scratch), scratch
+        self._stack.callback(os.close, self._image)
+
+    def unpack(self) -> None:
+        """Unpack what is packed."""
+        found = recognise(os.pread(self._image, HEAD_BYTES, 0), b"")
+        if found is None or found.kind is not Kind.PACKED:
+            return
+        if found.name not in {"gzip", "xz", "bzip2", "zstd"}:
+            raise ImageError(f"{self._name} is packed with {found.name}", next_step=f"unpack it: {found.convert} FILE")
+        disk_bytes = self._wanted.max_virtual_bytes
+        with store_import.no_room(self._place.directory):
+            target = self._place.create("unpacked")
+            try:
+                # A hole costs nothing on disk, but a claim of petabytes of them is no image either. An image with
+                # tables, or an archive around it, may be somewhat longer than its disk.
+                unpack(
+                    self._image,
+                    found.name,
+                    target,
+                    name=self._name,
+                    max_output_bytes=disk_bytes + disk_bytes // 64 + (64 << 20),
+                    max_data_bytes=self._limit(),
+                    progress=self._tell("unpacking"),
+                )
+            finally:
+                os.close(target)
+        self._packed = found.name
+        self._use("unpacked")
+
+    def keep(self, paths: Paths, reserved: range) -> tuple[str, str, str]:
+        """Bring the disk into the image of the room: its digest, its format, and what the source was."""
+        reader, promised = _disk(self._image, self._name, self._wanted)
+        header = inspect_source(reader, self._wanted.image_format, self._wanted.max_virtual_bytes)
+        if promised:
+            _check_promise(f"the disk in {self._name}", _part_digest(reader, self._progress), promised)
+        described = f"{header.format} {header.variant}".strip()
+        described = f"{self._packed}+{described}" if self._packed else described
+        target_format = self._wanted.convert_to or (header.format if header.format == "raw" else "qcow2")
+        if header.format != target_format:
+            return self._convert(reader, header, target_format, paths, reserved), target_format, described
+        whole = reader.offset == 0 and reader.size_bytes == os.fstat(self._image).st_size
+        if self._scratch and whole:
+            self._place.adopt(self._scratch)
+            kept = self._place.digest(self._tell("hashing"))
+        else:
+            self._place.check_quota(min(reader.size_bytes, os.fstat(self._image).st_blocks * 512))
+            kept = self._place.copy(self._image, reader.size_bytes, self._tell("copying"), offset=reader.offset)
+        if whole and not self._packed:
+            if self.digest and self.digest != kept:
+                raise ImageError(f"{self._name} changed while it was read", next_step="find out who writes to it")
+            self.digest = kept
+        return kept, target_format, described
+
+    def _convert(
+        self, reader: ImageReader, header: SourceHeader, target_format: str, paths: Paths, reserved: range
+    ) -> str:
+        target = self._place.create()
+        try:
+            convert(
+                self._image,
+                header,
+                target,
+                name=reader.name,
+                paths=paths,
+                reserved=reserved,
+                target_format=target_format,
+                offset=reader.offset,
+                max_output_bytes=self._limit(),
+                progress=self._tell("converting"),
+            )
+        finally:
+            os.close(target)
+        return self._place.digest(self._tell("hashing"))
 
 
 def room_bytes(store: Store, quota_bytes: int | None) -> int:
@@ -125,34 +212,6 @@ def room_bytes(store: Store, quota_bytes: int | None) -> int:
     info = os.statvfs(store.directory)
     free = max(0, info.f_bavail * info.f_frsize - KEPT_FREE_BYTES)
     return free if quota_bytes is None else max(0, min(free, quota_bytes - store.used_bytes()))
-
-
-def _unpacked(
-    fd: int, name: str, place: Room, limit: int, max_virtual_bytes: int, progress: Progress
-) -> tuple[int, str]:
-    """The descriptor of what was packed, and how it was; ``fd`` itself if it is not packed."""
-    found = recognise(os.pread(fd, HEAD_BYTES, 0), b"")
-    if found is None or found.kind is not Kind.PACKED:
-        return fd, ""
-    if found.name not in {"gzip", "xz", "bzip2", "zstd"}:
-        raise ImageError(f"{name} is packed with {found.name}", next_step=f"unpack it: {found.convert} FILE")
-    target = place.create("unpacked")
-    try:
-        # A hole costs nothing on disk, but a claim of petabytes of them is no image either. An image with tables, or an
-        # archive around it, may be somewhat longer than its disk.
-        unpack(
-            fd,
-            found.name,
-            target,
-            name=name,
-            max_output_bytes=max_virtual_bytes + max_virtual_bytes // 64 + (64 << 20),
-            max_data_bytes=limit,
-            progress=lambda done, of: progress("unpacking", done, of),
-        )
-    except BaseException:
-        os.close(target)
-        raise
-    return target, found.name
 
 
 def _disk(image: int, name: str, wanted: Wanted) -> tuple[ImageReader, str]:
@@ -178,37 +237,6 @@ def _part_digest(reader: ImageReader, progress: Progress) -> str:
         digest.update(reader.read(at, min(1 << 20, reader.size_bytes - at)))
         progress("checking", at, reader.size_bytes)
     return digest.hexdigest()
-
-
-def _convert(
-    reader: ImageReader,
-    image: int,
-    header: SourceHeader,
-    target_format: str,
-    place: Room,
-    limit: int,
-    paths: Paths,
-    reserved: range,
-    progress: Progress,
-) -> str:
-    """Convert into the store; the digest of what came out."""
-    target = place.create()
-    try:
-        convert(
-            image,
-            header,
-            target,
-            name=reader.name,
-            paths=paths,
-            reserved=reserved,
-            target_format=target_format,
-            offset=reader.offset,
-            max_output_bytes=limit,
-            progress=lambda done, of: progress("converting", done, of),
-        )
-    finally:
-        os.close(target)
-    return place.digest(lambda done, of: progress("hashing", done, of))
 
 
 def _check_promise(name: str, digest: str, promised: str) -> None:

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 class Source(NamedTuple):
     """An open source. ``fd`` is closed at the end of the block. ``sha256``: what it must hash to, where that is known;
-    ``container_disk``: it is the layer of an OCI image.
+    ``container_disk``: it is the layer of an OCI image. ``private``: nobody else can write to it.
     """
 
     fd: int
@@ -30,6 +30,7 @@ class Source(NamedTuple):
     origin: dict[str, str]
     sha256: str | None = None
     container_disk: bool = False
+    private: bool = False
 
 
 @contextlib.contextmanager
@@ -60,11 +61,11 @@ def opened_source(
             ca_file=ca_file,
             progress=lambda done, of: progress("downloading", done, of),
         ) as fd:
-            yield Source(fd, shown(source), {"source": shown(source)})
+            yield Source(fd, shown(source), {"source": shown(source)}, private=True)
         return
     path = os.path.normpath(Path.cwd() / source)
     if source == STDIN:
-        opened = Source(_spool(store, max_bytes, progress), "standard input", {"source": STDIN})
+        opened = Source(_spool(store, max_bytes, progress), "standard input", {"source": STDIN}, private=True)
     elif os.path.isdir(path):
         from casemate.image.oci_layout import open_disk
 

@@ -58,6 +58,15 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: str) -> None:
+    """Make the content of a file outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_file(path: str, data: bytes, *, temporary: str, mode: int = 0o600) -> None:
     """Write ``path`` all at once: into ``temporary`` on the same file system, fsync, rename, fsync of the directory.
 

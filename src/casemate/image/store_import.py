@@ -34,7 +34,8 @@ from casemate.image.store_model import ABOUT_VERSION, About, StoredImage, check_
 from casemate.units import format_bytes
 
 CHUNK_BYTES = 1 << 20
-_HOLE_BYTES = 4096
+IMAGE = "object/image"
+"""The image in a room; other names are scratch files."""
 _ZEROS = bytes(CHUNK_BYTES)
 
 Progress = Callable[[int, int], None]
@@ -55,9 +56,9 @@ class Room:
         self.directory = directory
         self._lock = lock
         self._quota_bytes = quota_bytes
-        self.path = f"{directory}/object/image"
+        self.path = f"{directory}/{IMAGE}"
 
-    def create(self, name: str = "object/image") -> int:
+    def create(self, name: str = IMAGE) -> int:
         """A new empty file here, open for reading and writing; the caller's to close."""
         path = f"{self.directory}/{name}"
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -80,20 +81,33 @@ class Room:
                 next_step="casemate image prune",
             )
 
-    def copy(self, source: int, size_bytes: int, progress: Progress = _nothing, *, offset: int = 0) -> str:
-        """Copy ``size_bytes`` of a seekable file into the image, keeping holes; the SHA-256 of what was written.
+    def copy(
+        self, source: int, size_bytes: int, progress: Progress = _nothing, *, offset: int = 0, name: str = IMAGE
+    ) -> str:
+        """Copy ``size_bytes`` of a seekable file into the image (or a scratch file), keeping holes; the SHA-256 of what
+        was written.
 
         Raises:
             ImageError: the source became shorter. HostError: no room.
         """
         with no_room(self.store.directory):
-            target = self.create()
+            target = self.create(name)
             try:
                 digest = _copy(source, target, size_bytes, offset, progress)
                 os.fsync(target)
             finally:
                 os.close(target)
         return digest
+
+    def open(self, name: str) -> int:
+        """A scratch file, read-only; the caller's to close."""
+        return os.open(f"{self.directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def adopt(self, name: str) -> None:
+        """Make a scratch file the image, without copying it. Nobody may have it open for writing any more."""
+        os.rename(f"{self.directory}/{name}", self.path)
+        with no_room(self.store.directory):
+            files.sync_file(self.path)
 
     def digest(self, progress: Progress = _nothing) -> str:
         """SHA-256 of the image that somebody else wrote here."""
@@ -148,6 +162,9 @@ class Room:
                 verity_digest=verity,
             )
             self._write_about(about)
+            for scratch in os.listdir(self.directory):
+                if scratch not in {"lock", "object"}:
+                    os.unlink(f"{self.directory}/{scratch}")
             with self.store.changing():
                 self.check_quota(0)
                 self._move_in(digest)

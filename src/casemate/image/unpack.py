@@ -57,7 +57,13 @@ def unpack(
             if at > max_output_bytes:
                 raise _refused(name, f"more than {format_bytes(max_output_bytes)} come out of it")
             if max_data_bytes is not None and data_bytes > max_data_bytes:
-                raise _refused(name, f"more than {format_bytes(max_data_bytes)} of data come out of it")
+                raise ImageError(
+                    f"{name} unpacks to more than there is room for",
+                    got=f"more than {format_bytes(max_data_bytes)} of data",
+                    expected="what the quota and the file system leave",
+                    next_step="casemate image prune, or raise the quota; but a small file that stands for very much "
+                    "may have been made to fill disks",
+                )
             if time.monotonic() > end:
                 raise _refused(name, "unpacking takes longer than any file of this size should")
             data_bytes += _write(target, piece, at - len(piece))
