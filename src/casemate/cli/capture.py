@@ -14,7 +14,7 @@ from casemate.errors import ExitCode, InputError
 if TYPE_CHECKING:
     from casemate.audit.capture_collect import Taken
 
-SCHEMA: Final = 1
+SCHEMA: Final = "casemate.capture/1"
 
 
 def capture(arguments: argparse.Namespace) -> int:
