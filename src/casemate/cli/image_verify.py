@@ -77,4 +77,7 @@ def passphrase_from(descriptor: int | None, of: str) -> bytes:
         raise InputError(f"{of}: a passphrase is needed", next_step="--passphrase-fd N, or run this in a terminal")
     import getpass
 
-    return getpass.getpass(f"passphrase of {of}: ").encode()
+    try:
+        return getpass.getpass(f"passphrase of {of}: ").encode()
+    except EOFError:
+        raise InputError(f"{of}: a passphrase is needed", got="the end of the input") from None

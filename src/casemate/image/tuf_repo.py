@@ -71,6 +71,7 @@ def create(
     for place in (repo, keys):
         if os.path.isdir(place) and os.listdir(place):
             raise InputError(f"{place} is not empty", expected="a new directory for each: repository and keys")
+    words = {role: passphrase(role) for role in ROLES}  # before anything is made
     os.makedirs(f"{repo}/metadata", exist_ok=True)
     os.makedirs(f"{repo}/targets", exist_ok=True)
     os.makedirs(keys, mode=0o700, exist_ok=True)
@@ -78,12 +79,11 @@ def create(
     root = Root(expires=_expiry("root", now), consistent_snapshot=True)
     signers: dict[str, list[CryptoSigner]] = {}
     for role, (threshold, number) in wanted.items():
-        word = passphrase(role)
         root.roles[role].threshold = threshold
         for index in range(1, number + 1):
             private = Ed25519PrivateKey.generate()
             signer = CryptoSigner(private)
-            _write_key(f"{keys}/{role}-{index}.pem", private, word)
+            _write_key(f"{keys}/{role}-{index}.pem", private, words[role])
             root.add_key(signer.public_key, role)
             signers.setdefault(role, []).append(signer)
     for role, signed in (
