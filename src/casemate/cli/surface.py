@@ -121,6 +121,14 @@ def _history(history: dict[str, Any]) -> None:
         rows.append(_counts(words, before, after))
     rows.append(_counts("together", reached, hardened))
     output.print_table("", ("WHERE", "THIS MACHINE", "OF THESE CODE ON THE HOST", "HARDENED"), rows)
+    code = [cve["id"] for cve in reached if "R" in cve["impact"]]
+    stay = {cve["id"] for cve in hardened or reached}
+    for words, ids in (
+        ("code on the host, gone when hardened", [name for name in code if name not in stay]),
+        ("code on the host" + ("" if hardened is None else ", still there"), [name for name in code if name in stay]),
+    ):
+        if ids:
+            _paragraph(f"{words}: {', '.join(ids)}", "  ")
     if hardened is None:
         print(f"  hardened: unknown: {output.plain(history['hardened_why'])}")
     else:
