@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +375,7 @@ def test_leaving_early_leaves_no_worker(tmp_path: Path) -> None:
         pytest.skip("this kernel does not list children")
     before = children.read_text()
     stream = audit_stream(write_many(tmp_path, 40), jobs=2)
+    assert isinstance(stream, Generator)
     next(stream)
     stream.close()
     assert children.read_text() == before
@@ -392,6 +393,6 @@ def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path: Path, monkeypatch:
 
 def test_work_that_starts_afresh_comes_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = write_many(tmp_path, 9)
-    monkeypatch.setattr(ahead.threading, "active_count", lambda: 2)
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
     faults: list[str] = []
     assert len(list(audit_stream(names, jobs=2, fault=faults.append))) == 8
