@@ -242,12 +242,12 @@ def repository(action: Literal["init", "add", "publish", "renew", "rotate", "syn
 
 def tag(reference: str, name: str) -> StoredImage:
     """Give an image one more name; the image that had it loses it."""
-    return store().tag(reference, name)
+    return store().tag(reference.removeprefix("image:"), name)
 
 
 def remove(reference: str, *, force: bool = False) -> tuple[str, ...]:
     """Take a name away, and the image with its last one; returns what went. See `image.store.Store.remove`."""
-    return store().remove(reference, in_use=_in_use(), force=force)
+    return store().remove(reference.removeprefix("image:"), in_use=_in_use(), force=force)
 
 
 def prune(*, named: bool = False, dry_run: bool = False) -> tuple[StoredImage, ...]:

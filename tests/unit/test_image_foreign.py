@@ -251,6 +251,13 @@ def test_every_lie_is_refused_for_what_it_is(name: str) -> None:
     assert words in refused(build())
 
 
+def test_descriptors_that_regular_expressions_would_choke_on() -> None:
+    """Lines as long as a descriptor may be; they end in a moment or the test run does not."""
+    for line in ("a=" + " " * 60_000 + '"x"', "RW " + "1 " * 30_000, "RW 1 SPARSE" + ' "' * 20_000, "=" * 60_000):
+        text = make.DESCRIPTOR.format(kind="monolithicFlat", sectors=2048, file="d") + line
+        refused(make.vmdk(descriptor_size=127, text=text) + bytes(MIB))
+
+
 def test_two_formats_at_once_are_refused() -> None:
     for first, second in (("sparse.vmdk", "fixed.vhd"), ("dynamic.vdi", "fixed.vhd"), ("dynamic.vhdx", "fixed.vhd")):
         assert "several formats at once" in refused(SOUND[first] + SOUND[second])

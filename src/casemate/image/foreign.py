@@ -86,6 +86,13 @@ def inspect_source(
     image_format = declared or known
     if found is not None and found.name == "VMDK descriptor":
         raise refers(name, "is only the description of a VMDK whose content lies in other files")
+    if image_format is None and (found is None or found.kind is Kind.CONTENT):
+        raise ImageError(
+            f"cannot tell what {name} is",
+            got=f"{found.name}, which is no disk with a boot loader" if found else "content without a known header",
+            expected=f"a disk with a partition table, or one of {', '.join(DRIVERS)}",
+            next_step="--format raw takes it as the plain content of a disk",
+        )
     if image_format in {None, "raw", "qcow2"}:
         header = inspect_reader(reader, image_format, max_virtual_bytes, allow_encrypted=True)
         variant = f"version {header.version}" if header.format == "qcow2" else ""

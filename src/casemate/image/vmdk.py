@@ -40,7 +40,6 @@ _REDUNDANT, _COMPRESSED, _MARKERS = 1 << 1, 1 << 16, 1 << 17
 _KNOWN_FLAGS = 1 | _REDUNDANT | 1 << 2 | _COMPRESSED | _MARKERS
 _FOOTER_MARKER, _END_MARKER = 3, 0
 _VARIANTS = {"monolithicsparse": "monolithicSparse", "streamoptimized": "streamOptimized"}
-_SETTING = re.compile(r'([A-Za-z0-9_.]+)\s*=\s*"?([^"]*)"?\s*')
 _EXTENT = re.compile(r'(?:RW|RDONLY|NOACCESS)\s+([0-9]{1,20})\s+([A-Z]+)(?:\s+"([^"]*)")?(?:\s+\S+)*\s*', re.IGNORECASE)
 
 
@@ -137,14 +136,15 @@ def _check_descriptor(reader: ImageReader, header: Sparse) -> str:
     settings: dict[str, str] = {}
     extents = []
     for line in text.decode("utf-8", "replace").splitlines():
-        extent, setting = _EXTENT.fullmatch(line.strip()), _SETTING.fullmatch(line.strip())
+        extent = _EXTENT.fullmatch(line.strip())
+        key, equals, value = line.partition("=")
+        key = key.strip().lower()
         if extent is not None:
             extents.append(extent)
-        elif setting is not None:
-            key = setting[1].lower()
+        elif equals and key.isidentifier():
             if key in settings and key in {"createtype", "parentcid", "cid"}:
                 raise lie(name, "vmdk", f"two lines for {key} in its descriptor")
-            settings[key] = setting[2]
+            settings[key] = value.strip().strip('"')
     if settings.get("parentcid", "ffffffff").lower() != "ffffffff":
         raise refers(
             name, "is a VMDK that is the difference to another image", f"parentCID {settings['parentcid'][:8]}"
