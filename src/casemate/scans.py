@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from casemate.engine.paths import Paths
     from casemate.facts.root import Root
     from casemate.image.model import ImageHeader
+    from casemate.image.opening import FileIdentity
     from casemate.scan.engine import Engine
     from casemate.scan.model import Finding, Hit
     from casemate.scan.outcome import FileHit, Outcome
@@ -30,6 +31,7 @@ __all__ = [
     "bill_of_materials",
     "may_publish",
     "place_of",
+    "publish",
     "read_key",
     "rule_set",
     "scan_image",
@@ -71,6 +73,7 @@ def scan_image(
     jobs: int = 0,
     live: bool = True,
     progress: Progress = lambda what, done, of: None,
+    expected: FileIdentity | None = None,
 ) -> Outcome:
     """Scan an image of the store, or a raw or qcow2 file.
 
@@ -83,6 +86,7 @@ def scan_image(
         plain: without hyperscan.
         jobs: number of processes; 0: one for each CPU.
         live: also read the files, through the throwaway VM.
+        expected: the very file that it must be.
 
     Raises:
         InputError, ImageError: the image or a file is refused. HostError: no wall, no engine. VmError: a scanner died.
@@ -92,9 +96,11 @@ def scan_image(
     import time
 
     from casemate.cell.rawscan import raw_scan
+    from casemate.cell.rawscan_engine import build_engine
     from casemate.engine.imagestore import open_reference
     from casemate.engine.paths import default_paths, prepare
     from casemate.engine.policy_file import read_policy
+    from casemate.image.opening import verify_unchanged
     from casemate.scan import weak
     from casemate.scan.outcome import Outcome, apply_waivers, merge
     from casemate.scan.redact import Redactor
@@ -106,10 +112,12 @@ def scan_image(
     weak.prepare()
     paths = default_paths()
     prepare(paths)
-    rules, engine = _engine(rules, redactor, f"{paths.cache}/scan", plain=plain)
+    rules, engine = build_engine(rules, redactor, f"{paths.cache}/scan", plain=plain)
     opened = open_reference(reference, declared=image_format)
     started = time.monotonic()
     try:
+        if expected is not None:
+            verify_unchanged(opened.fd, expected, opened.name)
         raw = raw_scan(
             opened.fd,
             opened.name,
@@ -317,6 +325,59 @@ def _lists(directory: str | None) -> Root | None:
     return root
 
 
+def publish(
+    reference: str,
+    directory: str,
+    *,
+    name: str | None = None,
+    image_format: str | None = None,
+    rule_file: str | None = None,
+    waiver_file: str | None = None,
+    progress: Progress = lambda what, done, of: None,
+) -> tuple[Outcome, str, str]:
+    """Scan an image and, if `may_publish` lets it, put it into a directory with its line in ``SHA256SUMS``.
+
+    Args:
+        directory: exists; a web server's, for example. `image repo` keeps signed ones.
+        name: of the file there; the image's own when None.
+
+    Returns:
+        the outcome, path of the published file, its SHA-256.
+
+    Raises:
+        RefusedError: something was found that no waiver names. ImageError: the image changed meanwhile.
+        InputError: the directory has another file of that name. Others as `scan_image`.
+    """
+    import os
+
+    from casemate.cell.publish import publish_file
+    from casemate.engine.imagestore import open_reference
+    from casemate.image.opening import identity_of, verify_unchanged
+
+    opened = open_reference(reference, declared=image_format)
+    try:
+        identity = identity_of(opened.fd)
+        outcome = scan_image(
+            reference,
+            image_format=image_format,
+            rule_file=rule_file,
+            waiver_file=waiver_file,
+            progress=progress,
+            expected=identity,
+        )
+        may_publish(outcome)
+        path, digest = publish_file(
+            opened.fd,
+            directory,
+            name or (opened.stored.label if opened.stored else Path(opened.path).name),
+            lambda done, of: progress("copy", done, of),
+            lambda: verify_unchanged(opened.fd, identity, opened.name),
+        )
+    finally:
+        os.close(opened.fd)
+    return outcome, path, digest
+
+
 def to_sarif(outcome: Outcome, version: str) -> str:
     """The outcome for code scanning (SARIF 2.1.0)."""
     from casemate.scan.sarif import outcome_to_sarif
@@ -338,31 +399,6 @@ def read_key(name: str) -> bytes:
         InputError: it cannot be read.
     """
     return _read_small(name, "key file")
-
-
-def _engine(rules: RuleSet, redactor: Redactor, cache: str, *, plain: bool) -> tuple[RuleSet, Engine]:
-    """The rules that the engine takes, and the engine, with the compiled form from the cache where there is one."""
-    import msgspec
-
-    from casemate.scan.cache import load, save
-    from casemate.scan.engine import Engine
-    from casemate.scan.prefilter import Hyperscan, Plain, fingerprint, refused_by_hyperscan
-
-    if plain:
-        return rules, Engine(rules.rules, Plain(rules.rules), redactor)
-    name = fingerprint(rules.rules)
-    kept = load(cache, name)
-    try:
-        prefilter = Hyperscan(rules.rules, kept)
-    except ValueError:
-        bad = refused_by_hyperscan(rules.rules)
-        left = tuple(f"{rule}: {why}" for rule, why in bad.items())
-        usable = tuple(rule for rule in rules.rules if rule.id not in bad)
-        rules = msgspec.structs.replace(rules, rules=usable, not_taken=(*rules.not_taken, *left))
-        return rules, Engine(usable, Hyperscan(usable), redactor)
-    if prefilter.was_compiled:
-        save(cache, name, prefilter.dump())
-    return rules, Engine(rules.rules, prefilter, redactor)
 
 
 def _live(

@@ -53,6 +53,16 @@ def add(commands: Commands) -> None:
     audit.add_argument("--waivers", metavar="FILE", help="what is accepted, as for casemate audit")
     audit.add_argument("--all", action="store_true", help="list also what passed, and why what is unknown is")
     add_json(audit)
+    publish = add_command(
+        commands, "publish", "image_scan:publish", "scan an image and put it into a directory, if nothing was found"
+    )
+    publish.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
+    publish.add_argument("directory", metavar="DIR", help="where it goes, with its line in DIR/SHA256SUMS")
+    publish.add_argument("--name", metavar="NAME", help="name of the file there; the image's own without it")
+    _add_format(publish)
+    publish.add_argument("--rules", metavar="FILE", help="more rules, as for image scan")
+    publish.add_argument("--allow-file", metavar="FILE", help="waivers: findings that are accepted, by name")
+    add_json(publish)
     sbom = add_command(commands, "sbom", "image_scan:sbom", "list the packages of an image as a bill of materials")
     sbom.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     _add_format(sbom)

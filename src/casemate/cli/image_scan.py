@@ -66,6 +66,28 @@ def audit(arguments: argparse.Namespace) -> int:
     return ExitCode.FINDINGS if any(f.verdict.value in bad for f in entry.findings) else ExitCode.DONE
 
 
+def publish(arguments: argparse.Namespace) -> int:
+    """Scan, then copy; refused (exit code 4) when something is found that no waiver names."""
+    with progress_bar() as progress:
+        outcome, path, digest = scans.publish(
+            arguments.image,
+            arguments.directory,
+            name=arguments.name,
+            image_format=arguments.format,
+            rule_file=arguments.rules,
+            waiver_file=arguments.allow_file,
+            progress=progress,
+        )
+    for finding in outcome.findings:
+        if finding.waived:
+            output.note(f"waived: {finding.rule} ({scans.place_of(finding)}): {finding.waived}")
+    if arguments.json:
+        output.print_json({"schema": "casemate.publish/1", "path": path, "sha256": digest, "scan": document(outcome)})
+    else:
+        print(output.plain(f"{digest}  {path}"))
+    return ExitCode.DONE
+
+
 def sbom(arguments: argparse.Namespace) -> int:
     """A bill of materials on stdout."""
     from casemate.cli.misc import version_text
