@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from casemate.cell.model import Volume
 
 ENTRIES_MAX = 2_000_000
+NAMES_MAX_BYTES = 512 << 20
+"""Of all paths together: a hostile file system may have millions of long ones."""
 
 
 def guest_root(cell: Cell, name: str, time_s: float) -> MemoryRoot:
@@ -72,6 +74,7 @@ class _Gathered:
         self.status: dict[str, Noted] = {}
         self.unread: dict[str, int] = {}
         self._total = 0
+        self._name_bytes = 0
         self._wanted = re.compile("|".join(_expression(pattern) for pattern in WANTED))
 
     def take(self, cell: Cell, volume: str, place: str) -> None:
@@ -81,6 +84,12 @@ class _Gathered:
             self._folder(place)
         for entry in cell.walk(volume, b"/", entries_max=ENTRIES_MAX):
             path = f"{place}/{entry.path.decode('utf-8', 'backslashreplace')}"
+            self._name_bytes += len(path)
+            if self._name_bytes > NAMES_MAX_BYTES:
+                raise ImageError(
+                    "the paths of this image are longer than an audit keeps",
+                    expected=f"at most {NAMES_MAX_BYTES >> 20} MiB of names",
+                )
             parent, _, last = path.rpartition("/")
             siblings = self.names.setdefault(parent or "/", [])
             if not place or last not in siblings:

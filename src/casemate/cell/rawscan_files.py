@@ -130,10 +130,9 @@ def _volume(
     wanted: list[tuple[str, bytes, tuple[PathRule, ...]]] = []
     for entry in cell.walk(volume.name, b"/", entries_max=ENTRIES_MAX):
         count += 1
-        if entry.error:
+        if entry.error and len(left) < 200:
             left.append(f"{prefix}/{_shown(entry.path)}: cannot be read ({os.strerror(entry.error)})")
-            continue
-        if not entry.is_file or not entry.size_bytes:
+        if entry.error or not entry.is_file or not entry.size_bytes:
             continue
         path = "/" + _shown(entry.path)
         found = matching(rules, path)

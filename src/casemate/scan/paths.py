@@ -355,6 +355,14 @@ def pattern(glob: str) -> re.Pattern[str]:
     return re.compile("".join(out), re.DOTALL)
 
 
+@lru_cache(maxsize=8)
+def _any_of(rules: tuple[PathRule, ...]) -> re.Pattern[str]:
+    """All patterns in one: nearly every path of a system is of no interest."""
+    return re.compile("|".join(pattern(glob).pattern for rule in rules for glob in rule.paths) or "(?!)", re.DOTALL)
+
+
 def matching(rules: tuple[PathRule, ...], path: str) -> tuple[PathRule, ...]:
     """The rules about this path."""
+    if _any_of(rules).fullmatch(path) is None:
+        return ()
     return tuple(rule for rule in rules if any(pattern(glob).fullmatch(path) for glob in rule.paths))
