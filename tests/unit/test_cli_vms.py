@@ -326,7 +326,8 @@ def test_an_image_is_told_by_content_whatever_its_name(cli: Cli, tmp_path: Path)
     image = qcow2(tmp_path / "looks-like.toml")
     document: dict[str, Any] = cli.json("plan", "--json", "--firmware", "bios", image)
     assert document["machine"] == "q35"
-    assert document["spec"]["disk"] == [{"path": str(image), "format": "qcow2", "mode": "overlay"}]
+    (disk,) = document["spec"]["disk"]
+    assert disk == disk | {"path": str(image), "format": "qcow2", "mode": "overlay"}
     persistent = cli.json("plan", "--json", "--firmware", "bios", "--disk", f"{image}:persistent", image)
     assert [disk["mode"] for disk in persistent["spec"]["disk"]] == ["persistent"]
 

@@ -25,7 +25,8 @@ FORBIDDEN = tuple(
     re.compile(pattern)
     for pattern in (
         r"(?<![\w.-])/" + r"work/",
-        r"(?<![\w.-])/" + r"root/\.",
+        # of this machine; a guest's own files below its root's home are named by the scan
+        r"(?<![\w.-])/" + r"root/\.(?:cargo|rustup|venv|pyenv|cache/(?:pip|uv))",
         r"\bpypi" + r"\.org|pythonhosted" + r"\.org",
         r"\b(?:deb|security|ftp|snapshot)\.debian" + r"\.org",
         r"\bregistry\.npmjs" + r"\.org",

