@@ -32,6 +32,8 @@ from casemate.facts.root import Root
 
 SHELLS = (("dash", ("dash",)), ("busybox", ("busybox", "sh")))
 LIVE_ONLY = {
+    "img.store-images": "the image store belongs to whoever asks, not to the tree",
+    "img.store-unverified": "the image store belongs to whoever asks, not to the tree",
     "host.arch": "asked of the kernel",
     "host.cgroup-writable": "access of this process",
     "host.core-sched": "asked of the kernel",

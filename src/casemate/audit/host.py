@@ -17,6 +17,7 @@ COLLECTORS: tuple[str, ...] = (
     "casemate.facts.libvirt_config:collect_libvirt",
     "casemate.facts.os_collect:collect_os",
     "casemate.facts.entropy:collect_entropy",
+    "casemate.audit.store:collect_store",
 )
 """Functions ``(root) -> Facts``. Of two that know a fact under one name the later one counts."""
 

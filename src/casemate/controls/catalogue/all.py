@@ -19,6 +19,7 @@ AUDIT_MODULES: tuple[str, ...] = (
     "process_audit",
     "network_audit",
     "image_audit",
+    "image_origin_audit",
     "guest_audit",
     "guest_image_audit",
     "confidential_audit",
