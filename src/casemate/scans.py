@@ -72,6 +72,7 @@ def scan_image(
     plain: bool = False,
     jobs: int = 0,
     live: bool = True,
+    keys: Sequence[bytes] = (),
     progress: Progress = lambda what, done, of: None,
     expected: FileIdentity | None = None,
 ) -> Outcome:
@@ -86,6 +87,7 @@ def scan_image(
         plain: without hyperscan.
         jobs: number of processes; 0: one for each CPU.
         live: also read the files, through the throwaway VM.
+        keys: passphrases or key files of encrypted volumes, whose files are then read; their blocks stay ciphertext.
         expected: the very file that it must be.
 
     Raises:
@@ -134,7 +136,7 @@ def scan_image(
         notes: tuple[str, ...] = ("files were not read by name (--no-files): rules by path were not tried",)
         left: tuple[str, ...] = ()
         if live:
-            hits, left, notes = _live(opened, rules, engine, redactor, paths, jobs, progress)
+            hits, left, notes = _live(opened, rules, engine, redactor, paths, jobs, keys, progress)
     finally:
         os.close(opened.fd)
     findings = merge(raw, hits, rules)
@@ -408,6 +410,7 @@ def _live(
     redactor: Redactor,
     paths: Paths,
     jobs: int,
+    keys: Sequence[bytes],
     progress: Progress,
 ) -> tuple[tuple[FileHit, ...], tuple[str, ...], tuple[str, ...]]:
     """Findings in files by name, what could not be read, and notes.
@@ -427,7 +430,7 @@ def _live(
 
     progress("files", 0, 1)
     try:
-        with open_cell(opened.fd, opened.header, name=opened.name, paths=paths) as cell:
+        with open_cell(opened.fd, opened.header, name=opened.name, keys=keys, paths=paths) as cell:
             found = scan_files(cell, rules.paths, redactor, jailed)
     except CasemateError as fault:
         what = f"files were not read by name: {fault.what}" + (f" ({fault.got})" if fault.got else "")

@@ -319,6 +319,23 @@ def test_waivers_and_the_gate_of_publish(tmp_path: Path) -> None:
     assert [bool(finding.waived) for finding in outcome.findings] == [True, True]
 
 
+def test_files_that_could_not_be_read_are_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cell, rules by path were not tried: the scan has failed, and says why."""
+    from casemate.cell import cell
+    from casemate.errors import HostError
+
+    def no_cell(*_: object, **__: object) -> object:
+        raise HostError("no kernel for the guest")
+
+    monkeypatch.setattr(cell, "open_cell", no_cell)
+    outcome = scans.scan_image(str(ext4(tmp_path, {"a": b"nothing"})), image_format="raw")
+    assert outcome.findings == ()
+    assert outcome.not_scanned == ("files were not read by name: no kernel for the guest",)
+    assert outcome.failed
+    with pytest.raises(RefusedError, match="may not be published"):
+        scans.may_publish(outcome)
+
+
 def test_digests_compare_only_under_one_key(tmp_path: Path) -> None:
     image = ext4(tmp_path, {"a": planted("token.github").text})
     one, two = scan(image, image_format="raw"), scan(image, image_format="raw")

@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
     publish.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     publish.add_argument("directory", metavar="DIR", help="where it goes, with its line in DIR/SHA256SUMS")
     publish.add_argument("--name", metavar="NAME", help="name of the file there; the image's own without it")
-    _add_format(publish)
+    _add_format(publish, keys=False)
     publish.add_argument("--rules", metavar="FILE", help="more rules, as for image scan")
     publish.add_argument("--allow-file", metavar="FILE", help="waivers: findings that are accepted, by name")
     add_json(publish)
@@ -81,7 +81,15 @@ The files are read by a throwaway VM and nothing is mounted. Exit code 1 when a 
 """
 
 
-def _add_format(parser: Parser) -> None:
+def _add_format(parser: Parser, *, keys: bool = True) -> None:
+    if keys:
+        parser.add_argument(
+            "--key-file",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="passphrase or key of an encrypted volume, the whole file; repeatable",
+        )
     parser.add_argument(
         "--format", choices=("raw", "qcow2"), metavar="FORMAT", help="of a file: raw or qcow2, in place of its content"
     )

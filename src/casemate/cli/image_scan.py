@@ -50,6 +50,7 @@ def audit(arguments: argparse.Namespace) -> int:
     entry = scans.audit_image(
         arguments.image,
         image_format=arguments.format,
+        keys=_keys(arguments),
         security_lists=arguments.security_lists,
         waiver_file=arguments.waivers,
     )
@@ -93,7 +94,9 @@ def sbom(arguments: argparse.Namespace) -> int:
     from casemate.cli.misc import version_text
 
     output.print_json(
-        scans.bill_of_materials(arguments.image, arguments.kind, version_text(), image_format=arguments.format)
+        scans.bill_of_materials(
+            arguments.image, arguments.kind, version_text(), image_format=arguments.format, keys=_keys(arguments)
+        )
     )
     return ExitCode.DONE
 
@@ -112,8 +115,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
             plain=arguments.engine == "plain",
             jobs=arguments.jobs,
             live=not arguments.no_files,
+            keys=_keys(arguments),
             progress=progress,
         )
+
+
+def _keys(arguments: argparse.Namespace) -> tuple[bytes, ...]:
+    return tuple(scans.read_key(name) for name in arguments.key_file)
 
 
 def _key(name: str | None) -> bytes | None:
