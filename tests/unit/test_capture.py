@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import threading
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from tests.support import host_tree
 from tests.support.recording_root import RecordingRoot
 
+from casemate.audit import capture_collect
 from casemate.audit.capture_collect import Taken, collect_capture, is_denied
 from casemate.audit.capture_filters import FILTERS
 from casemate.audit.capture_paths import CGROUP_FILES, CGROUP_TOP, EMULATOR_NAMES, MERGED, TABLE, VM_PROCESS, Kind
@@ -41,6 +43,8 @@ LIVE_ONLY = {
     "host.landlock-abi": "asked of the kernel",
     "host.seccomp-user-notif": "asked of the kernel",
     "host.userns": "tried in a child",
+    "img.store-images": "the store of images belongs to whoever asks",
+    "img.store-unverified": "the store of images belongs to whoever asks",
     "kvm.device-acl": "an extended attribute",
 }
 """Facts that no capture can hold, and why."""
@@ -308,6 +312,48 @@ def test_links_and_keys_bring_no_secret_along(planted: Path, tmp_path: Path) -> 
     with pytest.raises(PermissionError):
         root.read_bytes("/etc/modprobe.d/a.conf")
     assert "passwd='redacted'" in root.read_text("/etc/libvirt/qemu/web.xml")
+
+
+# Processes
+
+
+PROCESS = {
+    "stat": "77 (qemu-system-x86) S 1 77 77 0 -1 4194560" + " 9" * 40 + "\n",
+    "cmdline": "qemu-system-x86_64\0-name\0web\0",
+    "cgroup": "0::/machine.slice/web.scope\n",
+}
+
+
+def with_process(base: Path) -> Path:
+    for name, text in PROCESS.items():
+        (base / "proc/77").mkdir(parents=True, exist_ok=True)
+        (base / f"proc/77/{name}").write_text(text)
+    (base / "sys/fs/cgroup/machine.slice/web.scope").mkdir(parents=True)
+    (base / "sys/fs/cgroup/machine.slice/memory.max").write_text("7\n")
+    return base
+
+
+def test_the_groups_of_an_emulator_are_taken_up_to_the_top(tmp_path: Path) -> None:
+    taken = taken_from(Root(with_process(tmp_path)))
+    assert taken.files["/sys/fs/cgroup/machine.slice/memory.max"] == b"7\n"
+    assert "/sys/fs/cgroup/machine.slice/web.scope" in taken.folders
+    assert taken.files["/proc/77/cmdline"] == PROCESS["cmdline"].encode()
+
+
+def test_a_process_that_does_not_answer_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(capture_collect, "_PROCESS_DEADLINE_S", 0.1)
+    monkeypatch.setattr(capture_collect, "_one_process", lambda root, pid, start_time: never.wait())
+    taken = taken_from(Root(with_process(tmp_path)))
+    never.set()
+    assert taken.manifest.unread["/proc/77/cmdline"] == "ETIMEDOUT"
+    assert "/proc/77/cmdline" not in taken.files
+
+
+def test_a_process_that_ends_meanwhile_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_collect, "parse_start_time", lambda text: 1)
+    taken = taken_from(Root(with_process(tmp_path)))
+    assert [path for path in taken.files if path.startswith("/proc/77/")] == ["/proc/77/stat"]
 
 
 # The archive

@@ -26,7 +26,7 @@ from casemate.controls.model import Verdict
 from casemate.controls.profiles import DEFAULT, named
 from casemate.controls.waivers import AuditWaiver
 from casemate.errors import InputError
-from casemate.facts.memory_root import MemoryRoot
+from casemate.facts.memory_root import MemoryRoot, _coverage
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
 SETTING = Setting(named(DEFAULT), TODAY)
@@ -164,7 +164,7 @@ def test_a_gzip_bomb_costs_no_memory() -> None:
     with pytest.raises(InputError):
         read_archive(bomb, "bomb")
     with pytest.raises(InputError, match="unpacks to more"):
-        read_archive(gzip.compress(b"\0" * (257 << 20), 9), "bomb")
+        read_archive(gzip.compress(b"\0" * (129 << 20), 9), "bomb")
 
 
 def test_too_many_members_are_refused() -> None:
@@ -250,6 +250,50 @@ def test_absence_is_only_believed_where_somebody_looked() -> None:
     with pytest.raises(OSError, match="not in the capture"):
         root.list_dir("/proc/sys")
     assert root.list_dir("/etc") == ("passwd",)
+
+
+@pytest.mark.parametrize(
+    "looked_for",
+    [[f"c /x{n}" for n in range(5000)], ["c /a**b**c"], ["c /" + "a" * 2000], ["c " + "/a" * 80]],
+    ids=["many", "stars", "long", "deep"],
+)
+def test_patterns_that_nobody_looks_for(looked_for: list[str]) -> None:
+    with pytest.raises(InputError, match="looked_for is not understood"):
+        read_capture(with_manifest(looked_for=looked_for), "c")
+
+
+def test_a_pattern_made_to_be_slow_is_not() -> None:
+    slow = [f"c /{'*a' * 100}b{n}" for n in range(50)] + ["c /**" + "/*a*a*a*a*a*b" * 10]
+    root = read_capture(with_manifest(looked_for=slow), "c").root
+    for path in ("/" + "a" * 4000, "/a" * 2000):
+        with pytest.raises(OSError, match=r"not in the capture|too long|symbolic links"):
+            root.exists(path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("/a/*.conf", "/a/x.conf", True),
+        ("/a/*.conf", "/a/x/y.conf", False),
+        ("/a/*-sec_*_Pack*", "/a/d-sec_main_Packages.gz", True),
+        ("/a/*-sec_*_Pack*", "/a/d-main_Packages.gz", False),
+        ("/proc/[0-9]*/stat", "/proc/12/stat", True),
+        ("/proc/[0-9]*/stat", "/proc/net/stat", False),
+        ("/top**/max", "/top/a/b/max", True),
+        ("/top**/max", "/top/max", True),
+        ("/top**/max", "/other/max", False),
+        ("/e/**", "/e/x/y", True),
+        ("/a.b", "/axb", False),
+    ],
+)
+def test_what_a_pattern_covers(pattern: str, path: str, fits: bool) -> None:
+    assert (_coverage((pattern,)).fullmatch(path) is not None) == fits
+
+
+def test_more_vms_than_a_host_has_are_refused() -> None:
+    many = [(member(f"root/proc/{n}/cmdline"), b"") for n in range(2001)]
+    with pytest.raises(InputError, match="more VMs than a host has"):
+        judged(archive(*many))
 
 
 # Judged

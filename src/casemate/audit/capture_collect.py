@@ -32,6 +32,7 @@ from casemate.audit.capture_paths import (
     Kind,
     Take,
 )
+from casemate.audit.patience import Stuck, each
 from casemate.errors import HostError
 from casemate.facts.cgroup import parse_cgroup
 from casemate.facts.process_find import MAX_PROCESSES, find_processes
@@ -46,6 +47,7 @@ _KEY_BLOCK: Final = re.compile(PRIVATE_KEY.encode())
 _PF_KTHREAD: Final = 0x0020_0000
 _MATCHES_MAX: Final = 20_000
 _CGROUP_DEPTH: Final = 64
+_PROCESS_DEADLINE_S: Final = 10.0
 
 
 class Taken(msgspec.Struct):
@@ -233,14 +235,13 @@ class _Taker:
             return
         if kept != data:
             self.filtered[path] = entry.loses
-        self._total += len(kept)
-        if self._total > TOTAL_BYTES:
-            raise HostError(
-                f"what would be captured is larger than {TOTAL_BYTES >> 20} MiB",
-                got=f"at {path}",
-                next_step="casemate capture --list shows the largest files",
-            )
+        self._count(len(kept), path)
         self.files[path] = kept
+
+    def _count(self, size_bytes: int, path: str) -> None:
+        self._total += size_bytes
+        if self._total > TOTAL_BYTES:
+            raise HostError(f"what would be captured is larger than {TOTAL_BYTES >> 20} MiB", got=f"at {path}")
 
     def _read(self, path: str, limit_bytes: int) -> bytes:
         """Open, see which file it really is, then read: a link put there meanwhile leads nowhere."""
@@ -300,8 +301,13 @@ class _Taker:
         except OSError as error:
             raise HostError("the processes cannot be listed", got=f"/proc: {error.strerror or error}") from None
         ours = (*found.emulators, *found.helpers)
-        for process in ours:
-            self._process(process.pid, process.start_time)
+        for process, part in each(ours, lambda p: _one_process(self._root, p.pid, p.start_time), _PROCESS_DEADLINE_S):
+            if isinstance(part, _Taker):
+                self._merge(part)
+            elif isinstance(part, Stuck):
+                self.unread[f"/proc/{process.pid}/cmdline"] = "ETIMEDOUT"
+            elif not isinstance(part, OSError):
+                raise part
         pids = {process.pid for process in ours}
         for name in self.names.get("/proc", ()):
             stat = self.files.get(f"/proc/{name}/stat", b"").rpartition(b")")[2].split()
@@ -313,7 +319,23 @@ class _Taker:
                     self._not_read(f"/proc/{name}/fd", error)
         self._groups("/proc/self")
 
-    def _process(self, pid: int, start_time: int) -> None:
+    def _merge(self, part: _Taker) -> None:
+        """Take over what another run took."""
+        self._count(sum(map(len, part.files.values())), "/proc")
+        self.files |= part.files
+        self.links |= part.links
+        self.folders |= part.folders
+        self.names |= part.names
+        self.status |= part.status
+        self.unread |= part.unread
+        self.filtered |= part.filtered
+
+    def process(self, pid: int, start_time: int) -> None:
+        """One emulator or helper.
+
+        Raises:
+            ProcessLookupError: it ended meanwhile, or is another one by now.
+        """
         base = f"/proc/{pid}"
         for take in VM_PROCESS:
             self.take(msgspec.structs.replace(take, pattern=take.pattern.replace("PID", str(pid))))
@@ -321,13 +343,9 @@ class _Taker:
             is_same = parse_start_time(self._root.read_text(f"{base}/stat", 4096)) == start_time
         except (OSError, ValueError):
             is_same = False
-        if is_same:
-            self._groups(base)
-            return
-        for kept in (self.files, self.links, self.names, self.status, self.unread, self.filtered):
-            for path in [path for path in kept if path == base or path.startswith(f"{base}/")]:
-                del kept[path]
-        self.folders = {path for path in self.folders if path != base and not path.startswith(f"{base}/")}
+        if not is_same:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), base)
+        self._groups(base)
 
     def _groups(self, process: str) -> None:
         """Files of the groups that a process is in, and of those above."""
@@ -355,3 +373,10 @@ class _Taker:
             if len(directory) <= len(top):
                 return
             directory = directory.rpartition("/")[0]
+
+
+def _one_process(root: Root, pid: int, start_time: int) -> _Taker:
+    """What is taken of one process, by itself: a run that never ends is left behind with whatever it takes."""
+    part = _Taker(root)
+    part.process(pid, start_time)
+    return part

@@ -12,7 +12,7 @@ MANIFEST: Final = "casemate-capture.json"
 TREE: Final = "root/"
 """What the names of all others begin with."""
 VERSION: Final = 1
-ARCHIVE_BYTES: Final = 256 << 20
+ARCHIVE_BYTES: Final = 128 << 20
 """Of an archive, packed or not."""
 
 _Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]

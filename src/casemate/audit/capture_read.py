@@ -56,7 +56,10 @@ def read_capture(data: bytes, source: str) -> Capture:
 # Captures of one version look for the same; equal patterns are one object, which makes them quick to compare.
 @lru_cache(maxsize=64)
 def _patterns(looked_for: tuple[str, ...]) -> tuple[str, ...]:
-    return patterns_of(looked_for)
+    try:
+        return patterns_of(looked_for)
+    except ValueError as error:
+        raise InputError(f"{MANIFEST}: looked_for is not understood", got=str(error)) from None
 
 
 def _manifest(archive: Archive, source: str) -> Manifest:

@@ -45,6 +45,8 @@ trap 'exit 1' HUP INT TERM
 tree=$work/root
 raw=$work/raw
 tab=$(printf '\\t')
+bounded=
+if command -v timeout >/dev/null; then bounded="timeout 10"; fi
 mkdir "$tree" || exit 3
 for rows in looked names status unread filtered; do : >"$work/$rows"; done
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
@@ -104,10 +106,15 @@ take_c() { # PATH LIMIT FILTER
     /proc/* | /sys/*) ;;
     *) if denied "$(readlink -f "$1")"; then unread "$1" EPERM; return; fi ;;
     esac
-    if ! head -c $(($2 + 1)) "$1" >"$raw" 2>/dev/null; then
-        unread_as "$1" "$(cat "$1" 2>&1 >/dev/null)" # head of busybox does not say why
+    $bounded head -c $(($2 + 1)) "$1" >"$raw" 2>/dev/null
+    case $? in
+    0) ;;
+    124 | 143) unread "$1" ETIMEDOUT; return ;; # its process does not answer
+    *)
+        unread_as "$1" "$($bounded cat "$1" 2>&1 >/dev/null)" # head of busybox does not say why
         return
-    fi
+        ;;
+    esac
     if [ "$(wc -c <"$raw")" -gt "$2" ]; then unread "$1" EFBIG; return; fi
     mkdir -p "$tree${1%/*}"
     if [ "$3" = whole ]; then
@@ -309,13 +316,14 @@ case $out in
 *) temporary=.$out.$$ ;;
 esac
 trap 'rm -rf "$work" "$temporary"' EXIT
-set -C
-: >"$temporary" || exit 3
+set -C # a file of this name that somebody else put there is never written to
+exec 3>"$temporary"
 set +C
 case $out in
-*.gz | *.tgz) (cd "$work" && tar $owner -cf - MANIFEST root) | gzip -c >"$temporary" ;;
-*) (cd "$work" && tar $owner -cf - MANIFEST root) >"$temporary" ;;
+*.gz | *.tgz) (cd "$work" && tar $owner -cf - MANIFEST root) | gzip -c >&3 ;;
+*) (cd "$work" && tar $owner -cf - MANIFEST root) >&3 ;;
 esac || exit 3
+exec 3>&-
 mv -f "$temporary" "$out" || exit 3
 echo "$out: written" >&2
 """

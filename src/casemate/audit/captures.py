@@ -20,6 +20,7 @@ from casemate.controls.audit_model import Target, TargetKind, TargetReport
 from casemate.errors import InputError
 from casemate.facts.machine import Machine
 
+VMS_MAX: Final = 2000
 _XML_BYTES: Final = 4 << 20
 _NO_PROCESSES: Final = "the processes of this host were not captured"
 NO_EMULATORS: Final = "emulator binaries are no part of a capture: audit them where they are"
@@ -36,6 +37,7 @@ def report_capture(data: bytes, source: str, setting: Setting) -> Iterator[Targe
     capture = read_capture(data, source)
     then = msgspec.structs.replace(setting, today=capture.date)
     host = capture.manifest.host or host_name(capture.root)
+    _refuse_crowds(capture, source)
     audit = HostAudit(capture.root, then, origin=f"capture {source}", belongs=host)
     notes = list(capture.notes)
     domains = tuple(_domains(capture, notes))
@@ -55,6 +57,22 @@ def report_capture(data: bytes, source: str, setting: Setting) -> Iterator[Targe
     for path, machine in domains:
         name = machine.name or path.rpartition("/")[2]
         yield report_machine(machine, Target(TargetKind.DOMAIN, name, f"capture {source} {path}", host), then)
+
+
+def _refuse_crowds(capture: Capture, source: str) -> None:
+    """More VMs than any host has would cost time only: each is put beside all others.
+
+    Raises:
+        InputError: there are more.
+    """
+    processes = sum(path.endswith("/cmdline") for path in capture.root.paths("/proc/"))
+    domains = sum(path.endswith(".xml") for path in capture.root.paths("/etc/libvirt/qemu/"))
+    if max(processes, domains) > VMS_MAX:
+        raise InputError(
+            f"{source} holds more VMs than a host has",
+            got=f"{processes} processes, {domains} domains",
+            expected=f"at most {VMS_MAX}",
+        )
 
 
 def _domains(capture: Capture, notes: list[str]) -> Iterator[tuple[str, Machine]]:

@@ -14,7 +14,7 @@ import errno
 import os
 import re
 import stat as stat_module
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,9 @@ import msgspec
 from casemate.facts.root import DEFAULT_LIST_ENTRIES, DEFAULT_READ_BYTES, Root
 
 _LINKS_MAX: Final = 40
+_STEPS_MAX: Final = 2048
+_PATTERNS_MAX: Final = 4096
+_PATTERN_BYTES: Final = 1024
 _PATH_BYTES: Final = 8192
 _NOWHERE: Final = Path("/dev/null/captured")
 _NOT_CAPTURED: Final = "not in the capture"
@@ -62,6 +65,10 @@ class MemoryRoot(Root):
 
     def __repr__(self) -> str:
         return f"MemoryRoot({self.name!r})"
+
+    def paths(self, start: str) -> Iterator[str]:
+        """Paths of all files whose content is here, below ``start``."""
+        return (path for path in self._files if path.startswith(start))
 
     def now_s(self) -> float:
         """The time of the capture."""
@@ -257,9 +264,12 @@ class MemoryRoot(Root):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path[:200])
         todo = path.split("/")[::-1]
         done: list[str] = []
-        followed = 0
+        followed = steps = 0
         while todo:
             part = todo.pop()
+            steps += 1
+            if steps > _STEPS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path[:200])
             if part in ("", "."):
                 continue
             if part == "..":
@@ -272,7 +282,7 @@ class MemoryRoot(Root):
             if text is None or (not todo and not follow):
                 continue
             followed += 1
-            if followed > _LINKS_MAX or len(todo) > _PATH_BYTES:
+            if followed > _LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             if text.startswith("/"):
                 done = []
@@ -304,12 +314,39 @@ def _coverage(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _expression(pattern: str) -> str:
-    """``**`` crosses names, ``*`` and ``[0-9]`` stay within one; everything else is meant literally."""
-    parts = re.split(r"(\*\*|\*|\[0-9\])", pattern)
-    known = {"**": ".*", "*": "[^/]*", "[0-9]": "[0-9]"}
-    return "".join(known.get(part) or re.escape(part) for part in parts)
+    """``**`` crosses names, ``*`` and ``[0-9]`` stay within one; everything else is meant literally.
+
+    What stands before the last ``*`` of a name is matched once and for all, as it comes first: a pattern made to be
+    slow is no slower than others.
+    """
+    return "/".join(_name(part) if part != "**" else ".*" for part in pattern.replace("**", "/**/").split("/")).replace(
+        "/.*/", ".*"
+    )
+
+
+def _name(pattern: str) -> str:
+    """One name of a pattern."""
+    first, *others = (_literal(part) for part in pattern.split("*"))
+    if not others:
+        return first
+    middle = "".join(f"(?>[^/]*?{part})" for part in others[:-1])
+    return f"{first}{middle}[^/]*{others[-1]}"
+
+
+def _literal(text: str) -> str:
+    return "[0-9]".join(re.escape(part) for part in text.split("[0-9]"))
 
 
 def patterns_of(looked_for: Iterable[str]) -> tuple[str, ...]:
-    """The patterns of a manifest, without the letter for what was taken."""
-    return tuple(dict.fromkeys(text.partition(" ")[2] for text in looked_for))
+    """The patterns of a manifest, without the letter for what was taken.
+
+    Raises:
+        ValueError: more of them, or longer ones, than anybody looks for.
+    """
+    found = tuple(dict.fromkeys(text.partition(" ")[2] for text in looked_for))
+    if len(found) > _PATTERNS_MAX:
+        raise ValueError(f"{len(found)} patterns")
+    for pattern in found:
+        if len(pattern) > _PATTERN_BYTES or pattern.count("/") > 64 or pattern.count("**") > 1:
+            raise ValueError(f"pattern {pattern[:80]!r}")
+    return found
