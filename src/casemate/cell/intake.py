@@ -174,7 +174,8 @@ class _Work:
         whole = reader.offset == 0 and reader.size_bytes == os.fstat(self._image).st_size
         if self._scratch and whole:
             self._place.adopt(self._scratch)
-            kept = self._place.digest(self._tell("hashing"))
+            # Of a copy of ours the digest is known: it was taken while it was written.
+            kept = self.digest if self._scratch == "source" else self._place.digest(self._tell("hashing"))
         else:
             self._place.check_quota(min(reader.size_bytes, os.fstat(self._image).st_blocks * 512))
             kept = self._place.copy(self._image, reader.size_bytes, self._tell("copying"), offset=reader.offset)
