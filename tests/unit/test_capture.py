@@ -43,8 +43,6 @@ LIVE_ONLY = {
     "host.landlock-abi": "asked of the kernel",
     "host.seccomp-user-notif": "asked of the kernel",
     "host.userns": "tried in a child",
-    "img.store-images": "the store of images belongs to whoever asks",
-    "img.store-unverified": "the store of images belongs to whoever asks",
     "kvm.device-acl": "an extended attribute",
 }
 """Facts that no capture can hold, and why."""
