@@ -113,8 +113,10 @@ NOT_APPLICABLE: dict[tuple[str, str], Value] = {
     ("cpu.core-sched", "host.core-sched"): False,
     ("net.egress", "net.backend"): "none",
     ("img.format-explicit", "img.formats"): (),
+    ("img.origin", "img.formats"): (),
     ("img.origin", "img.origin-judged"): (),
     ("img.local-origin", "img.formats"): (),
+    ("img.enforced", "img.formats"): (),
     ("img.enforced", "img.origin-pinned"): (),
 }
 

@@ -23,7 +23,7 @@ CONTROLS = (
         severity=Severity.HIGH,
         gate=Gate.LAUNCH,
         checks=(Check("img.origin-unverified", Empty()),),
-        applies_when=(_JUDGED,),
+        applies_when=(HAS_DISKS, _JUDGED),
         cuts=(S9, S8),
         scenarios=(VM,),
         cost=Cost(features="the publishers' keys have to be known, and kept up to date"),
@@ -57,7 +57,7 @@ CONTROLS = (
         severity=Severity.LOW,
         gate=Gate.REPORT,
         checks=(Check("img.launch-only", Empty()),),
-        applies_when=(_PINNED,),
+        applies_when=(HAS_DISKS, _PINNED),
         cuts=(S9,),
         scenarios=(VM,),
         remedies=Remedies(
