@@ -36,15 +36,15 @@ minisign|makes the minisign signatures of tests
 cryptsetup-bin|veritysetup judges our hash trees
 fsverity|judges our fs-verity digests
 binutils|as assembles the listings beside machine code
-gcc|compiles the cell's agent, once (src/casemate/cell/agent)
-xfsprogs|makes the XFS image of the cell's tests
-btrfs-progs|makes the btrfs image of the cell's tests
-exfatprogs|makes the exFAT image of the cell's tests
-ntfs-3g|makes the NTFS image of the cell's tests
-udftools|makes the UDF image of the cell's tests
-squashfs-tools|makes the squashfs image of the cell's tests
-erofs-utils|makes the erofs image of the cell's tests
-genisoimage|makes the ISO 9660 image of the cell's tests
+gcc|compiles the agent of the cell, once (src/casemate/cell/agent)
+xfsprogs|makes the XFS image of the tests of the cell
+btrfs-progs|makes the btrfs image of the tests of the cell
+exfatprogs|makes the exFAT image of the tests of the cell
+ntfs-3g|makes the NTFS image of the tests of the cell
+udftools|makes the UDF image of the tests of the cell
+squashfs-tools|makes the squashfs image of the tests of the cell
+erofs-utils|makes the erofs image of the tests of the cell
+genisoimage|makes the ISO 9660 image of the tests of the cell
 '
 
 MIN_DEBIAN=12

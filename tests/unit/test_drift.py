@@ -195,3 +195,12 @@ def test_ci_runs_check_and_nothing_else() -> None:
     assert len(lines) == 1
     assert lines[0].startswith("exec ")
     assert lines[0].endswith('/../check"')
+
+
+def test_shell_scripts_parse() -> None:
+    scripts = [path for path in tracked_files() if path.read_bytes()[:64].split(b"\n")[0].endswith((b"bash", b"sh"))]
+    scripts.append(ROOT / "tools/setup.sh")
+    assert len(scripts) >= 5
+    for path in scripts:
+        done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), path
