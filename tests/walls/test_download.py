@@ -124,6 +124,21 @@ def test_what_follows_the_question_mark_is_not_shown() -> None:
     assert len(store_download.shown("https://example.org/" + "x" * 900)) < 140
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://example.org/a/debian%2012.raw.xz?token=x", "debian 12.raw.xz"),
+        ("https://example.org", "download"),
+        ("https://example.org/a/", "download"),
+        ("https://example.org/..", "download"),
+        ("https://example.org/%2e%2e%2fetc%2fpasswd", "download"),
+        ("https://example.org/%1b[2J", "download"),
+    ],
+)
+def test_the_name_of_a_download(url: str, name: str) -> None:
+    assert store_download.file_name(url) == name
+
+
 def test_paths_are_no_urls() -> None:
     for word in ("disk.raw", "/a/b", "a:b", "-", "c:\\x", "image:web"):
         assert not is_url(word)

@@ -51,7 +51,7 @@ def opened_source(
     Raises:
         InputError, ImageError, HostError: why it cannot be had.
     """
-    from casemate.image.store_download import downloaded, is_url, shown
+    from casemate.image.store_download import downloaded, file_name, is_url, shown
 
     if is_url(source):
         with downloaded(
@@ -61,7 +61,7 @@ def opened_source(
             ca_file=ca_file,
             progress=lambda done, of: progress("downloading", done, of),
         ) as fd:
-            yield Source(fd, shown(source), {"source": shown(source)}, private=True)
+            yield Source(fd, file_name(source), {"source": shown(source)}, private=True)
         return
     path = os.path.normpath(Path.cwd() / source)
     if source == STDIN:

@@ -66,6 +66,14 @@ def shown(url: str) -> str:
     return text[:120] + ("..." if len(text) > 120 else "") + ("?..." if text != url else "")
 
 
+def file_name(url: str) -> str:
+    """The last part of a URL's path, which lists of checksums and names of images go by; ``download`` without one."""
+    from urllib.parse import unquote, urlsplit
+
+    last = unquote(urlsplit(url).path.rpartition("/")[2])
+    return last if last.isprintable() and last not in {"", ".", ".."} and "/" not in last else "download"
+
+
 def is_url(source: str) -> bool:
     """True for what is meant as a URL."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
