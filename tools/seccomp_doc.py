@@ -12,10 +12,11 @@ from casemate.jail.profiles import (
     passt_profile,
     qemu_img_profile,
     qemu_profile,
+    reader_profile,
     supervisor_profile,
 )
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
-from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_img, supervisor
+from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_img, reader, supervisor
 
 CORE = frozenset({"blk", "rng", "console"})
 HEAD = """# System calls of each process
@@ -71,7 +72,7 @@ def counts(profile: Profile) -> str:
 def render() -> str:
     """The whole document."""
     profiles = [qemu_profile(accel, devices) for accel in ACCELERATORS for devices in (CORE, CORE | {"net"})]
-    profiles += [passt_profile(), supervisor_profile(), qemu_img_profile()]
+    profiles += [passt_profile(), supervisor_profile(), qemu_img_profile(), reader_profile()]
     lines = [HEAD, "## How many", "", "| profile | calls allowed | of them after start-up |", "|---|---|---|"]
     lines += [counts(profile) for profile in profiles]
     lines += [
@@ -83,6 +84,7 @@ def render() -> str:
     parts += [(f"Accelerator {accel}", rules) for accel, rules in ACCELERATORS.items()]
     parts += [(f"Device part {name}", qemu_devices.PARTS[name]) for name in DEVICES]
     parts += [("passt", passt.RULES), ("supervisor", supervisor.RULES), ("qemu-img", qemu_img.RULES)]
+    parts += [("reader", reader.RULES)]
     for title, rules in parts:
         lines += [f"## {title}", "", *(table(rules) if rules else ["Nothing beyond the rest."]), ""]
     lines += ["## Calls that QEMU tries again after start-up, and survives", ""]

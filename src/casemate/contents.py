@@ -30,6 +30,7 @@ def open_contents(
     declared: str | None = None,
     keys: Sequence[bytes] = (),
     more: Sequence[str] = (),
+    reader: str = "cell",
     report: Callable[[str], None] = _quiet,
 ) -> Iterator[Cell]:
     """A cell around an image, until the end of the block.
@@ -38,20 +39,32 @@ def open_contents(
         declared: ``raw`` or ``qcow2`` for a file; None tells it by content.
         keys: passphrases or key files of encrypted volumes.
         more: further disks of the same machine.
+        reader: ``cell``, or ``dissect``: a separately installed library in a wall, for one image without keys.
         report: told each long step.
 
     Raises:
         CasemateError: as `cell.cell.open_cell`.
     """
-    from casemate.cell.cell import open_cell
+    from casemate.cell.cell import open_cell, open_with_dissect
     from casemate.cell.model import ImageFile
     from casemate.engine.imagestore import open_reference
+    from casemate.errors import InputError
 
+    if reader not in {"cell", "dissect"}:
+        raise RuntimeError(f"unknown reader {reader!r}")
+    if reader == "dissect" and (keys or more):
+        raise InputError(
+            "--reader dissect reads one image without keys", next_step="leave --reader out: a cell does more"
+        )
     opened = []
     try:
         for word in (reference, *more):
             opened.append(open_reference(word, declared=declared))
         first, others = opened[0], opened[1:]
+        if reader == "dissect":
+            with open_with_dissect(first.fd, first.header, name=first.name, report=report) as cell:
+                yield cell
+            return
         files = tuple(
             ImageFile(item.fd, item.header.format, item.name, item.header.virtual_size_bytes) for item in others
         )

@@ -23,6 +23,7 @@ from casemate.jail.profiles import (
     passt_profile,
     qemu_img_profile,
     qemu_profile,
+    reader_profile,
     supervisor_profile,
 )
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
@@ -33,7 +34,7 @@ from casemate.jail.rulesets.values import CLONE_THREAD_GLIBC
 ROOT = Path(__file__).resolve().parents[2]
 TRACES = sorted((ROOT / "tests/data/traces").glob("*.json"))
 CORE = frozenset({"blk", "rng", "console"})
-HELPERS = [passt_profile(), supervisor_profile(), qemu_img_profile()]
+HELPERS = [passt_profile(), supervisor_profile(), qemu_img_profile(), reader_profile()]
 
 _DANGEROUS_WORDS = """
     execve execveat fork vfork clone3 ptrace bpf mount umount2 pivot_root chroot move_mount open_tree fsopen fsmount
@@ -88,6 +89,8 @@ def profile_of(trace: dict[str, Any]) -> Profile:
         return passt_profile()
     if trace["program"] == "supervisor":
         return supervisor_profile()
+    if trace["program"] == "reader":
+        return reader_profile()
     if trace["program"] == "qemu-img":
         return qemu_img_profile()
     return qemu_profile(trace["accel"], frozenset(trace["devices"]))
@@ -118,7 +121,7 @@ def test_there_are_traces_of_both_accelerators_both_versions_and_the_helpers() -
     traces = [load(path) for path in TRACES]
     assert {trace.get("accel") for trace in traces if trace["program"] == "qemu"} == {"tcg", "kvm"}
     assert len({trace["version"].split(".")[0] for trace in traces if trace["program"] == "qemu"}) >= 2
-    assert {trace["program"] for trace in traces} == {"qemu", "passt", "supervisor", "qemu-img"}
+    assert {trace["program"] for trace in traces} == {"qemu", "passt", "supervisor", "qemu-img", "reader"}
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)

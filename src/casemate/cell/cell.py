@@ -28,6 +28,7 @@ from casemate.errors import ImageError, InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casemate.cell.other import OtherVolumes
     from casemate.engine.paths import Paths
     from casemate.image.model import ImageHeader
 
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 class Cell:
     """A running cell. Made by `open_cell`; every method may raise VmError when the cell died or lied."""
 
-    def __init__(self, session: Session, images: Sequence[ImageFile], keys: Sequence[bytes]) -> None:
+    def __init__(self, session: Session, volumes: Volumes | OtherVolumes) -> None:
         self._session = session
-        self._volumes = Volumes(session, images, keys)
+        self._volumes = volumes
 
     def volumes(self) -> tuple[Volume, ...]:
         """Every disk, partition and logical volume, in the order in which the guest's kernel names them."""
@@ -143,4 +144,26 @@ def open_cell(
         )
     images = (ImageFile(image_fd, header.format, name, header.virtual_size_bytes), *more)
     with boot(images, paths or default_paths(), memory_mib=1536 if keys else 256, report=report) as session:
-        yield Cell(session, images, keys)
+        yield Cell(session, Volumes(session, images, keys))
+
+
+@contextmanager
+def open_with_dissect(
+    image_fd: int,
+    header: ImageHeader,
+    *,
+    name: str = "image",
+    paths: Paths | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Iterator[Cell]:
+    """The same questions to a separately installed Dissect in a wall: no guest, fewer promises (`other.py`).
+
+    Raises:
+        HostError: Dissect is not installed, or no wall on this host. VmError: it crashed, or ran into its limits.
+    """
+    from casemate.cell.other import OtherVolumes, open_other
+    from casemate.engine.paths import default_paths
+
+    image = ImageFile(image_fd, header.format, name, header.virtual_size_bytes)
+    with open_other(image, paths or default_paths(), report) as session:
+        yield Cell(session, OtherVolumes(session))

@@ -158,6 +158,10 @@ class Session:
         _, data = self._data(Operation.DMESG, limit=1 << 18)
         return data.decode("utf-8", "replace")
 
+    def volumes_as_told(self) -> bytes:
+        """JSON of the other reader's (`other.py`); a cell's agent has no such question."""
+        return self._data(Operation.VOLUMES, limit=1 << 18)[1]
+
     def stat(self, root: str, path: bytes) -> Entry:
         """One file of a volume mounted at ``root``.
 

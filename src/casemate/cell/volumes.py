@@ -61,7 +61,7 @@ KINDS: dict[str, Kind] = {
     "f2fs": Kind("f2fs", ("crc32c_generic", "f2fs"), "norecovery"),
 }
 _SUBVOLUMES = (b"", b"@", b"@rootfs", b"root")
-_RELEASE_FILES = (b"etc/os-release", b"usr/lib/os-release")
+RELEASE_FILES = (b"etc/os-release", b"usr/lib/os-release")
 
 
 class Volumes:
@@ -111,7 +111,7 @@ class Volumes:
             ImageError: there is none, or one must be chosen.
         """
         if self._system is None:
-            self._system = self._choose()
+            self._system = choose_system(self.all())
         return self._system
 
     # ---- steps ----
@@ -303,7 +303,7 @@ class Volumes:
 
     def _system_in(self, root: str, content: str) -> tuple[OsRelease | None, bytes]:
         for prefix in _SUBVOLUMES if content == "btrfs" else (b"",):
-            for file in _RELEASE_FILES:
+            for file in RELEASE_FILES:
                 try:
                     text = b"".join(self._session.read(f"{root}/{prefix.decode()}".rstrip("/"), file, 0, 1 << 16))
                 except (MissingInImageError, DamagedImageError):
@@ -311,26 +311,31 @@ class Volumes:
                 return parse_os_release(text.decode("utf-8", "replace")), prefix
         return None, b""
 
-    def _choose(self) -> Volume:
-        volumes = self.all()
-        with_system = [volume for volume in volumes if volume.os is not None]
-        readable = [volume for volume in volumes if volume.readable]
-        for candidates in (with_system, readable):
-            if len(candidates) == 1:
-                return candidates[0]
-            if candidates:
-                raise InputError(
-                    "the image has several volumes, and none is the one that is surely meant",
-                    got=", ".join(f"{volume.name} ({volume.content})" for volume in candidates),
-                    next_step="say which: --volume NAME",
-                )
-        described = ", ".join(f"{volume.name}: {volume.content or 'unknown'}" for volume in volumes)
-        notes = "; ".join(note for volume in volumes for note in volume.notes)
-        raise ImageError(
-            "the image has no volume whose files can be read",
-            got="; ".join(part for part in (described, notes) if part)[:1500],
-            next_step="casemate image inspect shows each",
-        )
+
+def choose_system(volumes: Sequence[Volume]) -> Volume:
+    """The volume with the operating system, or the only readable one.
+
+    Raises:
+        InputError: one must be chosen. ImageError: there is none.
+    """
+    with_system = [volume for volume in volumes if volume.os is not None]
+    readable = [volume for volume in volumes if volume.readable]
+    for candidates in (with_system, readable):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise InputError(
+                "the image has several volumes, and none is the one that is surely meant",
+                got=", ".join(f"{volume.name} ({volume.content})" for volume in candidates),
+                next_step="say which: --volume NAME",
+            )
+    described = ", ".join(f"{volume.name}: {volume.content or 'unknown'}" for volume in volumes)
+    notes = "; ".join(note for volume in volumes for note in volume.notes)
+    raise ImageError(
+        "the image has no volume whose files can be read",
+        got="; ".join(part for part in (described, notes) if part)[:1500],
+        next_step="casemate image inspect shows each",
+    )
 
 
 _MODULE_OF = {"iso9660": "isofs"}

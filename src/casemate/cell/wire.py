@@ -49,6 +49,8 @@ class Operation(enum.IntEnum):
     WALK = 9
     READ = 10
     DMESG = 11
+    VOLUMES = 12
+    """Only the other reader (`cell/other.py`) answers this one."""
 
 
 class Kind(enum.IntEnum):
@@ -74,6 +76,7 @@ ALLOWED: dict[Operation, frozenset[Kind]] = {
     Operation.WALK: frozenset({Kind.ENTRIES, Kind.CONTENT, Kind.CONTENT_END}),
     Operation.READ: frozenset({Kind.DATA}),
     Operation.DMESG: frozenset({Kind.DATA}),
+    Operation.VOLUMES: frozenset({Kind.DATA}),
 }
 """Kinds before the END of each operation's answer."""
 

@@ -102,6 +102,13 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the same from an open descriptor; repeatable",
     )
+    parser.add_argument(
+        "--reader",
+        choices=("cell", "dissect"),
+        default="cell",
+        metavar="READER",
+        help="cell (a VM; the default), or dissect: that library in a wall, when it is installed",
+    )
     if not any("--format" in action.option_strings for action in parser._actions):
         parser.add_argument(
             "--format",

@@ -170,7 +170,13 @@ def _opening(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         _read_key("", number) for number in arguments.key_fd
     ]
     with output.working("the cell") as report:
-        yield {"declared": arguments.format, "keys": tuple(keys), "more": tuple(arguments.disks), "report": report}
+        yield {
+            "declared": arguments.format,
+            "keys": tuple(keys),
+            "more": tuple(arguments.disks),
+            "reader": arguments.reader,
+            "report": report,
+        }
 
 
 def _read_key(path: str, number: int | None) -> bytes:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from casemate.jail.rules import Profile, Rule
-from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_img, qemu_kvm, qemu_tcg, supervisor
+from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_img, qemu_kvm, qemu_tcg, reader, supervisor
 
 ACCELERATORS: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType({"tcg": qemu_tcg.RULES, "kvm": qemu_kvm.RULES})
 DEVICES: Final[tuple[str, ...]] = tuple(qemu_devices.PARTS)
@@ -55,3 +55,8 @@ def supervisor_profile() -> Profile:
 def qemu_img_profile() -> Profile:
     """The allowlist of qemu-img while it converts an image between two sockets."""
     return Profile(name="qemu-img", rules=qemu_img.RULES, parts=("qemu_img",))
+
+
+def reader_profile() -> Profile:
+    """The allowlist of another reader of images: a Python with a library of its own."""
+    return Profile(name="reader", rules=reader.RULES, parts=("reader",))

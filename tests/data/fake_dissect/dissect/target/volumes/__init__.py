@@ -1,0 +1,3 @@
+# ruff: noqa
+# mypy: ignore-errors
+"""A stand-in for the library of that name."""
