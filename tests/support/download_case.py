@@ -6,6 +6,7 @@ Run as a program inside the namespace; prints one JSON document: name of the cas
 from __future__ import annotations
 
 import datetime
+import gzip
 import hashlib
 import http.server
 import ipaddress
@@ -21,10 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from casemate.cell.intake import Wanted, take_in
+from casemate.cell.sources import opened_source
+from casemate.engine.paths import Paths
 from casemate.errors import CasemateError
 from casemate.image import store_download
 from casemate.image.store import Store
 from casemate.image.store_download import downloaded
+from casemate.image.store_import import digest_of
 
 CONTENT = b"".join(hashlib.sha256(number.to_bytes(4, "big")).digest() for number in range(40_000))
 OTHER = CONTENT[::-1]
@@ -98,6 +103,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def get_plain(self, _count: int) -> None:
         self.whole()
+
+    def get_disk(self, _count: int) -> None:
+        self.whole(gzip.compress(bytes(510) + b"\x55\xaa" + bytes((1 << 20) - 512)))
 
     def get_breaks(self, count: int) -> None:
         self.whole(sent=500_000) if count == 1 else self.rest()
@@ -204,6 +212,26 @@ def loopback_up() -> None:
         fcntl.ioctl(control, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40).ljust(40, b"\0"))
 
 
+def imported(store: Store, url: str, chain: Path, directory: Path) -> str:
+    """Name, source and what it was, of an image that was downloaded into the store."""
+    paths = Paths(f"{directory}/run", f"{directory}/data", f"{directory}/cache")
+    with opened_source(store, url, max_bytes=4 << 20, ca_file=str(chain)) as source:
+        wanted = Wanted(name=source.name, expected_digest=digest_of(source.fd))
+        image = take_in(
+            store,
+            source.fd,
+            source.name,
+            wanted,
+            origin=source.origin,
+            paths=paths,
+            reserved=range(0),
+            private=source.private,
+        )
+    left = len(os.listdir(f"{store.directory}/incoming"))
+    shown = image.origin["source"].rpartition("/")[2]
+    return f"{image.label} {shown} {image.origin['source_format']} {image.virtual_size_bytes} {left}"
+
+
 def main() -> None:
     """Every case, one after the other."""
     directory = Path(sys.argv[1])
@@ -238,6 +266,7 @@ def main() -> None:
     for name in sorted(word.removeprefix("get_").replace("_", "-") for word in dir(Handler) if word.startswith("get_")):
         if name != "killed":
             case(name, lambda name=name: get(url_of(name)))  # type: ignore[misc]
+    case("imported", lambda: imported(store, url_of("disk") + "?token=secret", chain, directory))
     case("unknown-authority", lambda: get(f"https://127.0.0.1:{port}/plain", None))
     case("other-host", lambda: get(f"https://127.0.0.2:{other_port}/plain"))
     case("nobody-listens", lambda: get("https://127.0.0.1:1/plain"))

@@ -83,6 +83,11 @@ def test_what_is_refused_says_why(cases: dict[str, Any], name: str, words: str) 
 
 
 @pytest.mark.wall
+def test_a_download_goes_into_the_store_without_its_secrets(cases: dict[str, Any]) -> None:
+    assert cases["imported"]["came"] == "disk disk?... gzip+raw 1048576 0"
+
+
+@pytest.mark.wall
 def test_only_what_is_surely_the_same_file_is_continued(cases: dict[str, Any]) -> None:
     assert cases["breaks"]["ranges"] == ["", "bytes=500000-"]
     first, second = cases["killed"]["ranges"]
