@@ -133,6 +133,12 @@ def test_what_only_looks_like_a_secret(text: bytes, engines: tuple[Engine, Engin
         assert engine.scan(b"\n" + text + b"\n" * 200) == []
 
 
+def test_a_modulus_of_nothing_is_no_key(engines: tuple[Engine, Engine]) -> None:
+    """A length of zero where the expression saw two bytes."""
+    for engine in engines:
+        assert engine.scan(b"\x30\x82\x01\x00\x02\x01\x00\x02\x82\x00\x00\x00\x80" + b"a" * 300) == []
+
+
 def test_noise_is_quiet(engines: tuple[Engine, Engine]) -> None:
     """Random bytes, hexadecimal text, base 64 text, zeros: nothing."""
     text = random.Random(3)

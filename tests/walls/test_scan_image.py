@@ -336,6 +336,23 @@ def test_files_that_could_not_be_read_are_no_pass(tmp_path: Path, monkeypatch: p
         scans.may_publish(outcome)
 
 
+def test_well_known_passwords_are_named(tmp_path: Path) -> None:
+    """Tried by the C library inside the wall; a hash that asks for hours of work is reported and not tried."""
+    from casemate.scan import weak
+
+    library = weak.prepare()
+    if library is None:
+        pytest.skip("no libcrypt here")
+    lines = [b"root:" + library.crypt(b"toor", b"$y$j9T$abcdefghijklmnop") + b":19000:0:::::"]
+    lines.append(b"ana:" + library.crypt(b"ana123", b"$6$abcdefgh") + b":19000:0:::::")
+    lines.append(b"eve:$6$rounds=999999999$abcdefgh$" + library.crypt(b"x", b"$6$abcdefgh").split(b"$")[3] + b":1:::::")
+    outcome = scan(ext4(tmp_path, {"etc/shadow": b"\n".join(lines) + b"\n"}), image_format="raw")
+    details = {finding.detail for finding in outcome.findings if finding.rule == "hash.password"}
+    assert "of root, yescrypt, well-known password 'toor'" in details
+    assert "of ana, SHA-512, well-known password 'ana123'" in details
+    assert "of eve, SHA-512" in details
+
+
 def test_digests_compare_only_under_one_key(tmp_path: Path) -> None:
     image = ext4(tmp_path, {"a": planted("token.github").text})
     one, two = scan(image, image_format="raw"), scan(image, image_format="raw")

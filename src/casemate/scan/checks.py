@@ -179,6 +179,10 @@ def _block_start(match: re.Match[bytes], data: bytes) -> Found | None:
 def _crypt(match: re.Match[bytes], data: bytes) -> Found | None:
     secret = match["secret"]
     user = match["user"] or b""
+    if user:
+        # A file begins at a block: letters before it are of another file.
+        border = (match.end("user") - 1) // 1024 * 1024
+        user = user[max(0, border - match.start("user")) :]
     detail = crypt_detail(secret.decode("ascii"), user.decode("ascii"))
     if detail is None:
         return None

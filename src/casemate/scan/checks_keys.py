@@ -182,7 +182,7 @@ def check_der_rsa(match: re.Match[bytes], data: bytes) -> Found | None:
         at = header[1] + header[2]
     (n_at, n_len), (e_at, e_len), (_d_at, d_len) = numbers
     modulus = data[n_at : n_at + n_len]
-    if len(modulus) != n_len or not modulus[-1] & 1 or len(set(modulus)) < 32:
+    if n_len < 64 or len(modulus) != n_len or not modulus[-1] & 1 or len(set(modulus)) < 32:
         return None
     exponent = int.from_bytes(data[e_at : e_at + e_len], "big") if e_len <= 4 else 0
     if exponent not in _EXPONENTS or not n_len * 3 // 4 <= d_len <= n_len + 1:

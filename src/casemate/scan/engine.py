@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from casemate.scan.checks import CHECKS, entropy, secret_of
 from casemate.scan.known_data import KNOWN
-from casemate.scan.model import Check, Hit, Rule
+from casemate.scan.model import Check, Found, Hit, Rule
 from casemate.scan.redact import Redactor
 
 OVERLAP_BYTES: Final = 32_768
@@ -68,7 +68,7 @@ class Compiled:
                 continue
             if any(text.search(secret) for text in self.allow) or any(t.search(match[0]) for t in self.allow_match):
                 continue
-            found = self.check(match, data)
+            found = self._checked(match, data, secret)
             if found is None or is_known(match, found.secret):
                 continue
             kept = found.secret if self.rule.check or not self.rule.group else secret
@@ -80,6 +80,13 @@ class Compiled:
                 digest=redactor.digest(kept),
                 detail=found.detail,
             )
+
+    def _checked(self, match: re.Match[bytes], data: bytes, secret: bytes) -> Found | None:
+        """A check that fails on what it did not expect does not make a secret of nothing: it is told."""
+        try:
+            return self.check(match, data)
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError):
+            return Found(secret, "could not be checked")
 
 
 class Engine:
