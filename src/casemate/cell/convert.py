@@ -94,7 +94,8 @@ def convert(
             wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
             stack.callback(os.close, wake_fd)
             read = BlockServer(pairs[0][0], source, header.file_size_bytes, offset=offset, wake_fd=wake_fd)
-            write = BlockServer(pairs[1][0], target, room_bytes, write_max_bytes=max_output_bytes)
+            filled = os.fstat(target).st_size if target_format == "qcow2" else 0
+            write = BlockServer(pairs[1][0], target, room_bytes, write_max_bytes=max_output_bytes, filled_bytes=filled)
             log_read, log_write = os.pipe2(os.O_CLOEXEC)
             stack.callback(os.close, log_read)
             spawned = _spawn(who, paths, program, header.driver, target_format, pairs, log_write)

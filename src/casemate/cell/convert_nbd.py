@@ -42,6 +42,7 @@ class BlockServer(threading.Thread):
         size_bytes: of the disk that the client sees.
         offset: where it begins in the file.
         write_max_bytes: how much may be written in all; 0: nothing, read-only.
+        filled_bytes: how much of the file, from its begin, is not zeros from the start.
         wake_fd: an eventfd that is told the first request; then nothing is answered before `go_on`.
     """
 
@@ -53,14 +54,15 @@ class BlockServer(threading.Thread):
         *,
         offset: int = 0,
         write_max_bytes: int = 0,
+        filled_bytes: int = 0,
         wake_fd: int = -1,
     ) -> None:
         super().__init__(daemon=True, name="casemate-nbd")
         self._end, self._fd, self._size, self._offset = end, fd, size_bytes, offset
         self._write_max, self._wake_fd = write_max_bytes, wake_fd
         self.requests = 0
-        self.top_bytes = 0
-        """Behind the last byte that was written."""
+        self.top_bytes = filled_bytes
+        """Behind the last byte that was written: from there on there are only zeros."""
         self.written_bytes = 0
         self.heard = time.monotonic()
         self._may_answer = threading.Event()
@@ -162,8 +164,8 @@ class BlockServer(threading.Thread):
             data, offset = data[written:], offset + written
 
     def _zero(self, offset: int, length: int) -> None:
-        """Only what was written before can be anything else: the file was new."""
-        end = min(offset + length, max(self.top_bytes, os.fstat(self._fd).st_size))
+        """Only what was written before can be anything else."""
+        end = min(offset + length, self.top_bytes)
         while offset < end:
             size = min(len(_ZEROS), end - offset)
             if os.pread(self._fd, size, self._offset + offset).strip(b"\0"):
