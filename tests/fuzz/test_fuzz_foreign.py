@@ -1,4 +1,5 @@
-"""A short, bounded run of the fuzz target for images that are imported, from seeds made of sound ones."""
+"""A short, bounded run of the fuzz target for images that are imported, from seeds made of sound ones and a kept
+corpus."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def test_foreign(tmp_path: Path) -> None:
     (corpus / "archive").write_bytes(b"\x07" + ova(b"disk")[:4096])
     done = subprocess.run(
         [sys.executable, HERE / "fuzz_foreign.py", f"-runs={RUNS}", "-max_len=4096", "-seed=1", "-max_total_time=30",
-         "-timeout=10", "-rss_limit_mb=1024", f"-artifact_prefix={tmp_path}/", corpus],
+         "-timeout=10", "-rss_limit_mb=1024", f"-artifact_prefix={tmp_path}/", corpus, HERE / "corpus-foreign"],
         check=False, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
