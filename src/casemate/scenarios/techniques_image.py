@@ -56,7 +56,8 @@ OF_IMAGES: Final = (
         nature=Nature.WEAKNESS,
         sources=(Node.IMAGE_PUBLISHER,),
         target=Node.GUEST_ROOT,
-        closed_when=every("img.hash"),
+        # one of the two applies: to images of the store, or to files given by path
+        closed_when=every("img.hash", some("img.origin", "img.local-origin")),
         steps=(_S8,),
         slows=("dev.uefi", "dev.tpm"),
         effort=1,
