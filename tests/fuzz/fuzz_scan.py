@@ -1,7 +1,7 @@
 """Fuzzes what the scan reads: blocks, tables of qcow2 images, files by path, rule files, waiver files.
 
 Each answers or raises its own error, and no finding holds the secret that it is about. Run for longer with
-``python tests/fuzz/fuzz_scan.py -max_total_time=60``; tests/fuzz/test_fuzz_scan.py runs a few hundred inputs.
+``python -m tests.fuzz.fuzz_scan -max_total_time=60``; tests/fuzz/test_fuzz_scan.py runs a few hundred inputs.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def main() -> None:
     """Under atheris."""
     import atheris
 
+    atheris.instrument_all()
     atheris.Setup(sys.argv, lambda data: one_input(bytes(data)))
     atheris.Fuzz()
 

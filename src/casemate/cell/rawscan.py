@@ -7,7 +7,7 @@
     then           each finding's cluster looked up in the tables: on the disk, only in a snapshot, or in none
 
 Workers are one process each, all in walls of the same kind: their own namespaces, an empty root, the image and a socket
-to talk as their only descriptors, 14 system calls. They see secrets; the parent sees redacted findings only.
+to talk as their only descriptors, 15 system calls. They see secrets; the parent sees redacted findings only.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from casemate import scans
 from casemate.cli import output
-from casemate.errors import ExitCode, InputError
+from casemate.errors import ExitCode, ImageError, InputError
 from casemate.units import format_bytes
 
 TYPE_CHECKING = False
@@ -47,13 +47,14 @@ def audit(arguments: argparse.Namespace) -> int:
     from casemate import reports
     from casemate.cli.progress import colours
 
-    entry = scans.audit_image(
-        arguments.image,
-        image_format=arguments.format,
-        keys=_keys(arguments),
-        security_lists=arguments.security_lists,
-        waiver_file=arguments.waivers,
-    )
+    with format_hint(arguments):
+        entry = scans.audit_image(
+            arguments.image,
+            image_format=arguments.format,
+            keys=_keys(arguments),
+            security_lists=arguments.security_lists,
+            waiver_file=arguments.waivers,
+        )
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     report = reports.printable(reports.report_of((entry,), time=now, profile=None, faults=()))
     if arguments.json:
@@ -69,7 +70,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def publish(arguments: argparse.Namespace) -> int:
     """Scan, then copy; refused (exit code 4) when something is found that no waiver names."""
-    with progress_bar() as progress:
+    with format_hint(arguments), progress_bar() as progress:
         outcome, path, digest = scans.publish(
             arguments.image,
             arguments.directory,
@@ -93,11 +94,12 @@ def sbom(arguments: argparse.Namespace) -> int:
     """A bill of materials on stdout."""
     from casemate.cli.misc import version_text
 
-    output.print_json(
-        scans.bill_of_materials(
-            arguments.image, arguments.kind, version_text(), image_format=arguments.format, keys=_keys(arguments)
+    with format_hint(arguments):
+        output.print_json(
+            scans.bill_of_materials(
+                arguments.image, arguments.kind, version_text(), image_format=arguments.format, keys=_keys(arguments)
+            )
         )
-    )
     return ExitCode.DONE
 
 
@@ -105,7 +107,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """The scan that the arguments ask for, with a progress bar."""
     if not 0 <= arguments.jobs <= 64:
         raise InputError("--jobs is a number of processes", got=str(arguments.jobs), expected="0 to 64")
-    with progress_bar() as progress:
+    with format_hint(arguments), progress_bar() as progress:
         return scans.scan_image(
             arguments.image,
             image_format=arguments.format,
@@ -131,6 +133,17 @@ def _key(name: str | None) -> bytes | None:
     if len(key) < 16:
         raise InputError("the key for digests is too short", got=f"{len(key)} bytes", expected="at least 16")
     return key
+
+
+@contextmanager
+def format_hint(arguments: argparse.Namespace) -> Iterator[None]:
+    """A bare file system has no header that tells what it is: say which option does."""
+    try:
+        yield
+    except ImageError as fault:
+        if arguments.format is None and fault.what.startswith("cannot tell what"):
+            fault.next_step = "for a bare file system or disk without a partition table: --format raw"
+        raise
 
 
 @contextmanager
