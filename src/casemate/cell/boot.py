@@ -71,15 +71,16 @@ def boot(
     sweep_stale(paths)
     cell_id = f"cell{secrets.token_hex(6)}"
     home = f"{paths.runtime}/cells/{cell_id}"
-    for directory in (
-        *(f"{paths.runtime}/cells", home, f"{home}/root"),
-        *(f"{home}/data", f"{home}/data/vms", f"{home}/data/vms/{cell_id}"),
-    ):
-        own_directory(directory)
+    nursery = files.take_lock(f"{paths.runtime}/cells.lock", wait=True)
+    try:
+        lock = _make_home(paths, home, cell_id)
+    finally:
+        if nursery is not None:
+            os.close(nursery)
     own = Paths(home, f"{home}/data", paths.cache)
     opened = Opened()
-    lock = files.take_lock(f"{home}/lock", wait=False)
     uid_lock = -1
+    image_locks: list[int] = []
     launched: Launched | None = None
     ours, theirs = socket.socketpair()
     plan: LaunchPlan | None = None
@@ -99,6 +100,7 @@ def boot(
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
         files.write_json(f"{home}/cgroups", plan.cgroup.directories)
         launched = launch(plan, program, opened, f"{home}/root", (), controls)
+        image_locks, opened.locks = opened.locks, []
         opened.close()
         session = Session(
             ours,
@@ -118,19 +120,39 @@ def boot(
         opened.close()
         labels.restore_labels(own, cell_id)
         files.remove_tree(home)
-        for descriptor in (uid_lock, lock):
-            if descriptor is not None and descriptor >= 0:
+        for descriptor in (uid_lock, lock, *image_locks):
+            if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _make_home(paths: Paths, home: str, cell_id: str) -> int:
+    """The cell's directories and the lock that says whose they are; under cells.lock, or a sweep would take them."""
+    for directory in (
+        *(f"{paths.runtime}/cells", home, f"{home}/root"),
+        *(f"{home}/data", f"{home}/data/vms", f"{home}/data/vms/{cell_id}"),
+    ):
+        own_directory(directory)
+    lock = files.take_lock(f"{home}/lock", wait=False)
+    if lock is None:
+        raise RuntimeError(f"{home} is new and yet locked")
+    return lock
 
 
 def sweep_stale(paths: Paths) -> None:
     """Remove what cells left whose command was killed."""
     base = f"{paths.runtime}/cells"
-    try:
-        names = os.listdir(base)
-    except FileNotFoundError:
+    if not os.path.isdir(base):
         return
-    for name in names:
+    nursery = files.take_lock(f"{paths.runtime}/cells.lock", wait=True)
+    try:
+        _sweep(paths, base)
+    finally:
+        if nursery is not None:
+            os.close(nursery)
+
+
+def _sweep(paths: Paths, base: str) -> None:
+    for name in os.listdir(base):
         home = f"{base}/{name}"
         with contextlib.suppress(OSError):
             lock = files.take_lock(f"{home}/lock", wait=False)

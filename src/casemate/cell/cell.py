@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from casemate.cell.model import ENTRIES_MAX, READ_MAX_BYTES, Entry, ImageFile, Piece, Volume
+from casemate.cell.model import ENTRIES_MAX, LIST_MAX, READ_MAX_BYTES, Entry, ImageFile, Piece, Volume
 from casemate.cell.session import Session
 from casemate.cell.volumes import Volumes
 from casemate.errors import ImageError, InputError
@@ -57,7 +57,7 @@ class Cell:
         root, inside = self._volumes.place(volume, path)
         return self._session.stat(root, inside)
 
-    def list(self, volume: str, path: str | bytes = b"/", *, entries_max: int = ENTRIES_MAX) -> list[Entry]:
+    def list(self, volume: str, path: str | bytes = b"/", *, entries_max: int = LIST_MAX) -> list[Entry]:
         """The entries of a directory (not of those below it), or the one entry of anything else."""
         root, inside = self._volumes.place(volume, path)
         return self._session.list(root, inside, entries_max)

@@ -21,6 +21,7 @@ from casemate.sys.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 MAX_BYTES = 64 << 30
 _NAME_MAX_BYTES = 255
+_SKIPPED_MAX = 10_000
 _BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _KINDS = {stat.S_IFCHR: "character device", stat.S_IFBLK: "block device", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
@@ -33,13 +34,14 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class Copied(msgspec.Struct):
-    """What a copy did."""
+    """What a copy did; ``skipped`` names the first ones, ``skipped_more`` counts the rest."""
 
     files: int = 0
     directories: int = 0
     links: int = 0
     bytes: int = 0
     skipped: list[Skipped] = []
+    skipped_more: int = 0
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -113,6 +115,7 @@ class Copier:
         self._file = -1
         self._position = 0
         self._mtime_s = 0
+        self._path = b""
         self._late: list[tuple[bytes, int, int]] = []
         self.copied = Copied()
 
@@ -176,7 +179,7 @@ class Copier:
             self._file = self._open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             self._position = 0
             os.fchmod(self._file, entry.mode & 0o755 | 0o600)
-            self._mtime_s = entry.mtime_s
+            self._mtime_s, self._path = entry.mtime_s, entry.path
             self.copied.files += 1
             return
         parent = self._open(b"/".join(parts[:-1]) or b".", os.O_PATH | os.O_DIRECTORY)
@@ -220,11 +223,8 @@ class Copier:
         except OSError as error:
             raise HostError("the copy cannot be written", got=error.strerror or "") from error
         if piece.error:
-            self.copied.skipped.append(
-                Skipped(
-                    b"(the file before)", f"only its first {self._position} bytes: {os.strerror(piece.error).lower()}"
-                )
-            )
+            why = f"only its first {self._position} bytes: {os.strerror(piece.error).lower()}"
+            self._note(self._path, why)
 
     def _close(self) -> None:
         if self._file >= 0:
@@ -233,7 +233,13 @@ class Copier:
             self._file = -1
 
     def _skip(self, entry: Entry, why: str) -> None:
-        self.copied.skipped.append(Skipped(entry.path, why))
+        self._note(entry.path, why)
+
+    def _note(self, path: bytes, why: str) -> None:
+        if len(self.copied.skipped) < _SKIPPED_MAX:
+            self.copied.skipped.append(Skipped(path, why))
+        else:
+            self.copied.skipped_more += 1
 
     def _too_much(self) -> None:
         raise InputError(

@@ -16,7 +16,9 @@ from casemate.cell.wire import Frame, FrameReader, WireError
 from casemate.errors import VmError
 
 SILENCE_MAX_S = 60.0
-"""The longest time without a byte from a cell that owes an answer."""
+"""The longest wait for one whole frame (at most 256 KiB) from a cell that owes an answer."""
+LIFE_MAX_S = 4 * 3600.0
+"""How long one cell may be asked: a guest that lets a frame drip every minute has an end too."""
 TAIL_BYTES = 4096
 _PIECE_BYTES = 1 << 18
 
@@ -36,6 +38,7 @@ class Link:
         self._channel = channel
         self._ended = ended
         self._silence_max_s = silence_max_s
+        self._last_s = time.monotonic() + LIFE_MAX_S
         self._reader = FrameReader()
         self._frames: list[Frame] = []
         self.broken: VmError | None = None
@@ -79,14 +82,14 @@ class Link:
         """
         if self.broken is not None:
             raise self.broken
-        end = time.monotonic() + self._silence_max_s
+        end = min(time.monotonic() + self._silence_max_s, self._last_s)
         while not self._frames:
             remaining = end - time.monotonic()
             if remaining <= 0:
                 raise self.fail(
                     VmError(
                         "the cell is silent",
-                        got=self._tail() or f"nothing for {self._silence_max_s:.0f} s",
+                        got=self._tail() or f"no answer within {self._silence_max_s:.0f} s",
                         next_step="the image may have caught its kernel in a loop; look at the host's load",
                     )
                 )
@@ -94,7 +97,6 @@ class Link:
                 if descriptor != self._channel.fileno():
                     self._drain(descriptor)
                     continue
-                end = time.monotonic() + self._silence_max_s
                 self._receive()
         return self._frames.pop(0)
 

@@ -10,6 +10,10 @@ import msgspec
 
 ENTRIES_MAX = 4_000_000
 """Entries that one walk gives at most."""
+NAMES_MAX_BYTES = 1 << 30
+"""Bytes of names and attributes that one walk gives at most."""
+LIST_MAX = 200_000
+"""Entries of one directory that are taken."""
 PATH_MAX_BYTES = 16_384
 """The longest path inside a volume; what lies deeper is reported, not followed."""
 READ_MAX_BYTES = 64 << 20

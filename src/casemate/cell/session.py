@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from casemate.cell.link import SILENCE_MAX_S, Link, shown
-from casemate.cell.model import Entry, Piece
+from casemate.cell.model import NAMES_MAX_BYTES, Entry, Piece
 from casemate.cell.wire import (
     ALLOWED,
     RUN_INPUT_MAX_BYTES,
@@ -233,6 +233,7 @@ class Session:
     ) -> Iterator[Entry | Piece]:
         # A directory that cannot be read is told a second time, with its error.
         left = 2 * entries_max + 1
+        room_bytes = NAMES_MAX_BYTES
         content = 0
         has_content = False
         try:
@@ -245,6 +246,13 @@ class Session:
                     self._check(frame, path)
                     return
                 if frame.kind is Kind.ENTRIES:
+                    room_bytes -= len(frame.body)
+                    if room_bytes < 0:
+                        raise ImageError(
+                            f"the names below {shown(path)} are longer than any system's",
+                            expected=f"{NAMES_MAX_BYTES} bytes at most",
+                            next_step="ask for a directory further down",
+                        )
                     for entry in decode_entries(frame.body):
                         left -= 1
                         if left < 0:

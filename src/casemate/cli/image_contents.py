@@ -32,7 +32,7 @@ def list_files(arguments: argparse.Namespace) -> int:
             arguments.image, arguments.path, volume=arguments.volume, recursive=arguments.recursive, **how
         )
         if arguments.json:
-            output.print_json({"schema": SCHEMA, "files": [document(entry) for entry in entries]})
+            _print_json_list(entries)
             return ExitCode.DONE
         failed = 0
         for entry in entries:
@@ -44,6 +44,18 @@ def list_files(arguments: argparse.Namespace) -> int:
     if failed:
         output.warn(f"{failed} entries of the image cannot be read; --long and --json say why")
     return ExitCode.DONE
+
+
+def _print_json_list(entries: Iterator[Entry]) -> None:
+    """As they come: a tree of millions of files is not kept in memory."""
+    import itertools
+    import json
+
+    first = next(entries, None)  # what cannot be listed at all is an error, not half a document
+    print(f'{{\n  "schema": "{SCHEMA}",\n  "files": [', end="")
+    for number, entry in enumerate(itertools.chain(() if first is None else (first,), entries)):
+        print("," if number else "", f"    {json.dumps(document(entry))}", sep="\n", end="")
+    print("\n  ]\n}")
 
 
 def cat(arguments: argparse.Namespace) -> int:
@@ -76,11 +88,13 @@ def copy_out(arguments: argparse.Namespace) -> int:
     if arguments.json:
         skipped = [{"path": _text(item.path), "why": item.why} for item in copied.skipped]
         counts = {name: getattr(copied, name) for name in ("files", "directories", "links", "bytes")}
-        output.print_json({"schema": SCHEMA, **counts, "skipped": skipped})
+        output.print_json({"schema": SCHEMA, **counts, "skipped": skipped, "skipped_more": copied.skipped_more})
         return ExitCode.DONE
     for why, paths in _by_reason(copied.skipped).items():
         shown = ", ".join(_name(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
         output.warn(f"not copied, {why}: {shown}")
+    if copied.skipped_more:
+        output.warn(f"not copied, for these reasons or others: {copied.skipped_more} more")
     print(
         f"{copied.files} files, {copied.directories} directories, {copied.links} links, {format_bytes(copied.bytes)}"
         f" in {output.plain(arguments.directory)}"
