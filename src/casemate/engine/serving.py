@@ -67,7 +67,7 @@ STALL_S = 1.0
 LAST_FLUSH_S = 1.0
 FIRST_REQUEST_S = 10.0
 GRACE_MAX_S = 24 * 3600.0
-_ONE_DESCRIPTOR = socket.CMSG_SPACE(4)
+_ONE_DESCRIPTOR = socket.CMSG_LEN(4)  # with its padding there would be room for two
 LOOKS = {
     "qom-list": ("/machine", "/objects"),
     "qom-get": ("/machine", "/objects/entropy"),
@@ -98,9 +98,10 @@ class Client:
         """What has arrived; a descriptor that came along is kept, the last one only."""
         data, rights, _, _ = self.socket.recvmsg(16384, _ONE_DESCRIPTOR)
         for level, kind, content in rights:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(content) >= 4:
-                self.close_passed()
-                (self.passed,) = struct.unpack("i", content[:4])
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                for (descriptor,) in struct.iter_unpack("i", content[: len(content) // 4 * 4]):
+                    self.close_passed()
+                    self.passed = descriptor
         return data
 
     def close_passed(self) -> None:
