@@ -1,6 +1,7 @@
 """What a user names on the command line becomes a specification: ``builtin``, an image of the store, a file.
 
-Specification (TOML) and disk image are told apart by content, never by suffix: the signature of an image, or a NUL byte,
+Specification (TOML) and disk image are told apart by content, never by suffix: the signature of an image, or a NUL
+byte, means image.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from casemate.errors import HostError, InputError
 from casemate.spec.faults import Faults
 from casemate.spec.file import load_spec
 from casemate.spec.model import Spec
-from casemate.spec.override import builtin_spec, override, spec_for_image
+from casemate.spec.override import IMAGE_PREFIX, builtin_spec, override, spec_for_image
 from casemate.spec.parse import ImageOf
 from casemate.spec.text import resolve_path
 
 BUILTIN = "builtin"
 LOOK_BYTES = 65536
 _VM_NAME = re.compile(r"[a-z0-9](?!.*\.(toml|qcow2|img|raw)$)[a-z0-9_.-]{0,62}")
+
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
 Report = Callable[[str], None]
 
@@ -69,6 +72,10 @@ def load_target(target: str | None, flags: Mapping[str, Any], *, paths: Paths, b
 
 def _stored(word: str, paths: Paths, base_dir: Path) -> tuple[str, str, str, str] | None:
     """Path, format, digest and label of the image of the store that ``word`` means; None when it means a file."""
+    named = word.startswith(IMAGE_PREFIX) or _DIGEST.fullmatch(word) is not None
+    if not named and ("/" in word or not os.path.lexists(f"{paths.data}/images/names/{word}")):
+        return None  # most often it is a file: then the store is not even imported
+
     from casemate.engine.imagestore import default_store, look_up
 
     store = default_store(paths)
