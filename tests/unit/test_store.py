@@ -22,6 +22,7 @@ from casemate.errors import CasemateError, HostError, ImageError, InputError, Re
 from casemate.image import store_import
 from casemate.image.overlay import write_empty_qcow2
 from casemate.image.store import Store
+from casemate.image.store_files import try_lock
 from casemate.image.store_import import add, digest_of, room
 from casemate.image.store_model import StoredImage, check_name, is_name, name_from
 
@@ -137,6 +138,24 @@ def test_a_name_moves_and_the_old_image_stays_without_it(store: Store, disk: Cal
     assert store.prune(in_use=nobody) == ()
     assert store.prune(in_use=nobody, named=True) == (new,)
     whole(store)
+
+
+def test_prune_takes_interrupted_downloads_and_leaves_running_ones(store: Store) -> None:
+    store.prepare()
+    for name in ("dead", "alive"):
+        os.mkdir(f"{store.directory}/downloads/{name}")
+        Path(store.directory, "downloads", name, "part").write_bytes(b"x")
+    held = try_lock(f"{store.directory}/downloads/alive/lock")
+    assert held is not None
+    store.prune(in_use=nobody, dry_run=True)
+    assert sorted(os.listdir(f"{store.directory}/downloads")) == ["alive", "dead"]
+    store.prune(in_use=nobody)
+    assert os.listdir(f"{store.directory}/downloads") == ["alive"]
+    os.close(held)
+    os.utime(f"{store.directory}/downloads/alive", (1, 1))
+    with store.changing():
+        pass
+    assert os.listdir(f"{store.directory}/downloads") == [], "a week is enough"
 
 
 def test_remove_takes_the_name_first_and_the_image_with_the_last_one(store: Store, disk: Callable[..., int]) -> None:

@@ -288,12 +288,17 @@ class Store:
         return (*gone, f"sha256:{image.digest}") if whole else gone
 
     def prune(self, *, in_use: InUse, named: bool = False, dry_run: bool = False) -> tuple[StoredImage, ...]:
-        """Remove images without a name, with ``named`` every image, that nobody uses; returns them."""
+        """Remove images without a name, with ``named`` every image, that nobody uses, and interrupted downloads; returns
+        the images.
+        """
         with self.changing():
             found = [image for image in self.images() if (named or not image.names) and not in_use(image)]
             found = [image for image in found if not self._is_locked(image)]
             for image in () if dry_run else found:
                 self._drop(image, image.names, whole=True)
+            for name in () if dry_run else _entries(f"{self.directory}/downloads"):
+                if not self._is_alive(f"downloads/{name}"):
+                    self._discard(f"downloads/{name}")
         return tuple(found)
 
     def write_name(self, name: str, digest: str) -> None:
