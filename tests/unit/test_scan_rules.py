@@ -77,6 +77,33 @@ def test_is_found_across_a_cut(rule: Rule, engines: tuple[Engine, Engine]) -> No
         assert offsets == whole, (rule.id, cut)
 
 
+@pytest.mark.parametrize("kind", ["TraditionalOpenSSL", "PKCS8", "OpenSSH"])
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize(
+    ("line_end", "indent"),
+    [(b"\n", b""), (b"\r\n", b""), (b"\\n", b""), (b"\n", b"    ")],
+    ids=["unix", "dos", "json", "yaml"],
+)
+def test_pem_in_every_dress(
+    kind: str, encrypted: bool, line_end: bytes, indent: bytes, engines: tuple[Engine, Engine]
+) -> None:
+    """As a file, in the JSON of a service account, in the YAML of a user-data."""
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    if encrypted and kind == "OpenSSH":
+        pytest.skip("the library encrypts these only with another package; ssh-keygen's are told by their cipher")
+    lock = s.BestAvailableEncryption(b"a passphrase") if encrypted else s.NoEncryption()
+    key = ec.generate_private_key(ec.SECP256R1())
+    text = key.private_bytes(s.Encoding.PEM, getattr(s.PrivateFormat, kind), lock)
+    dressed = line_end.join(indent + line for line in text.strip().split(b"\n")) + line_end
+    hits = [hit for hit in engines[0].scan(b'{"private_key": "' + dressed + b'", "x": 1}') if hit.rule == "key.pem"]
+    assert len(hits) == 1
+    assert ("not encrypted" in hits[0].detail) is not encrypted
+    cut = text[: len(text) * 2 // 3]  # the rest of a deleted file may be gone
+    assert [hit.rule for hit in engines[0].scan(cut + bytes(4096))] == ["key.pem"]
+
+
 def test_ids_titles_and_windows() -> None:
     every = ruleset.builtin().by_id()
     assert len(every) == len(RULES) + len(ruleset.builtin().paths)
@@ -125,6 +152,8 @@ def test_a_wrong_checksum_is_no_secret(rule: str, engines: tuple[Engine, Engine]
         b"password: \n#cloud-config\n",
         b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nnot armour at all\n",
         b"npm_config_registry_something_long_enough",
+        b"\nmysql --protocol=tcp --host db1.internal\n",
+        b"\ncurl --user-agent x https://host/\n",
         b"hf_transformers_for_everybody_in_the_world",
     ],
 )

@@ -43,7 +43,7 @@ def check_pem(match: re.Match[bytes], data: bytes) -> Found | None:
         detail = openssh_detail(body)
         return Found(secret, detail) if detail else None
     if encrypted:
-        return Found(secret, "encrypted with a passphrase") if len(body) >= 96 and len(set(body)) > 40 else None
+        return Found(secret, "encrypted with a passphrase") if len(set(body)) > 40 else None
     detail = der_detail(body)
     return Found(secret, detail) if detail else None
 
@@ -52,7 +52,7 @@ def _pem_body(text: bytes) -> tuple[bytes, bool]:
     """The decoded body, and whether its headers say that it is encrypted. Line ends may be written out (``\\n``)."""
     text = text.split(b"-----END", 1)[0]
     text = text.replace(b"\\r", b"").replace(b"\\n", b"\n").replace(b"\r", b"").replace(b"\\", b"")
-    text = text.lstrip(b" \t\n\"'")
+    text = b"\n".join(line.strip(b" \t") for line in text.split(b"\n")).lstrip(b" \t\n\"'")
     headers = _HEADERS.match(text)
     encrypted = headers is not None and b"ENCRYPTED" in headers[0]
     if headers is not None:

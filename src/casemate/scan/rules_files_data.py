@@ -100,7 +100,8 @@ RULES: tuple[Rule, ...] = (
         title="Password on a command line",
         severity=Level.MEDIUM,
         regex=r"(?:^|[\n\x00;&| ])(?:sshpass[ ]+-p[ ]*|curl[ ][^\n\x00]{0,120}?(?:-u|--user)[ =]+[\w.@-]{1,64}:"
-        r"|(?:mysql|mysqldump|mysqladmin)[ ][^\n\x00]{0,120}?(?:--password=|-p)|echo[ ]+[\"']?[a-z_][\w-]{0,31}:)"
+        r"|(?:mysql|mysqldump|mysqladmin)[ ][^\n\x00]{0,120}?(?<=[ ])(?:--password=|-p)"
+        r"|echo[ ]+[\"']?[a-z_][\w-]{0,31}:)"
         r"[\"']?(?P<secret>[^\s\"'$<>{}\x00|:;-][^\s\"'$<>{}\x00|;]{4,127})"
         r"(?P<rest>[\"']?[ ]*\|[ ]*(?:sudo[ ]+)?chpasswd)?",
         prefilter=r"sshpass -p|curl [^\n\x00]{0,120}(?:-u|--user)[ =][\w.@-]{1,64}:"
