@@ -288,8 +288,10 @@ class Store:
         return (*gone, f"sha256:{image.digest}") if whole else gone
 
     def prune(self, *, in_use: InUse, named: bool = False, dry_run: bool = False) -> tuple[StoredImage, ...]:
-        """Remove images without a name, with ``named`` every image, that nobody uses, and interrupted downloads; returns
-        the images.
+        """Remove images without a name (with ``named``: all) that nobody uses, and interrupted downloads.
+
+        Returns:
+            the images.
         """
         with self.changing():
             found = [image for image in self.images() if (named or not image.names) and not in_use(image)]
