@@ -29,7 +29,7 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 
 def boot(cli: Cli, name: str, *more: str | Path) -> None:
     """The built-in guest with a loop that draws random numbers."""
-    cli.ok("run", "-d", "--name", name, "--saveable", *more, "builtin")
+    cli.ok("run", "-d", "--name", name, "--saveable", "--memory-mib", "128", *more, "builtin")
     with GuestShell(cli, name) as shell:
         shell.expect(rb"a shell follows", 60)
         shell.expect(rb"# ", 20)

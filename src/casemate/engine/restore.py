@@ -6,11 +6,13 @@ Order: `open_state` (everything read and checked once) · `check_files` (through
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +23,7 @@ from casemate.engine.statefile import Manifest, StateReader
 from casemate.errors import InputError, RefusedError, VmError
 from casemate.image.opening import open_regular_file
 from casemate.spec.model import Spec
+from casemate.spec.parse import build_spec
 
 if TYPE_CHECKING:
     from casemate.engine.startup import Startup
@@ -159,7 +162,11 @@ def open_state(path: str, sealing: Sealing) -> Restore:
         manifest = reader.scan()
         if hashlib.sha256(manifest.spec.encode()).hexdigest() != manifest.spec_sha256:
             raise InputError(f"saved state {path!r}", got="a specification that is not the one its manifest names")
-        spec = msgspec.json.decode(manifest.spec, type=Spec)
+        # By the same walk and rules as any specification: whoever wrote the file may have written this.
+        today = datetime.datetime.now(tz=datetime.UTC).date()
+        spec = build_spec(msgspec.json.decode(manifest.spec, type=dict[str, Any]), path, Path("/"), today=today)
+        if not spec.machine.saveable:
+            raise InputError(f"saved state {path!r}", got="a specification of a VM that could not have been saved")
         if spec.secrets and reader.header.sealing == "none":  # save seals such a state; a source can be a program
             raise InputError(f"saved state {path!r}", got="secrets' sources in a file that is not sealed")
     except (msgspec.MsgspecError, UnicodeDecodeError) as fault:

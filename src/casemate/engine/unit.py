@@ -87,6 +87,8 @@ def _hardening(definition: Definition, paths: Paths, rootless: bool) -> list[str
     ]
     if definition.spec.machine.accel is not AccelChoice.TCG:
         lines.insert(-1, "DeviceAllow=/dev/kvm rwm")
+    if any(secret.systemd_creds is not None for secret in definition.spec.secrets.values()):
+        lines.insert(-1, "DeviceAllow=/dev/tpmrm0 rw")
     return lines
 
 
