@@ -206,6 +206,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
 
 ELSEWHERE: dict[str, str] = {
     "img.no-backing": "tests/unit/test_image_headers.py: the header decides, a document does not say it",
+    "img.store-origin": "tests/unit/test_audit_store.py: a store of images, one without a signature",
 }
 
 
@@ -255,6 +256,11 @@ def test_every_control_of_the_catalogue_has_a_case() -> None:
     have = {*CASES, *cases_of_other_subjects()}
     missing = [c.id for c in all_controls() if c.id not in have and not c.manual and c.id not in COMPARED]
     assert missing == []
+
+
+def test_the_places_named_elsewhere_are_there() -> None:
+    for place in ELSEWHERE.values():
+        assert (HERE.parents[1] / place.partition(":")[0]).is_file(), place
 
 
 def test_no_case_is_about_a_control_that_is_gone() -> None:
