@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.fuzzing import rss_limit_mb
 
 from casemate.engine.statefile import MAGIC, Header, Manifest, StateWriter
 from casemate.image.luks import HEADER_BYTES, ITERATIONS_MIN
@@ -42,7 +43,7 @@ def test_provision(tmp_path: Path) -> None:
         (corpus / str(number)).write_bytes(bytes([number]) + seed)
     done = subprocess.run(
         [sys.executable, HERE / "fuzz_provision.py", "-runs=6000", "-max_len=4096", "-seed=1", "-max_total_time=60",
-         "-timeout=10", "-rss_limit_mb=512", f"-artifact_prefix={tmp_path}/", corpus],
+         "-timeout=10", f"-rss_limit_mb={rss_limit_mb(512)}", f"-artifact_prefix={tmp_path}/", corpus],
         check=False, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

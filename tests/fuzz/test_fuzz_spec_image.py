@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.fuzzing import rss_limit_mb
 
 from casemate.image.overlay import write_empty_qcow2
 
@@ -27,7 +28,7 @@ def fuzz(target: str, corpus: Path, findings: Path) -> str:
     """Run one target; the output of libFuzzer. Fails with the finding."""
     done = subprocess.run(
         [sys.executable, HERE / target, f"-runs={RUNS}", "-max_len=4096", "-seed=1", "-max_total_time=60",
-         "-timeout=10", "-rss_limit_mb=512", f"-artifact_prefix={findings}/", corpus],
+         "-timeout=10", f"-rss_limit_mb={rss_limit_mb(512)}", f"-artifact_prefix={findings}/", corpus],
         check=False, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
