@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         def end_saved(self) -> None: ...
 
 
-FREEZE_S = 2.0
+FREEZE_S = 5.0
 ASK_AGAIN_S = 0.1
 WHOLE_S = 3600.0
 BANDWIDTH_BYTES_S = 1 << 40
