@@ -28,7 +28,8 @@ def test_foreign(tmp_path: Path) -> None:
     (corpus / "archive").write_bytes(b"\x07" + ova(b"disk")[:4096])
     done = subprocess.run(
         [sys.executable, HERE / "fuzz_foreign.py", f"-runs={RUNS}", "-max_len=4096", "-seed=1", "-max_total_time=30",
-         "-timeout=10", f"-rss_limit_mb={rss_limit_mb(512)}", f"-artifact_prefix={tmp_path}/", corpus, HERE / "corpus-foreign"],
+         "-timeout=10", f"-rss_limit_mb={rss_limit_mb(512)}", f"-artifact_prefix={tmp_path}/", corpus,
+         HERE / "corpus-foreign"],
         check=False, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -204,3 +204,9 @@ def test_shell_scripts_parse() -> None:
     for path in scripts:
         done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, ""), path
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their last name alone."""
+    names = [path.name for path in tracked_files() if path.name.startswith("test_") and path.suffix == ".py"]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
