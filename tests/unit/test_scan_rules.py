@@ -162,6 +162,20 @@ def test_what_only_looks_like_a_secret(text: bytes, engines: tuple[Engine, Engin
         assert engine.scan(b"\n" + text + b"\n" * 200) == []
 
 
+def test_what_a_secret_says_of_itself_is_printable(engines: tuple[Engine, Engine]) -> None:
+    """The algorithm of a token is the image's text."""
+    import base64
+    import json
+
+    def part(value: object) -> bytes:
+        return base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).rstrip(b"=")
+
+    token = part({"alg": "\x1b[2J\u202e", "typ": "JWT"}) + b"." + part({"sub": "ana"}) + b"." + b"k3Yd" * 10
+    (hit,) = engines[0].scan(b" " + token + b" ")
+    assert hit.rule == "token.jwt"
+    assert hit.detail.isprintable()
+
+
 def test_a_modulus_of_nothing_is_no_key(engines: tuple[Engine, Engine]) -> None:
     """A length of zero where the expression saw two bytes."""
     for engine in engines:

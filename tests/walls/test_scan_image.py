@@ -286,6 +286,27 @@ def test_the_wall_of_the_scanner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert "SIGSYS" in caught.value.got
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"rule": "../x"}, {"shown": "whole secret of somebody"}, {"detail": "\x1b[2J"}, {"digest": "x"}, {"offset": -5}],
+    ids=lambda change: next(iter(change)),
+)
+def test_reports_of_a_scanner_are_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    from casemate.cell import rawscan_worker
+    from casemate.cell.rawscan_wire import Report
+    from casemate.scan.model import Hit
+
+    good = Hit(rule="key.pem", offset=0, length=1, shown="a…b", digest="0" * 16)
+    report = Report(hits=(msgspec.structs.replace(good, **change),), done=True)
+    monkeypatch.setattr(rawscan_worker, "_serve", lambda work: rawscan_worker._send(report))
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
+    with pytest.raises(VmError, match="makes no sense"):
+        scan(image, image_format="raw")
+
+
 def test_a_scanner_that_hangs_is_ended_and_its_rule_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from casemate.cell import rawscan
 

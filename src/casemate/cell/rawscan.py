@@ -46,14 +46,16 @@ from casemate.image.reader import ImageReader
 from casemate.jail.compile import cached_program
 from casemate.jail.policy import CgroupPlan, Descriptor, Identity, Rlimit, Wall
 from casemate.jail.spawn import Spawned, kill_and_reap, spawn
-from casemate.scan.engine import Engine
+from casemate.scan.engine import DETAIL_MAX_CHARS, Engine
 from casemate.scan.model import Hit
+from casemate.scan.redact import DIGEST_CHARS
 from casemate.sys.landlock import landlock_abi
 
 STRIPE_BYTES: Final = 64 << 20
 L1_STRIPE: Final = 1
 SILENCE_S: Final = 120.0
 MAX_HITS: Final = 20_000
+SHOWN_MAX_CHARS: Final = 9
 _DATA_BYTES: Final = 1 << 30
 _NO_RULE: Final = 0xFFFF_FFFF
 
@@ -204,6 +206,7 @@ class _Crew:
     ) -> None:
         self._fd, self._size, self._engine, self._fixed = fd, size_bytes, engine, fixed
         self._rule_ids, self._who, self._paths = rule_ids, who, paths
+        self._known = frozenset(rule_ids)
         self._workers: list[_Worker] = []
         self.hits: list[tuple[Hit, int | None]] = []
         self.resolved: dict[int, list[Resolved]] = {}
@@ -286,6 +289,8 @@ class _Crew:
         task = worker.task
         if task is None or not 0 <= report.scanned <= self._size or report.read < 0:
             raise VmError("the scanner sent a report that makes no sense")
+        if not all(self._is_believable(hit) for hit in report.hits):
+            raise VmError("the scanner sent a finding that makes no sense")
         view = task.view if task.kind is Kind.VIEW else None
         room = MAX_HITS - len(self.hits)
         self.hits += [(hit, view) for hit in report.hits[: max(0, room)]]
@@ -296,6 +301,17 @@ class _Crew:
         self.notes += [ascii(note)[1:-1][:200] for note in report.notes if len(self.notes) < 100]
         self.read_bytes += report.read
         return report.scanned
+
+    def _is_believable(self, hit: Hit) -> bool:
+        """A worker that has been taken over shall not crash us, nor print through us."""
+        return (
+            hit.rule in self._known
+            and len(hit.shown) <= SHOWN_MAX_CHARS
+            and len(hit.digest) == DIGEST_CHARS
+            and len(hit.detail) <= DETAIL_MAX_CHARS
+            and (hit.shown + hit.digest + hit.detail).isprintable()
+            and 0 <= hit.offset < 1 << 63
+        )
 
     def _death(self, worker: _Worker) -> str:
         try:

@@ -23,6 +23,7 @@ from casemate.scan.redact import Redactor
 
 OVERLAP_BYTES: Final = 32_768
 """More than any rule of ours looks at behind a match's beginning; rules of users are held to it."""
+DETAIL_MAX_CHARS: Final = 200
 _RUN_BYTES: Final = 64
 """Of ends that follow each other a prefilter may tell every 64th only."""
 MAX_HITS: Final = 5_000
@@ -78,7 +79,7 @@ class Compiled:
                 length=match.end() - match.start(),
                 shown=redactor.shown(kept),
                 digest=redactor.digest(kept),
-                detail=found.detail,
+                detail="".join(char if char.isprintable() else "?" for char in found.detail[:DETAIL_MAX_CHARS]),
             )
 
     def _checked(self, match: re.Match[bytes], data: bytes, secret: bytes) -> Found | None:
