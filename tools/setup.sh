@@ -28,6 +28,7 @@ systemd-boot-efi|boot loader of the boot tests
 iproute2|network namespaces of the tests
 libvirt-daemon-system|starts hardened domains in a boot test, and its schemas judge them
 libvirt-clients|virsh for that test
+swtpm|a helper that the audit judges in a wall test
 xorriso|the reference reader for our cloud-init seeds
 age|secrets encrypted with age, in tests
 gnupg|makes the OpenPGP signatures that tests verify
