@@ -1,6 +1,6 @@
 """The how-to of docs/provision.md, as it is written there: Debian's own cloud-init, a secret, a second boot, rm.
 
-Three to four minutes under TCG, so it runs when it is asked for: CASEMATE_SLOW=1. `test_provision.py` runs always.
+Three to four minutes under TCG, so it runs when it is asked for: CASEMATE_SLOW=1. `test_provisioned.py` runs always.
 """
 
 from __future__ import annotations
