@@ -23,16 +23,19 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from casemate.cell.guest import CellGuest, build_cell_guest
+from casemate.cell.link import SILENT
 from casemate.cell.model import ImageFile
 from casemate.cell.session import Session
 from casemate.cell.tools import tool_files
 from casemate.controls.judge import refusal_error, refusals
+from casemate.controls.model import Control
 from casemate.controls.policy import controls_under
 from casemate.engine import files, hostview, identity, labels
 from casemate.engine.aftermath import remove_cgroups
@@ -41,7 +44,7 @@ from casemate.engine.opening import Opened, open_planned_files
 from casemate.engine.paths import Paths, own_directory, prepare
 from casemate.engine.policy_file import read_policy
 from casemate.engine.start import judge_declared
-from casemate.errors import CasemateError, ImageError
+from casemate.errors import CasemateError, ImageError, VmError
 from casemate.image.opening import identity_of, open_regular_file
 from casemate.jail.compile import cached_program
 from casemate.jail.policy import Identity
@@ -51,6 +54,11 @@ from casemate.plan.model import LaunchPlan
 from casemate.spec.model import Boot, Disk, DiskFormat, DiskMode, Machine, Spec
 
 DISKS_MAX = 4
+HELLO_MAX_S = (30.0, 60.0)
+"""How long the first and the second start may take to the agent's hello. Under TCG, on a host with much more to do than
+processors, one boot in some hundreds stops for good before its first process; the second one tells that from an image
+that stops the kernel.
+"""
 NOT_FOR_A_CELL = frozenset({"img.origin"})
 """Controls about what a VM may boot from: to look into an image that nobody vouches for is what a cell is there for."""
 
@@ -81,13 +89,11 @@ def boot(
     opened = Opened()
     uid_lock = -1
     image_locks: list[int] = []
-    launched: Launched | None = None
-    ours, theirs = socket.socketpair()
+    started: _Started | None = None
     plan: LaunchPlan | None = None
     try:
         report("")
         _open_all(images, guest, opened)
-        opened.by_role["channel"] = theirs.detach()
         policy = read_policy(None)
         who, uid_lock = identity.claim(paths, policy.identity.uids())
         plan = _plan(_spec(images, guest, memory_mib), paths, cell_id, who, opened.sizes)
@@ -99,22 +105,24 @@ def boot(
         labels.apply_labels(plan, opened, own)
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
         files.write_json(f"{home}/cgroups", plan.cgroup.directories)
-        launched = launch(plan, program, opened, f"{home}/root", (), controls)
+        for wait_s in HELLO_MAX_S:
+            started = _start(plan, program, opened, f"{home}/root", controls)
+            session = started.session(guest, wait_s, lambda package: tool_files(package, Path(paths.cache), report))
+            try:
+                session.wait_for_hello()
+                break
+            except VmError as error:
+                if error.what != SILENT or wait_s == HELLO_MAX_S[-1]:
+                    raise
+            started.end()
+            remove_cgroups(plan.cgroup.directories)
         image_locks, opened.locks = opened.locks, []
         opened.close()
-        session = Session(
-            ours,
-            (launched.console.fileno(), launched.log_fd, launched.qmp.fileno()),
-            _how_it_ended(launched),
-            guest=guest,
-            tools=lambda package: tool_files(package, Path(paths.cache), report),
-        )
-        session.wait_for_hello()
+        session.allow_silence()
         yield session
     finally:
-        ours.close()
-        if launched is not None:
-            _end(launched)
+        if started is not None:
+            started.end()
         if plan is not None:
             remove_cgroups(plan.cgroup.directories)
         opened.close()
@@ -123,6 +131,41 @@ def boot(
         for descriptor in (uid_lock, lock, *image_locks):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+@dataclass
+class _Started:
+    """An emulator that has been released, and our end of its agent's port."""
+
+    launched: Launched
+    channel: socket.socket
+    ended: bool = False
+
+    def session(self, guest: CellGuest, wait_s: float, tools: Callable[[str], Iterable[tuple[str, bytes]]]) -> Session:
+        """The channel as a session; console, log and QMP are drained by it."""
+        drains = (self.launched.console.fileno(), self.launched.log_fd, self.launched.qmp.fileno())
+        how = _how_it_ended(self.launched)
+        return Session(self.channel, drains, how, silence_max_s=wait_s, guest=guest, tools=tools)
+
+    def end(self) -> None:
+        """Kill it, and close everything; a second time is fine."""
+        if not self.ended:
+            self.ended = True
+            self.channel.close()
+            _end(self.launched)
+
+
+def _start(plan: LaunchPlan, program: bytes, opened: Opened, staging: str, controls: tuple[Control, ...]) -> _Started:
+    ours, theirs = socket.socketpair()
+    try:
+        opened.by_role["channel"] = theirs.fileno()
+        return _Started(launch(plan, program, opened, staging, (), controls), ours)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        del opened.by_role["channel"]
+        theirs.close()
 
 
 def _make_home(paths: Paths, home: str, cell_id: str) -> int:

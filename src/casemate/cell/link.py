@@ -19,6 +19,7 @@ SILENCE_MAX_S = 60.0
 """The longest wait for one whole frame (at most 256 KiB) from a cell that owes an answer."""
 LIFE_MAX_S = 4 * 3600.0
 """How long one cell may be asked: a guest that lets a frame drip every minute has an end too."""
+SILENT = "the cell is silent"
 TAIL_BYTES = 4096
 _PIECE_BYTES = 1 << 18
 
@@ -37,7 +38,7 @@ class Link:
     ) -> None:
         self._channel = channel
         self._ended = ended
-        self._silence_max_s = silence_max_s
+        self.silence_max_s = silence_max_s
         self._last_s = time.monotonic() + LIFE_MAX_S
         self._reader = FrameReader()
         self._frames: list[Frame] = []
@@ -57,11 +58,11 @@ class Link:
             VmError: the cell does not read, or ended.
         """
         view = memoryview(data)
-        end = time.monotonic() + self._silence_max_s
+        end = time.monotonic() + self.silence_max_s
         while view:
             try:
                 view = view[self._channel.send(view[:_PIECE_BYTES]) :]
-                end = time.monotonic() + self._silence_max_s
+                end = time.monotonic() + self.silence_max_s
                 continue
             except BlockingIOError:
                 pass
@@ -82,14 +83,14 @@ class Link:
         """
         if self.broken is not None:
             raise self.broken
-        end = min(time.monotonic() + self._silence_max_s, self._last_s)
+        end = min(time.monotonic() + self.silence_max_s, self._last_s)
         while not self._frames:
             remaining = end - time.monotonic()
             if remaining <= 0:
                 raise self.fail(
                     VmError(
-                        "the cell is silent",
-                        got=self._tail() or f"no answer within {self._silence_max_s:.0f} s",
+                        SILENT,
+                        got=self._tail() or f"no answer within {self.silence_max_s:.0f} s",
                         next_step="the image may have caught its kernel in a loop; look at the host's load",
                     )
                 )

@@ -95,6 +95,10 @@ class Session:
         except WireError as fault:
             raise self._link.lied(fault) from None
 
+    def allow_silence(self) -> None:
+        """From now on an answer may take `SILENCE_MAX_S`, however short the wait for the hello was."""
+        self._link.silence_max_s = max(self._link.silence_max_s, SILENCE_MAX_S)
+
     def load_module(self, name: str, elf: bytes) -> None:
         """Load a kernel module; one that is loaded already is fine."""
         end = self._plain(Operation.LOAD, text(""), elf)
