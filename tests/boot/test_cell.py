@@ -16,6 +16,7 @@ import pytest
 from tests.support.cell_disks import CONTENT, EMPTY, KEY, available, file_systems, layered
 
 from casemate import contents
+from casemate.cell import boot
 from casemate.cell.cell import Cell
 from casemate.cell.model import Entry, Piece, Volume
 from casemate.engine.paths import default_paths
@@ -202,6 +203,18 @@ def test_a_killed_command_leaves_no_cell(disk: tuple[Path, dict[str, int], dict[
     from casemate.cell.boot import sweep_stale
 
     sweep_stale(default_paths())
+    _nothing_is_left()
+
+
+def test_a_guest_that_says_nothing_is_started_once_more(
+    disk: tuple[Path, dict[str, int], dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot, "HELLO_MAX_S", (0.01, 60.0))
+    with contents.open_contents(str(disk[0])) as cell:
+        assert cell.messages()
+    monkeypatch.setattr(boot, "HELLO_MAX_S", (0.01, 0.01))
+    with pytest.raises(VmError, match="silent"), contents.open_contents(str(disk[0])):
+        pass
     _nothing_is_left()
 
 
