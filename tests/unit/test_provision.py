@@ -194,6 +194,8 @@ def test_hostile_user_data_is_refused_or_accepted_and_nothing_else(data: bytes) 
         ("version: 2\nethernets:\n  eth0: {dhcp4: true}\n", ""),
         ("network:\n  version: 2\n  ethernets: {}\n", ""),
         ("version: 1\nconfig: disabled\n", ""),
+        ("network: {config: disabled}\n", ""),
+        ("network: {config: enabled}\n", "no version"),
         ("version: 3\n", "no version"),
         ("ethernets: {}\n", "no version"),
         ("version: 2\nethernet: {}\n", "ethernets?"),

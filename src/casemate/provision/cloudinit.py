@@ -76,6 +76,8 @@ def check_network_config(data: bytes | bytearray, what: str) -> None:
     entries = shape.entries
     if [entry.key for entry in entries] == ["network"]:
         entries = shape.inner.get("network", ())
+    if [(entry.key, entry.value) for entry in entries] == [("config", "disabled")]:
+        return  # cloud-init leaves the network to the image
     version = _version(entries)
     if shape.kind != "m" or version not in NETWORK_KEYS:
         raise InputError(what, got="no version that cloud-init knows", expected="a table with version: 1 or version: 2")
