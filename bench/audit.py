@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -392,6 +393,7 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("bench/audit.py: run it as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the VMs are ended on the way out
     print(f"Load average at the start: {os.getloadavg()[0]:.1f}; {os.cpu_count()} cores; Linux {os.uname().release}.\n")
     with tempfile.TemporaryDirectory(prefix="bench-audit-") as scratch:
         print("\n".join(measure(options, Path(scratch))))
