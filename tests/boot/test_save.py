@@ -101,7 +101,7 @@ def test_without_the_reseed_they_draw_the_same(cli: Cli, tmp_path: Path) -> None
         if first[0] == second[0]:
             return
         cli.ok("rm", "--force", f"one-{attempt}", f"two-{attempt}")
-    pytest.skip("four times the guest's kernel reseeded itself before it drew: the host is too busy to show the opposite")
+    pytest.skip("four times the guest's kernel reseeded itself before it drew: the host is too busy to show it")
 
 
 def test_what_does_not_belong_together_is_refused(cli: Cli, tmp_path: Path) -> None:
