@@ -119,7 +119,7 @@ def peers(options: argparse.Namespace, scratch: Path) -> list[Peer]:
             Peer(
                 "kernel-hardening-checker",
                 (*khc, "-a"),
-                lambda out: sum(map(int, (re.search(count, out) or re.match("()()", "")).groups(0) or (0,))),  # type: ignore[union-attr]
+                lambda out: sum(int(text) for found in re.findall(count, out)[:1] for text in found),
                 rounds,
             )
         )

@@ -338,7 +338,9 @@ def _table(rows: list[Row], libvirt: Libvirt) -> list[str]:
         lines.append(f"| {row.name} | {median:.0f} | {high:.0f} | {shown} | {aim} | {verdict} |")
     if not libvirt.available:
         lines.append(f"\n`virsh create` is missing: {libvirt.why_not}.")
-    lines.append("\nQEMU greets before it builds the machine: no launch can be released before its first command is answered.")
+    lines.append(
+        "\nQEMU greets before it builds the machine: no launch can be released before its first command is answered."
+    )
     return [*lines, ""]
 
 

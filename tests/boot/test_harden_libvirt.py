@@ -267,7 +267,7 @@ def test_hardening_closes_the_paths_that_its_changes_should_close(libvirt: Libvi
     after = risk_of("careless")
     found = risks.difference_of(before, after)
     (change,) = found.vms
-    # The floppy and its controller, the USB stick and tablet, the VGA card with VNC are gone; entropy and the generation
+    # The floppy and its controller, the USB stick and tablet, the VGA card with VNC are gone; entropy and a generation
     # id came. What is left of the board (AHCI), and an emulator without KVM, no domain can change.
     closed = {item.id for item in change.techniques if item.now is Status.CLOSED}
     assert closed == {"emu.floppy", "emu.usb", "emu.display", "guest.predicted-random"}

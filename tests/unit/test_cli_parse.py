@@ -20,7 +20,21 @@ GOLDEN = ROOT / "tests/golden/cli-help.txt"
 COMMANDS = (
     *("doctor", "plan", "run", "create", "start", "restart", "stop", "kill", "rm", "pause", "unpause", "wait", "ps"),
     *("inspect", "logs", "console", "events", "stats", "prove", "key", "verify-record", "unit", "spec", "completion"),
-    *("version", "audit", "controls", "capture", "risk", "harden", "surface", "detect", "emulator", "measure", "attest", "image", "save"),
+    *(
+        "version",
+        "audit",
+        "controls",
+        "capture",
+        "risk",
+        "harden",
+        "surface",
+        "detect",
+        "emulator",
+        "measure",
+        "attest",
+        "image",
+        "save",
+    ),
 )
 
 

@@ -84,11 +84,7 @@ def _implied(draft: DomainDraft, domain: Element) -> None:
     unplaced = [d for d in draft.devices if d.origin not in draft.on_root_bus]
     if draft.family in ("q35", "virt") and not stated and any(_needs_port(device.type) for device in unplaced):
         draft.device("pcie-root-port", {}, "libvirt adds PCI Express ports")
-    if (
-        draft.family == "q35"
-        and not draft.has("pcie-pci-bridge")
-        and any(d.type in _CONVENTIONAL for d in unplaced)
-    ):
+    if draft.family == "q35" and not draft.has("pcie-pci-bridge") and any(d.type in _CONVENTIONAL for d in unplaced):
         draft.device("pcie-pci-bridge", {}, "libvirt adds a bridge for conventional PCI devices")
 
 

@@ -29,8 +29,8 @@ import msgspec
 
 from casemate.errors import HostError
 from casemate.image import guest_modules
-from casemate.image.guest_reseed import reseed_program
 from casemate.image.cpio import CpioEntry, character_device, directory, regular, symlink, write_cpio
+from casemate.image.guest_reseed import reseed_program
 
 CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet loglevel=3 cryptomgr.notests"
 """``reboot=t`` ``panic=-1``: a reset or a panic ends the emulator at once; ``cryptomgr.notests`` saves a quarter of a

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import struct
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from casemate.errors import ImageError
@@ -51,7 +52,7 @@ class Slot(NamedTuple):
 
 
 class LuksHeader(NamedTuple):
-    """What an accepted header says. ``payload_bytes``: where the data begin; ``key_bytes``: length of the master key."""
+    """What an accepted header says. ``payload_bytes``: where the data begin; ``key_bytes``: of the master key."""
 
     hash_name: str
     key_bytes: int
@@ -147,7 +148,7 @@ def _check_slots(slots: tuple[Slot, ...], key_bytes: int, payload_bytes: int, na
             raise _refused(name, f"key slot {index} with {slot.iterations} iterations; expected {ITERATIONS_MIN}", step)
         areas.append((slot.offset_bytes, end))
     areas.sort()
-    if any(one[1] > two[0] for one, two in zip(areas, areas[1:], strict=False)):
+    if any(one[1] > two[0] for one, two in pairwise(areas)):
         raise _refused(name, "key slots that overlap")
 
 

@@ -21,7 +21,8 @@ CONTROLS: tuple[Control, ...] = (
         scenarios=(VM, OTHERS),
         remedies=Remedies(host="start VMs after systemd-random-seed.service; a virtio-rng or TPM for a virtual host"),
         sources=(_LECTURE, kernel("admin-guide/sysctl/kernel: random; drivers/char/random.c")),
-        limits="From a captured tree only with Linux 5.18 or later (or 5.10.119, 5.15.44): older kernels write nowhere whether it is ready.",
+        limits="From a captured tree only with Linux 5.18 or later (or 5.10.119, 5.15.44): older kernels write nowhere "
+        "whether it is ready.",
     ),
     Control(
         id="ent.host-sources",

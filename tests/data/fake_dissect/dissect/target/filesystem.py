@@ -78,7 +78,6 @@ def open(handle):
     elif word == "write":
         os.write(4, b"\xff" * 64)
     elif word == "reach":
-
         attempt("passwd", lambda: io.open("/etc/passwd"))
         attempt("proc", lambda: os.listdir("/proc"))
         attempt("image by path", lambda: io.open("/proc/self/fd/3", "rb"))
