@@ -106,6 +106,7 @@ def test_changed_headers_give_an_answer(edits: list[tuple[str, int]]) -> None:
 
 @needs_qemu_img
 @example([("snapshots_offset", 1 << 63)])
+@example([("extension", 0x23852875 << 32)])
 @given(changes)
 @settings(max_examples=120, deadline=None)
 def test_qemu_opens_what_is_accepted_and_sees_no_other_file(edits: list[tuple[str, int]]) -> None:

@@ -230,7 +230,7 @@ def _check_extensions(reader: ImageReader, fixed: Fixed) -> int:
         seen.add(kind)
         if kind in {EXT_BACKING_FORMAT, EXT_DATA_FILE}:
             raise _lie(name, "an extension that names another file or its format", "none without such a file")
-        if kind == EXT_BITMAPS and fixed.autoclear & AUTOCLEAR_BITMAPS:
+        if kind == EXT_BITMAPS:
             bitmaps = _check_bitmaps(reader, fixed, area[at : at + length])
         if kind == EXT_ENCRYPTION:
             _check_encryption(reader, fixed, area[at : at + length])
@@ -245,6 +245,8 @@ def _check_extensions(reader: ImageReader, fixed: Fixed) -> int:
 def _check_bitmaps(reader: ImageReader, fixed: Fixed, data: bytes) -> int:
     if len(data) != 24:
         raise _lie(reader.name, f"a bitmaps extension of {len(data)} bytes", "24")
+    if not fixed.autoclear & AUTOCLEAR_BITMAPS:
+        return 0  # some program that does not know bitmaps has written to the image: nobody reads them any more
     count, reserved, directory_bytes, offset = struct.unpack(">IIQQ", data)
     if reserved or not 1 <= count <= MAX_BITMAPS or not 0 < directory_bytes <= MAX_BITMAP_DIRECTORY_BYTES:
         raise _lie(reader.name, f"{count} bitmaps in a directory of {directory_bytes} bytes")

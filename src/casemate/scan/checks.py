@@ -33,6 +33,7 @@ _PLACEHOLDERS: Final = re.compile(
     rb"|pass(?:word|wd|phrase)?[0-9]?|secret[0-9]?|mypass(?:word)?|user(?:name)?|token|key|foo(?:bar)?|bar|none|null|true|false"
     rb"|str(?:ing)?|value|[x*.#_-]+|prompt|test)$"
 )
+_USER: Final = re.compile(rb"[a-z_][a-z0-9_.-]{0,31}")
 _B62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ALPHABETS: Final = re.compile(rb"abcdefgh|ABCDEFGH|01234567|0123456789|qwertyui|aaaaaa|AAAAAA|000000|111111")
 
@@ -183,6 +184,8 @@ def _crypt(match: re.Match[bytes], data: bytes) -> Found | None:
         # A file begins at a block: letters before it are of another file.
         border = (match.end("user") - 1) // 1024 * 1024
         user = user[max(0, border - match.start("user")) :]
+        if not _USER.fullmatch(user):
+            user = b""
     detail = crypt_detail(secret.decode("ascii"), user.decode("ascii"))
     if detail is None:
         return None

@@ -174,7 +174,7 @@ RULES: tuple[Rule, ...] = (
         id="hash.password",
         title="Password hash",
         severity=Level.HIGH,
-        regex=r"(?:(?<![a-z0-9_.-])(?P<user>[a-z_][a-z0-9_.-]{0,31}):)?"
+        regex=r"(?:(?<![a-z0-9_.-])(?P<user>[a-z0-9_.-]{1,64}):)?"
         r"(?P<secret>\$(?:y|gy|7)\$[./A-Za-z0-9$]{40,120}"
         r"|\$(?:5|6)\$(?:rounds=\d{4,9}\$)?[./A-Za-z0-9]{1,16}\$[./A-Za-z0-9]{43,86}"
         r"|\$1\$[./A-Za-z0-9]{1,8}\$[./A-Za-z0-9]{22}|\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53})(?![./A-Za-z0-9])",
