@@ -32,6 +32,7 @@ def test_a_technique_names_what_exists(technique: Technique) -> None:
     assert 1 <= technique.effort <= 4
     if technique.nature is not Nature.CONSEQUENCE:
         assert technique.steps
+        assert technique.references
 
 
 @pytest.mark.parametrize("technique", GRAPH.techniques, ids=lambda item: item.id)

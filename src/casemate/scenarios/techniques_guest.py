@@ -47,6 +47,10 @@ INTO_THE_GUEST: Final = (
         steps=(_S1,),
         slows=("guest.kernel",),
         effort=1,
+        references=(
+            "lecture: the virtual machine is attacked like a physical one",
+            "ANSSI-BP-028 R61 (updates)",
+        ),
     ),
     Technique(
         id="guest.default-password",
@@ -57,6 +61,10 @@ INTO_THE_GUEST: Final = (
         closed_when=some(_NO_NETWORK, every("sec.passwords", "sec.keys")),
         steps=(_S1,),
         effort=1,
+        references=(
+            "lecture: images are public",
+            "secrets by other means",
+        ),
     ),
     Technique(
         id="guest.unknown-bug",
@@ -68,6 +76,7 @@ INTO_THE_GUEST: Final = (
         steps=(_S1,),
         effort=3,
         contained_by=("net.egress", "net.publish-wide", "guest.root", "guest.kernel", "guest.lockdown"),
+        references=("lecture: attack scenario, virtual machine",),
     ),
     Technique(
         id="guest.predicted-random",
@@ -92,6 +101,10 @@ INTO_THE_GUEST: Final = (
         ),
         steps=(AttackStep.S7_USER_TO_VMM,),
         effort=1,
+        references=(
+            "libvirt: VNC and SPICE listen addresses",
+            "OpenStack security guide, dashboards and consoles",
+        ),
     ),
 )
 
@@ -106,6 +119,7 @@ INSIDE_THE_GUEST: Final = (
         steps=(_S1,),
         slows=("guest.kernel",),
         effort=1,
+        references=("lecture: nearly all hypervisor bugs need root in the guest",),
     ),
     Technique(
         id="guest.works-as-root",
@@ -116,6 +130,7 @@ INSIDE_THE_GUEST: Final = (
         closed_when=every("guest.root"),
         steps=(_S1,),
         effort=1,
+        references=("lecture: protection of root in the virtual machine",),
     ),
     Technique(
         id="guest.cpu-leak",
@@ -126,6 +141,10 @@ INSIDE_THE_GUEST: Final = (
         closed_when=every(Holds("cpu.guest-flags", or_absent=True)),
         steps=(_S1,),
         effort=3,
+        references=(
+            "spectre-meltdown-checker FAQ: what a guest needs",
+            "CVE-2017-5754",
+        ),
     ),
     Technique(
         id="guest.local-unknown-bug",
@@ -137,6 +156,7 @@ INSIDE_THE_GUEST: Final = (
         steps=(_S1,),
         effort=3,
         contained_by=("guest.kernel", "guest.lockdown"),
+        references=("lecture: separation of privileges and defence in depth",),
     ),
     Technique(
         id="guest.loads-code",
@@ -147,6 +167,7 @@ INSIDE_THE_GUEST: Final = (
         closed_when=every("guest.lockdown"),
         steps=(_S1,),
         effort=1,
+        references=("Linux, kernel_lockdown(7)",),
     ),
     Technique(
         id="guest.root-unknown-bug",
@@ -158,6 +179,7 @@ INSIDE_THE_GUEST: Final = (
         steps=(_S1,),
         effort=3,
         contained_by=("guest.lockdown",),
+        references=("Linux, kernel_lockdown(7)",),
     ),
 )
 
@@ -201,6 +223,10 @@ INTO_THE_EMULATOR: Final = (
         slows=_BINARY,
         effort=2,
         history=("slirp",),
+        references=(
+            "CVE-2019-6778, CVE-2020-1983",
+            "cves.md: slirp",
+        ),
     ),
     Technique(
         id="emu.shared-directory",
@@ -213,6 +239,10 @@ INTO_THE_EMULATOR: Final = (
         slows=_BINARY,
         effort=2,
         history=("9p", "virtiofsd"),
+        references=(
+            "CVE-2026-93834, CVE-2017-7471",
+            "cves.md: 9p, virtiofsd",
+        ),
     ),
     Technique(
         id="emu.host-usb",
@@ -224,6 +254,10 @@ INTO_THE_EMULATOR: Final = (
         steps=(_S2,),
         effort=3,
         history=("usb-redir",),
+        references=(
+            "cves.md: USB",
+            "QEMU, system/security",
+        ),
     ),
     Technique(
         id="emu.tcg",
@@ -248,6 +282,10 @@ INTO_THE_EMULATOR: Final = (
         slows=_BINARY,
         effort=2,
         history=_LEGACY + _REMAINING,
+        references=(
+            "cves.md",
+            "Debian and Ubuntu security notices",
+        ),
     ),
     Technique(
         id="emu.remote-image",
@@ -259,6 +297,10 @@ INTO_THE_EMULATOR: Final = (
         steps=(_S2, AttackStep.S8_IMAGE_TO_HOST),
         effort=3,
         history=("iscsi",),
+        references=(
+            "CVE-2016-5126",
+            "cves.md: iSCSI",
+        ),
     ),
     Technique(
         id="emu.unknown-bug",
@@ -272,6 +314,10 @@ INTO_THE_EMULATOR: Final = (
         effort=4,
         history=_REMAINING,
         contained_by=EMULATOR_HOLD,
+        references=(
+            "lecture: hardening of the emulator",
+            "cves.md: other virtio",
+        ),
     ),
     Technique(
         id="helper.known-bug",
@@ -282,6 +328,7 @@ INTO_THE_EMULATOR: Final = (
         closed_when=every(Holds("os.updates-helpers", or_absent=True)),
         steps=(_S2,),
         effort=3,
+        references=("Debian security tracker: passt, swtpm, virtiofsd",),
     ),
     Technique(
         id="helper.unknown-bug",
@@ -293,6 +340,7 @@ INTO_THE_EMULATOR: Final = (
         steps=(_S2,),
         effort=4,
         contained_by=("proc.helpers",),
+        references=("lecture: privileges of the VMM",),
     ),
 )
 

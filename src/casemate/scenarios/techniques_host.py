@@ -22,6 +22,10 @@ OUT_OF_THE_EMULATOR: Final = (
         closed_when=every("proc.uid", "proc.gid", "proc.groups", "proc.caps", "proc.no-new-privs"),
         steps=(_S4,),
         effort=1,
+        references=(
+            "libvirt, QEMU driver: user and capabilities",
+            "lecture: the VMM is privileged",
+        ),
     ),
     Technique(
         id="esc.host-files",
@@ -33,6 +37,10 @@ OUT_OF_THE_EMULATOR: Final = (
         steps=(_S4,),
         slows=("proc.uid", "proc.landlock"),
         effort=2,
+        references=(
+            "CVE-2019-10166",
+            "libvirt, sVirt",
+        ),
     ),
     Technique(
         id="esc.system-calls",
@@ -44,6 +52,10 @@ OUT_OF_THE_EMULATOR: Final = (
         steps=(_S4,),
         slows=_HARDENED,
         effort=3,
+        references=(
+            "lecture: seccomp-bpf",
+            "Firecracker, seccomp",
+        ),
     ),
     Technique(
         id="esc.known-kernel-bug",
@@ -55,6 +67,7 @@ OUT_OF_THE_EMULATOR: Final = (
         steps=(_S4,),
         slows=_HARDENED,
         effort=2,
+        references=("lecture: hardening of the Linux kernel",),
     ),
     Technique(
         id="esc.descriptors",
@@ -65,6 +78,10 @@ OUT_OF_THE_EMULATOR: Final = (
         closed_when=every("proc.fds"),
         steps=(_S4,),
         effort=2,
+        references=(
+            "QEMU, fdsets",
+            "Firecracker, jailer",
+        ),
     ),
     Technique(
         id="esc.namespaces",
@@ -75,6 +92,10 @@ OUT_OF_THE_EMULATOR: Final = (
         closed_when=some(every("proc.ns"), every("proc.mac-label", "proc.seccomp-strength")),
         steps=(_S4,),
         effort=2,
+        references=(
+            "Linux, namespaces(7)",
+            "Firecracker, jailer",
+        ),
     ),
     Technique(
         id="esc.terminal",
@@ -85,6 +106,10 @@ OUT_OF_THE_EMULATOR: Final = (
         closed_when=some("proc.session", "hk.tty"),
         steps=(_S4,),
         effort=2,
+        references=(
+            "CVE-2016-2779",
+            "Linux, ioctl_tty(2): TIOCSTI",
+        ),
     ),
     Technique(
         id="esc.unknown-bug",
@@ -97,6 +122,7 @@ OUT_OF_THE_EMULATOR: Final = (
         slows=_HARDENED,
         effort=4,
         contained_by=("proc.seccomp-size", *_HARDENED),
+        references=("lecture: reduction of the kernel's attack surface",),
     ),
     Technique(
         id="helper.unconfined",
@@ -107,6 +133,10 @@ OUT_OF_THE_EMULATOR: Final = (
         closed_when=every(Holds("proc.helpers", or_absent=True)),
         steps=(_S4,),
         effort=2,
+        references=(
+            "CVE-2022-0358 (virtiofsd)",
+            "passt(1), security",
+        ),
     ),
     Technique(
         id="nb.same-user",
@@ -118,6 +148,7 @@ OUT_OF_THE_EMULATOR: Final = (
         steps=(_S5,),
         slows=("hk.ptrace", "proc.dumpable"),
         effort=1,
+        references=("lecture: isolation with SELinux categories (sVirt)",),
     ),
     Technique(
         id="nb.descriptors",
@@ -128,6 +159,7 @@ OUT_OF_THE_EMULATOR: Final = (
         closed_when=every("proc.fds", "mem.no-shared-backend"),
         steps=(_S5,),
         effort=1,
+        references=("lecture: sets of categories on images",),
     ),
     Technique(
         id="nb.starves",
@@ -138,6 +170,10 @@ OUT_OF_THE_EMULATOR: Final = (
         closed_when=every("proc.cgroup", "proc.mounts"),
         steps=(_S5,),
         effort=1,
+        references=(
+            "Linux, cgroup-v2",
+            "Firecracker, prod-host-setup",
+        ),
     ),
 )
 
@@ -170,6 +206,10 @@ OF_USERS: Final = (
         ),
         steps=(_S7,),
         effort=1,
+        references=(
+            "libvirt, hooks",
+            "ANSSI-BP-028",
+        ),
     ),
     Technique(
         id="vmm.remote",
@@ -199,6 +239,10 @@ OF_USERS: Final = (
         effort=4,
         history=("libvirt",),
         contained_by=("vmm.ro-sock", "vmm.acl"),
+        references=(
+            "CVE-2020-15708, CVE-2014-5177",
+            "cves.md: libvirt",
+        ),
     ),
     Technique(
         id="vmm.is-root",
@@ -220,6 +264,10 @@ OF_USERS: Final = (
         closed_when=every("vmm.qmp", "vmm.no-debug", "net.listen-debug"),
         steps=(_S7,),
         effort=1,
+        references=(
+            "QEMU, system/security: monitor",
+            "CVE-2019-10161",
+        ),
     ),
     Technique(
         id="kvm.device-node",
@@ -243,6 +291,10 @@ OF_USERS: Final = (
         closed_when=every(some("proc.uid-unique", "proc.dumpable", "hk.ptrace"), "img.perm-label", "vmm.group-disk"),
         steps=(_S5,),
         effort=1,
+        references=(
+            "Linux, Yama",
+            "lecture: images of one VM",
+        ),
     ),
     Technique(
         id="host.core-dump",
@@ -253,6 +305,7 @@ OF_USERS: Final = (
         closed_when=some("proc.rlimits", "mem.no-dump", "os.core-dumps"),
         steps=(AttackStep.S9_THEFT,),
         effort=2,
+        references=("libvirt, qemu.conf: dump_guest_core",),
     ),
     Technique(
         id="host.arguments",
@@ -263,6 +316,10 @@ OF_USERS: Final = (
         closed_when=every("dev.no-secret-args", Holds("vmm.secrets-perm", or_absent=True)),
         steps=(AttackStep.S9_THEFT,),
         effort=1,
+        references=(
+            "QEMU, system/secrets",
+            "proc(5): cmdline",
+        ),
     ),
     Technique(
         id="host.user-unknown-bug",
@@ -275,6 +332,7 @@ OF_USERS: Final = (
         slows=_HARDENED,
         effort=3,
         contained_by=("hk.userns", "hk.bpf", "hk.io-uring", "hk.perf", "hk.userfaultfd", *_HARDENED),
+        references=("lecture: the host is an ordinary system",),
     ),
     Technique(
         id="host.remote-service",
@@ -286,6 +344,7 @@ OF_USERS: Final = (
         steps=(_S7,),
         slows=("net.host-sysctl",),
         effort=2,
+        references=("lecture: more administration interfaces",),
     ),
     Technique(
         id="migration.listens",
@@ -300,6 +359,10 @@ OF_USERS: Final = (
         ),
         steps=(AttackStep.S9_THEFT, _S7),
         effort=2,
+        references=(
+            "libvirt, migration: TLS",
+            "OpenStack security guide, live migration",
+        ),
     ),
 )
 

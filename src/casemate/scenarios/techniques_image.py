@@ -26,6 +26,10 @@ OF_IMAGES: Final = (
         steps=(_S8,),
         effort=1,
         history=("image-formats",),
+        references=(
+            "CVE-2024-32498",
+            "libvirt, secure usage: image format probing",
+        ),
     ),
     Technique(
         id="img.format-bug",
@@ -38,6 +42,10 @@ OF_IMAGES: Final = (
         effort=4,
         history=("image-formats",),
         contained_by=("img.format-explicit", "img.size", "proc.seccomp-strength", "proc.root"),
+        references=(
+            "CVE-2014-0144, CVE-2026-2243",
+            "cves.md: image formats",
+        ),
     ),
     Technique(
         id="img.mounted-on-host",
@@ -72,6 +80,7 @@ OF_IMAGES: Final = (
         closed_when=every("bin.owner", "proc.exe", "bin.rpath"),
         steps=(AttackStep.S2_GUEST_TO_EMULATOR,),
         effort=3,
+        references=("lecture: verify origin and integrity",),
     ),
 )
 
@@ -85,6 +94,10 @@ OF_THIEVES: Final = (
         closed_when=some(_NO_DISK, every("img.local-encrypted", Holds("img.encrypted", or_absent=True))),
         steps=(_S9,),
         effort=1,
+        references=(
+            "lecture: images are public",
+            "ANSSI-BP-028",
+        ),
     ),
     Technique(
         id="theft.secrets-in-image",
@@ -106,6 +119,7 @@ OF_THIEVES: Final = (
         closed_when=every("cpu.swap", "img.ram-files"),
         steps=(_S9,),
         effort=3,
+        references=("Firecracker, prod-host-setup: swap",),
     ),
 )
 
@@ -118,6 +132,7 @@ OF_OPERATORS: Final = (
         target=Node.HOST_ROOT,
         closed_when=Never("the host is his"),
         effort=1,
+        references=("lecture: confidential computing, protect VMs from the host",),
     ),
     Technique(
         id="host.reads-memory",
@@ -141,6 +156,10 @@ OF_OPERATORS: Final = (
         effort=4,
         history=("kvm-sev",),
         contained_by=("cc.attest", "cc.no-debug"),
+        references=(
+            "TEE.fail 2025",
+            "cves.md: KVM SEV",
+        ),
     ),
     Technique(
         id="bp.module",
@@ -162,6 +181,10 @@ OF_OPERATORS: Final = (
         closed_when=every("hk.secure-boot", Holds("hk.secure-boot-setup", or_absent=True), "hk.measured-boot"),
         steps=(_S10,),
         effort=3,
+        references=(
+            "UEFI, Secure Boot",
+            "CVE-2020-10713 (BootHole)",
+        ),
     ),
     Technique(
         id="bp.guest",
@@ -172,6 +195,10 @@ OF_OPERATORS: Final = (
         closed_when=some("kvm.nested-off", Holds("kvm.nested-host", or_absent=True), Absent("kvm.irqchip-split")),
         steps=(_S10,),
         effort=3,
+        references=(
+            "CVE-2021-3656",
+            "lecture: virtualisation on the fly",
+        ),
     ),
     Technique(
         id="bp.unknown-bug",
@@ -183,6 +210,7 @@ OF_OPERATORS: Final = (
         steps=(_S10,),
         effort=4,
         contained_by=("hk.lockdown", "hk.secure-boot", "hk.measured-boot", "hk.no-outer-vmm"),
+        references=("lecture: Blue Pill, invisibility is disputed",),
     ),
 )
 

@@ -54,6 +54,10 @@ INTO_THE_HOST_KERNEL: Final = (
         slows=_HARDENED,
         effort=3,
         history=("kvm-nested",),
+        references=(
+            "CVE-2021-3653, CVE-2021-29657",
+            "cves.md: KVM nested",
+        ),
     ),
     Technique(
         id="kvm.shadow-paging",
@@ -66,6 +70,10 @@ INTO_THE_HOST_KERNEL: Final = (
         slows=_HARDENED,
         effort=3,
         history=("kvm-mmu",),
+        references=(
+            "CVE-2026-53359, CVE-2026-64561",
+            "cves.md: KVM MMU",
+        ),
     ),
     Technique(
         id="kvm.foreign-interfaces",
@@ -79,6 +87,10 @@ INTO_THE_HOST_KERNEL: Final = (
         steps=(_S3,),
         slows=_HARDENED,
         effort=3,
+        references=(
+            "cves.md: KVM emulator",
+            "lecture: avoid Xen",
+        ),
     ),
     Technique(
         id="kvm.unsafe-setting",
@@ -94,6 +106,10 @@ INTO_THE_HOST_KERNEL: Final = (
         ),
         steps=(_S3,),
         effort=3,
+        references=(
+            "CVE-2021-22543",
+            "Linux, virt/kvm: module parameters",
+        ),
     ),
     Technique(
         id="kvm.known-bug",
@@ -106,6 +122,10 @@ INTO_THE_HOST_KERNEL: Final = (
         slows=_HARDENED,
         effort=2,
         history=("kvm-core", "kvm-mmu", "kvm-lapic"),
+        references=(
+            "cves.md: KVM",
+            "CVE-2022-1158",
+        ),
     ),
     Technique(
         id="kvm.passthrough",
@@ -153,6 +173,10 @@ INTO_THE_HOST_KERNEL: Final = (
         steps=(_S3, _S6),
         effort=3,
         history=("cpu",),
+        references=(
+            "CVE-2018-3646 (L1TF), CVE-2025-40300 (VMScape)",
+            "lecture: hardware, covert channels",
+        ),
     ),
     Technique(
         id="kvm.unknown-bug",
@@ -166,6 +190,10 @@ INTO_THE_HOST_KERNEL: Final = (
         effort=4,
         history=("kvm-lapic", "kvm-core", "kvm-mmu"),
         contained_by=_HARDENED,
+        references=(
+            "lecture: KVM, 30,000 lines in the kernel",
+            "KVM Forum 2014, Honig",
+        ),
     ),
 )
 
@@ -181,6 +209,10 @@ TO_OTHER_GUESTS: Final = (
         slows=("cpu.smt-clean", "cpu.stibp"),
         effort=3,
         history=("cpu",),
+        references=(
+            "CVE-2018-12126 (MDS)",
+            "Linux, hw-vuln/core-scheduling",
+        ),
     ),
     Technique(
         id="side.same-core",
@@ -195,6 +227,10 @@ TO_OTHER_GUESTS: Final = (
         slows=("cpu.microcode", "kvm.vpmu"),
         effort=3,
         history=("cpu",),
+        references=(
+            "CVE-2018-3646",
+            "Linux, hw-vuln/spectre",
+        ),
     ),
     Technique(
         id="side.unknown-channel",
@@ -207,6 +243,7 @@ TO_OTHER_GUESTS: Final = (
         slows=("cpu.ecc",),
         effort=4,
         contained_by=("cpu.smt", "cpu.core-sched", "cpu.ecc", "cpu.microcode"),
+        references=("lecture: secure hardware?",),
     ),
     Technique(
         id="side.merged-pages",
@@ -217,6 +254,10 @@ TO_OTHER_GUESTS: Final = (
         closed_when=some("cpu.ksm", "cpu.ksm-host"),
         steps=(_S6,),
         effort=3,
+        references=(
+            "Suzaki et al. 2011, memory deduplication as a threat to the guest OS",
+            "Firecracker, prod-host-setup",
+        ),
     ),
     Technique(
         id="side.shared-disk",
@@ -228,6 +269,10 @@ TO_OTHER_GUESTS: Final = (
         steps=(_S6,),
         slows=("vmm.lock-manager",),
         effort=2,
+        references=(
+            "libvirt, locking",
+            "OpenStack security guide",
+        ),
     ),
     Technique(
         id="side.same-bridge",
@@ -239,6 +284,10 @@ TO_OTHER_GUESTS: Final = (
         steps=(_S6,),
         slows=("vmm.mac-filter",),
         effort=1,
+        references=(
+            "libvirt, nwfilter: clean-traffic",
+            "lecture: more networks to manage",
+        ),
     ),
     Technique(
         id="side.takes-all",
@@ -252,6 +301,10 @@ TO_OTHER_GUESTS: Final = (
         steps=(_S6, _S3),
         slows=("ent.rate", "kvm.min-timer-period"),
         effort=1,
+        references=(
+            "CVE-2018-12207 (iTLB multihit)",
+            "Linux, cgroup-v2",
+        ),
     ),
     Technique(
         id="net.host-services",
@@ -265,6 +318,10 @@ TO_OTHER_GUESTS: Final = (
         steps=(AttackStep.S7_USER_TO_VMM,),
         slows=("net.admin-listeners",),
         effort=2,
+        references=(
+            "passt(1), --no-map-gw",
+            "lecture: more administration interfaces",
+        ),
     ),
 )
 
