@@ -7,7 +7,6 @@ differs: the worst case for what is remembered), or drawn anew for each of ten k
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import resource
 import sys
@@ -53,10 +52,6 @@ def fleet_audit(document: dict[str, Any], host: str, vms: int, seed: int, *, kin
     return json.dumps(dict(document, host=host, targets=[base, *targets])).encode()
 
 
-def analyse_files(files: list[str]) -> int:
-    return sum(1 for _ in risks.analyse_stream(files))
-
-
 def growth(document: dict[str, Any], sizes: tuple[int, ...]) -> None:
     print("one host, every VM different")
     print(f"  {'VMs':>6} {'seconds':>8} {'ms a VM':>8}")
@@ -65,7 +60,7 @@ def growth(document: dict[str, Any], sizes: tuple[int, ...]) -> None:
             place = Path(folder) / "audit.json"
             place.write_bytes(fleet_audit(document, "h", size, 1, kinds=None))
             started = time.perf_counter()
-            analyse_files([str(place)])
+            sum(1 for _ in risks.analyse_stream([str(place)], jobs=1))
             taken = time.perf_counter() - started
             print(f"  {size:>6} {taken:>8.2f} {taken / size * 1000:>8.2f}")
 
@@ -80,8 +75,7 @@ def fleet(document: dict[str, Any], hosts: int) -> None:
             place.write_bytes(fleet_audit(document, f"h{number}", 20, number % 50, kinds=10 if number % 2 else None))
             files.append(str(place))
         started = time.perf_counter()
-        with multiprocessing.get_context("spawn").Pool(2) as pool:
-            total = sum(pool.map(analyse_files, [files[::2], files[1::2]]))
+        total = sum(1 for _ in risks.analyse_stream(files, jobs=2))
         taken = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 AUDIT_MAX_BYTES = 512 << 20
+_worker: tuple[Context | None, Settings] | None = None
 CONTEXT_MAX_BYTES = 1 << 20
 
 
@@ -102,16 +103,37 @@ def analyse(
 
 
 def analyse_stream(
-    files: Iterable[str], *, context: Context | None = None, what_if: WhatIf | None = None
+    files: Sequence[str], *, context: Context | None = None, what_if: WhatIf | None = None, jobs: int | None = None
 ) -> Iterator[VmRisk]:
-    """One VM after the other out of many audits; nothing of one file is kept when the next begins.
+    """One VM after the other out of many audits, in order; little of one file is kept when the next begins.
+
+    Args:
+        jobs: processes that work on files; None takes one per core.
 
     Raises:
         InputError: as `analyse`, at the file it happens in.
     """
-    settings = _settings(context)
-    for name in files:
-        yield from _analysed(load_audit(name), settings, what_if)
+    from functools import partial
+
+    import msgspec
+
+    from casemate.scenarios.risk_model import VmRisk
+    from casemate.sys.parallel import default_jobs, ordered_map
+
+    decoder = msgspec.msgpack.Decoder(tuple[VmRisk, ...])
+    work = partial(_analyse_file, context, what_if)
+    for data in ordered_map(work, files, min(jobs or default_jobs(), len(files))):
+        yield from decoder.decode(data)
+
+
+def _analyse_file(context: Context | None, what_if: WhatIf | None, name: str) -> bytes:
+    """All VMs of one file, as msgpack: what a worker hands back."""
+    import msgspec
+
+    global _worker
+    if _worker is None or _worker[0] != context:
+        _worker = context, _settings(context)
+    return msgspec.msgpack.encode(tuple(_analysed(load_audit(name), _worker[1], what_if)))
 
 
 def load_audit(name: str) -> Audit:

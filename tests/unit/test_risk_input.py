@@ -241,3 +241,19 @@ def test_no_open_paths_are_never_said_without_the_residual_ones(capsys: pytest.C
     main(["risk", str(DOMAINS / "nova.xml"), "--fix-all-below", "1000000"])
     line = next(line for line in capsys.readouterr().out.splitlines() if " 0 open" in line)
     assert " residual" in line
+
+
+def test_many_files_in_several_processes_come_in_order(tmp_path: Path, document: bytes) -> None:
+    data = json.loads(document)
+    files = []
+    for number in range(5):
+        data["targets"][0]["name"] = f"vm{number}"
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(data))
+        files.append(str(file))
+    one, two = (list(risks.analyse_stream(files, jobs=jobs)) for jobs in (1, 2))
+    assert [vm.name for vm in two] == [f"vm{number}" for number in range(5)]
+    assert one == two
+    (tmp_path / "3.json").write_text("{")
+    with pytest.raises(InputError, match=r"3\.json"):
+        list(risks.analyse_stream(files, jobs=2))

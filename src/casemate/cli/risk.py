@@ -114,7 +114,7 @@ def _what_if(arguments: argparse.Namespace) -> risks.WhatIf | None:
 
 def _stream(arguments: argparse.Namespace, context: Context | None, what_if: risks.WhatIf | None) -> int:
     is_open = False
-    for vm in risks.analyse_stream(arguments.targets, context=context, what_if=what_if):
+    for vm in risks.analyse_stream(arguments.targets, context=context, what_if=what_if, jobs=arguments.jobs):
         is_open = is_open or bool(vm.counts["open"])
         print(risks.line_of(vm))
     return ExitCode.FINDINGS if is_open else ExitCode.DONE
