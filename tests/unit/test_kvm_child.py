@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.children import children
 
 from casemate.facts.kvm import report_from_child
 from casemate.facts.kvm_child import MESSAGES_BYTES_MAX, ChildResult, Outcome, decode_messages, run_in_child
@@ -28,11 +29,10 @@ def _open_fds() -> set[str]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """No descriptor and no child, dead or alive, is left by any test here."""
-    before = _open_fds()
+    before, others = _open_fds(), children()
     yield
     assert _open_fds() == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() - others == set()
 
 
 def test_result_and_last_step() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.children import children
 
 from casemate.engine.imagestore import PREFIX, look_up, open_reference, read_settings
 from casemate.errors import CasemateError, HostError, ImageError, InputError, RefusedError
@@ -601,18 +601,6 @@ def test_a_limit_on_file_sizes_is_no_traceback(store: Store, disk: Callable[...,
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     whole(store)
-
-
-def children() -> set[int]:
-    """Our children, dead ones that nobody waited for included."""
-    found = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                stat = Path(f"/proc/{entry}/stat").read_text()
-                if int(stat.rpartition(")")[2].split()[1]) == os.getpid():
-                    found.add(int(entry))
-    return found
 
 
 @pytest.fixture(autouse=True)
