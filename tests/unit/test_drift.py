@@ -25,15 +25,28 @@ FORBIDDEN = tuple(
     re.compile(pattern)
     for pattern in (
         r"(?<![\w.-])/" + r"work/",
-        # of this machine; a guest's own files below its root's home are named by the scan
-        r"(?<![\w.-])/" + r"root/\.(?:cargo|rustup|venv|pyenv|cache/(?:pip|uv))",
-        r"\bpypi" + r"\.org|pythonhosted" + r"\.org",
+        r"(?<![\w.-])/" + r"root/\.",
+        r"pypi" + r"\.org|pythonhosted" + r"\.org",
         r"\b(?:deb|security|ftp|snapshot)\.debian" + r"\.org",
         r"\bregistry\.npmjs" + r"\.org",
         r"/opt/" + r"(?:wheels|pypi)",
         r"--(?:extra-)?index-" + r"url[ =]|--find-" + r"links[ =]",
     )
 )
+
+
+HOME_OF_ROOT = FORBIDDEN[1]
+NAMES_GUEST_FILES = frozenset(
+    {
+        "src/casemate/cell/debian_build.py",
+        "src/casemate/cli/args_image_contents.py",
+        "src/casemate/scan/paths.py",
+        "tests/boot/test_scan_debian.py",
+        "tests/golden/cli-help.txt",
+        "tests/unit/test_scan_files.py",
+    }
+)
+"""Here a path below root's home is one inside an image, not one of this machine."""
 
 
 @cache
@@ -72,8 +85,10 @@ def test_no_tracked_file_names_a_registry_or_a_machine_path() -> None:
     assert len(files) > 50
     found = []
     for path in files:
+        inside = str(path.relative_to(ROOT)) in NAMES_GUEST_FILES
+        patterns = [pattern for pattern in FORBIDDEN if not (inside and pattern is HOME_OF_ROOT)]
         for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), start=1):
-            if any(pattern.search(line) for pattern in FORBIDDEN):
+            if any(pattern.search(line) for pattern in patterns):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
     assert found == []
 
