@@ -109,11 +109,11 @@ def _prepare(
 ) -> tuple[Request, Setting]:
     import datetime
 
-    from casemate.audit.ahead import default_jobs
     from casemate.audit.judging import Setting
     from casemate.audit.run import Request
     from casemate.controls.profiles import DEFAULT, named
     from casemate.controls.waivers import AuditWaiver, parse_waivers
+    from casemate.sys.parallel import default_jobs
 
     parsed: tuple[AuditWaiver, ...] = ()
     if waivers is not None:

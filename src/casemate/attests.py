@@ -242,16 +242,6 @@ def render_text(name: str, found: Verified) -> str:
 
 
 def _read(name: str, limit: int) -> bytes:
-    import os
+    from casemate.audit.text import read_input
 
-    from casemate.facts.root import read_all
-
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            return read_all(descriptor, limit, name)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        got = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InputError(f"cannot read {name!r}", got=got, next_step="check the path") from None
+    return read_input(name, limit)

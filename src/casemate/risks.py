@@ -143,9 +143,10 @@ def load_audit(name: str) -> Audit:
         InputError: it cannot be read, is none, or was judged by another version of the catalogue.
     """
     from casemate.audit.run import catalogue_version
+    from casemate.audit.text import read_input
     from casemate.scenarios.reading import parse_audit
 
-    audit = parse_audit(_read(name, AUDIT_MAX_BYTES, "the audit"), name)
+    audit = parse_audit(read_input(name, AUDIT_MAX_BYTES), name)
     ours = catalogue_version()
     if audit.catalogue != ours:
         raise InputError(
@@ -163,11 +164,12 @@ def load_context(name: str) -> Context:
     Raises:
         InputError, SpecError: it cannot be read, or has faults (all of them together).
     """
+    from casemate.audit.text import read_input
     from casemate.controls.catalogue.all import all_controls
     from casemate.scenarios.context import parse_context
     from casemate.scenarios.data import graph
 
-    text = _read(name, CONTEXT_MAX_BYTES, "the risk context").decode("utf-8", "backslashreplace")
+    text = read_input(name, CONTEXT_MAX_BYTES).decode("utf-8", "backslashreplace")
     return parse_context(text, name, graph(), frozenset(control.id for control in all_controls()))
 
 
@@ -431,19 +433,3 @@ def _report(audits: Sequence[Audit], vms: tuple[VmRisk, ...], context: Context, 
         assumed=() if what_if is None else what_if.texts(),
         vms=vms,
     )
-
-
-def _read(name: str, limit: int, what: str) -> bytes:
-    import os
-
-    from casemate.facts.root import read_all
-
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            return read_all(descriptor, limit, name)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        got = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InputError(f"cannot read {what} {name!r}", got=got, next_step="check the path") from None
