@@ -24,7 +24,8 @@ dosfstools|EFI system partition of the boot tests
 fdisk|sfdisk writes the partition table of the boot tests
 mtools|copies the boot loader into that partition without mounting it
 e2fsprogs|root file system of the boot tests, filled without mounting it
-systemd-boot-efi|boot loader of the boot tests
+systemd-boot-efi|boot loader of the boot tests, and the stub of unified kernel images
+sbsigntool|sbsign signs what keys of an owner start under Secure Boot, in tests
 iproute2|network namespaces of the tests
 libvirt-daemon-system|starts hardened domains in a boot test, and its schemas judge them
 libvirt-clients|virsh for that test
