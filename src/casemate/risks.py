@@ -31,6 +31,7 @@ __all__ = [
     "document_of",
     "init_context",
     "line_of",
+    "lines_of_files",
     "load_audit",
     "load_context",
     "plain",
@@ -42,6 +43,7 @@ __all__ = [
 
 AUDIT_MAX_BYTES = 512 << 20
 _worker: tuple[Context | None, Settings] | None = None
+_OPEN, _QUIET = "!", " "
 CONTEXT_MAX_BYTES = 1 << 20
 
 
@@ -113,27 +115,54 @@ def analyse_stream(
     Raises:
         InputError: as `analyse`, at the file it happens in.
     """
-    from functools import partial
-
     import msgspec
 
     from casemate.scenarios.risk_model import VmRisk
-    from casemate.sys.parallel import default_jobs, ordered_map
 
-    decoder = msgspec.msgpack.Decoder(tuple[VmRisk, ...])
-    work = partial(_analyse_file, context, what_if)
-    for data in ordered_map(work, files, min(jobs or default_jobs(), len(files))):
-        yield from decoder.decode(data)
+    if _processes(files, jobs) == 1:
+        settings = _settings(context)
+        for name in files:
+            yield from _analysed(load_audit(name), settings, what_if)
+        return
+    decoder = msgspec.json.Decoder(VmRisk)
+    for line, _ in lines_of_files(files, context=context, what_if=what_if, jobs=jobs):
+        yield decoder.decode(line)
 
 
-def _analyse_file(context: Context | None, what_if: WhatIf | None, name: str) -> bytes:
-    """All VMs of one file, as msgpack: what a worker hands back."""
-    import msgspec
+def lines_of_files(
+    files: Sequence[str], *, context: Context | None = None, what_if: WhatIf | None = None, jobs: int | None = None
+) -> Iterator[tuple[str, bool]]:
+    """As `analyse_stream`, each VM as its line of JSON (`line_of`), and whether a path of it is open.
 
+    The lines are written by the processes that work on the files, so that nobody has to read them again.
+    """
+    from functools import partial
+
+    from casemate.sys.parallel import ordered_map
+
+    if _processes(files, jobs) == 1:
+        for vm in analyse_stream(files, context=context, what_if=what_if, jobs=1):
+            yield line_of(vm), bool(vm.counts["open"])
+        return
+    work = partial(_lines_of_file, context, what_if)
+    for lines in ordered_map(work, files, _processes(files, jobs)):
+        for line in lines:
+            yield line[1:], line[0] == _OPEN
+
+
+def _processes(files: Sequence[str], jobs: int | None) -> int:
+    from casemate.sys.parallel import default_jobs
+
+    return max(1, min(jobs or default_jobs(), len(files)))
+
+
+def _lines_of_file(context: Context | None, what_if: WhatIf | None, name: str) -> list[str]:
+    """All VMs of one file, each a line behind a letter that says whether a path is open: what a worker hands back."""
     global _worker
     if _worker is None or _worker[0] != context:
         _worker = context, _settings(context)
-    return msgspec.msgpack.encode(tuple(_analysed(load_audit(name), _worker[1], what_if)))
+    found = _analysed(load_audit(name), _worker[1], what_if)
+    return [(_OPEN if vm.counts["open"] else _QUIET) + line_of(vm) for vm in found]
 
 
 def load_audit(name: str) -> Audit:
@@ -365,15 +394,14 @@ def _settings(context: Context | None) -> Settings:
     import datetime
 
     from casemate.controls.catalogue.all import all_controls
-    from casemate.facts.cve_table import table
     from casemate.scenarios.context import Context
     from casemate.scenarios.costs import cost_of
     from casemate.scenarios.risk import Settings
-    from casemate.scenarios.weigh import prepared
+    from casemate.scenarios.weigh import weigher
 
     said = Context() if context is None else context
     costs = {control.id: cost_of(control) for control in all_controls()} | said.costs
-    return Settings(prepared(), said, table(), costs.__getitem__, datetime.datetime.now(datetime.UTC).date())
+    return Settings(weigher(), said, costs.__getitem__, datetime.datetime.now(datetime.UTC).date())
 
 
 def _analysed(

@@ -22,8 +22,8 @@ from casemate.controls.model import Verdict
 from casemate.engine.paths import default_paths
 from casemate.harden.domain import harden_domain
 from casemate.image.builtin import READY_MARKER, build_builtin
+from casemate.scenarios.model import Status
 from casemate.scenarios.risk_model import RiskReport
-from casemate.scenarios.weigh import Status
 
 pytestmark = pytest.mark.boot
 

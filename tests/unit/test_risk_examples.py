@@ -12,10 +12,10 @@ from casemate.controls.catalogue.all import all_controls
 from casemate.facts.cve_table import table
 from casemate.scenarios.context import Acceptance, Context
 from casemate.scenarios.formula import State, Value
-from casemate.scenarios.model import Node
+from casemate.scenarios.model import Node, Status
 from casemate.scenarios.risk import Settings, Subject, risk_of
 from casemate.scenarios.risk_model import Action, Level, ScenarioRisk, VmRisk, level_of
-from casemate.scenarios.weigh import Status, prepared
+from casemate.scenarios.weigh import weigher
 
 IDS = tuple(control.id for control in all_controls())
 TODAY = datetime.date(2026, 11, 23)
@@ -46,7 +46,7 @@ def risk(
     context: Context = NOBODY_TRUSTED,
     history: tuple[str, ...] = (),
 ) -> VmRisk:
-    settings = Settings(prepared(), context, table(), lambda control: (costs or {}).get(control, 10.0), TODAY)
+    settings = Settings(weigher(), context, lambda control: (costs or {}).get(control, 10.0), TODAY)
     return risk_of(Subject(name="web", kind="vm", host="h", states=found, history=history), settings)
 
 

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import random
 from itertools import combinations
+from typing import NamedTuple
 
 import pytest
 
-from casemate.scenarios.fixes import Cost, Plan
+from casemate.scenarios.fixes import Cost, Prices
 from casemate.scenarios.fixes import cheapest as cheapest_of
-from casemate.scenarios.formula import Condition, Never, State, Value, closing_sets, evaluate, every, fulfilled, some
+from casemate.scenarios.formula import (
+    Condition,
+    Never,
+    State,
+    Value,
+    closing_sets,
+    controls_of,
+    evaluate,
+    every,
+    fulfilled,
+    some,
+)
 from casemate.scenarios.model import Graph, Nature, Node, Technique
+from casemate.scenarios.paths import bits_of
 
 NAMES = tuple("abcdefg")
 
 
+class Chosen(NamedTuple):
+    """A plan with its controls by name."""
+
+    controls: tuple[str, ...]
+    cost: float
+    remaining: tuple[int, ...]
+    exact: bool
+
+
 def cheapest(
     graph: Graph, rows: list[tuple[int, ...]], states: dict[str, State], cost: Cost, max_nodes: int = 20_000
-) -> Plan:
-    sets = {index: closing_sets(item.closed_when, states) for index, item in enumerate(graph.techniques)}
-    return cheapest_of(rows, sets, cost, max_nodes=max_nodes)
+) -> Chosen:
+    names = sorted({name for item in graph.techniques for name in controls_of(item.closed_when)})
+    sets = {
+        index: tuple(bits_of(map(names.index, option)) for option in closing_sets(item.closed_when, states))
+        for index, item in enumerate(graph.techniques)
+    }
+    prices = Prices([cost(name) for name in names])
+    plan = cheapest_of([bits_of(row) for row in rows], sets, prices, max_nodes=max_nodes)
+    return Chosen(tuple(names[number] for number in plan.controls), plan.cost, plan.remaining, plan.exact)
 
 
 def _technique(number: int, condition: Condition) -> Technique:
@@ -67,6 +95,12 @@ def test_brute_force_agrees(seed: int) -> None:
         sum(costs[name] for name in chosen) for chosen in subsets if all(closed(row, chosen) for row in possible)
     )
     assert plan.cost == pytest.approx(best)
+    fewest = min(
+        len(chosen)
+        for chosen in subsets
+        if sum(costs[name] for name in chosen) == best and all(closed(row, chosen) for row in possible)
+    )
+    assert len(plan.controls) == fewest, "of plans that cost the same, one with the fewest controls"
     assert all(closed(row, plan.controls) for row in possible)
 
 

@@ -22,7 +22,7 @@ from casemate.scenarios.context_file import default_text
 from casemate.scenarios.formula import State, Value
 from casemate.scenarios.model import Node
 from casemate.scenarios.reading import Audit, Audited, parse_audit, subjects_of
-from casemate.scenarios.weigh import Verdicts, states_of
+from casemate.scenarios.verdicts import Verdicts, states_of
 
 DOMAINS = Path(__file__).parents[1] / "data/domains"
 

@@ -23,7 +23,7 @@ from casemate.facts.process_find import find_one
 from casemate.facts.root import Root
 from casemate.facts.vmm_process import host_view, read_vmm, vmm_facts
 from casemate.facts.vmm_process_reach import HOST_TREE
-from casemate.scenarios.weigh import Status
+from casemate.scenarios.model import Status
 
 pytestmark = [pytest.mark.wall, pytest.mark.skipif(not os.access(QEMU, os.X_OK), reason="QEMU is not installed")]
 

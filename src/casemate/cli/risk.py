@@ -113,8 +113,9 @@ def _what_if(arguments: argparse.Namespace) -> risks.WhatIf | None:
 
 
 def _stream(arguments: argparse.Namespace, context: Context | None, what_if: risks.WhatIf | None) -> int:
-    is_open = False
-    for vm in risks.analyse_stream(arguments.targets, context=context, what_if=what_if, jobs=arguments.jobs):
-        is_open = is_open or bool(vm.counts["open"])
-        print(risks.line_of(vm))
-    return ExitCode.FINDINGS if is_open else ExitCode.DONE
+    found_open = False
+    lines = risks.lines_of_files(arguments.targets, context=context, what_if=what_if, jobs=arguments.jobs)
+    for line, is_open in lines:
+        found_open = found_open or is_open
+        print(line)
+    return ExitCode.FINDINGS if found_open else ExitCode.DONE

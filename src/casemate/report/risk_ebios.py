@@ -13,9 +13,8 @@ from casemate.report.ebios_words import words
 from casemate.scenarios.context import Context
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import GRAVITIES, LEVELS, LIKELIHOODS, NODES, STATUSES, Language, pick, technique_titles
-from casemate.scenarios.model import GOODS, Variant
+from casemate.scenarios.model import GOODS, Status, Variant
 from casemate.scenarios.risk_model import RiskReport, ScenarioRisk, VmRisk
-from casemate.scenarios.weigh import Status
 
 EBIOS_SCHEMA: Final = "casemate.ebios/1"
 EVIDENCE: Final = "evidence"

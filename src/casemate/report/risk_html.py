@@ -18,9 +18,8 @@ from casemate.scenarios.conflicts import CONFLICTS, Conflict
 from casemate.scenarios.data import graph
 from casemate.scenarios.formula import text_of
 from casemate.scenarios.labels import GRAVITIES, LEVELS, LIKELIHOODS, NODES, STATUSES
-from casemate.scenarios.model import GOODS, Technique
+from casemate.scenarios.model import GOODS, Status, Technique
 from casemate.scenarios.risk_model import Action, Fix, Level, RiskReport, ScenarioRisk, VmRisk, level_of
-from casemate.scenarios.weigh import Status
 
 MAX_VMS: Final = 60
 """VMs with a section of their own; the others are in the table."""

@@ -17,9 +17,8 @@ import msgspec
 
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import NODES, STATUSES, Language, pick
-from casemate.scenarios.model import GOODS, Nature, Node, Technique
+from casemate.scenarios.model import GOODS, Nature, Node, Status, Technique
 from casemate.scenarios.risk_model import TechniqueRisk, VmRisk
-from casemate.scenarios.weigh import Status
 
 WIDTH: Final = 1240
 HEIGHT: Final = 690

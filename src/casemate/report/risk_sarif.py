@@ -13,8 +13,8 @@ from typing import Any, Final
 from casemate.report.sarif import SARIF_SCHEMA
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import NODES
+from casemate.scenarios.model import Status
 from casemate.scenarios.risk_model import Level, PathRisk, RiskReport, ScenarioRisk, VmRisk
-from casemate.scenarios.weigh import Status
 
 _KINDS: Final = {
     Status.OPEN: "fail",

@@ -13,8 +13,8 @@ from casemate.controls.catalogue.all import all_controls
 from casemate.scenarios.conflicts import CONFLICTS
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import NODES
+from casemate.scenarios.model import Status
 from casemate.scenarios.risk_model import Action, Fix, Level, Residual, RiskReport, ScenarioRisk, VmRisk
-from casemate.scenarios.weigh import Status
 
 STYLES: Final = {
     Level.CRITICAL: "\x1b[1;31m",

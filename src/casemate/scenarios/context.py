@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from casemate.errors import Fault, InputError, SpecError
-from casemate.scenarios.model import GOODS, POSITIONS, Graph, Node
+from casemate.scenarios.model import GOODS, POSITIONS, Graph, Node, Variant
 
 FORMAT: Final = 1
 MAX_COST: Final = 1_000_000.0
@@ -69,11 +70,20 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
     def gravity(self, vm: str, goods: tuple[Node, ...]) -> int:
         """1 to 4: the worst of what these goods are worth to the owner, for the VM of this name."""
+        values = self._values(vm)
+        return max(values[good] for good in goods)
+
+    def gravities(self, vm: str, variants: Iterable[Variant]) -> tuple[int, ...]:
+        """`gravity` of each scenario."""
+        values = self._values(vm)
+        return tuple([max([values[good] for good in item.harms or item.goals]) for item in variants])
+
+    def _values(self, vm: str) -> dict[Node, int]:
         values = dict(self.goods)
         for pattern, own in self.goods_of:
             if fnmatch.fnmatchcase(vm, pattern):
                 values.update(own)
-        return max(values[good] for good in goods)
+        return values
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):

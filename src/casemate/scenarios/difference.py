@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
+from casemate.scenarios.model import Status
 from casemate.scenarios.risk_model import Level, RiskReport, VmRisk
-from casemate.scenarios.weigh import Status
 
 DIFFERENCE_SCHEMA: Final = "casemate.risk-difference/1"
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from casemate.scenarios.model import Node
+from casemate.scenarios.model import Node, Status
 from casemate.scenarios.risk_model import Level
-from casemate.scenarios.weigh import Status
 
 Language = Literal["en", "fr"]
 

@@ -55,6 +55,17 @@ class Nature(enum.StrEnum):
     CONSEQUENCE = "consequence"
 
 
+class Status(enum.StrEnum):
+    """Where a path stands (`scenarios/paths.py`), worst first. Of a technique: all but residual and contained."""
+
+    OPEN = "open"
+    UNKNOWN = "unknown"
+    PAPER = "on-paper"
+    RESIDUAL = "residual"
+    CONTAINED = "contained"
+    CLOSED = "closed"
+
+
 class Technique(msgspec.Struct, frozen=True, kw_only=True):
     """One edge of the attack graph.
 

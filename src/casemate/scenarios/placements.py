@@ -13,7 +13,6 @@ The counts of things to patch and guard follow from the number of services alone
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -22,8 +21,9 @@ import msgspec
 from casemate.controls.model import Scenario
 from casemate.facts.cve_table import CveTable
 from casemate.scenarios.formula import State
-from casemate.scenarios.model import Graph, Node, Variant
-from casemate.scenarios.weigh import Masks, Prepared, Status, judge_paths, masks_of, prepare, weigh
+from casemate.scenarios.model import Graph, Node, Status, Variant
+from casemate.scenarios.paths import Bits, Judged
+from casemate.scenarios.weigh import Weigher
 
 COMPARE_SCHEMA: Final = "casemate.risk-compare/1"
 
@@ -158,8 +158,9 @@ def compare(
     if services < 2:
         raise RuntimeError("comparing placements needs at least two services")
     questions = [question for kind in _KINDS for question in (kind.isolation, kind.exposure) if question]
-    prepared = prepare(Graph(graph.techniques, tuple(questions)))
-    masks = masks_of(prepared, weigh(prepared, states, history, table))
+    weigher = Weigher(Graph(graph.techniques, tuple(questions)), table)
+    judged = weigher.judge(weigher.weigh(weigher.codes_of(states), history))
+    paths = weigher.paths.of
     return Comparison(
         services=services,
         evidence=evidence,
@@ -168,8 +169,8 @@ def compare(
                 id=kind.id,
                 title=kind.title,
                 inventory=kind.inventory(services),
-                isolation=_tally(kind.isolation, prepared, masks),
-                exposure=_tally(kind.exposure, prepared, masks) if kind.exposure else None,
+                isolation=_tally(paths[kind.isolation.id], judged),
+                exposure=_tally(paths[kind.exposure.id], judged) if kind.exposure else None,
                 gained=kind.gained,
                 added=kind.added,
             )
@@ -178,8 +179,7 @@ def compare(
     )
 
 
-def _tally(question: Variant, prepared: Prepared, masks: Masks) -> Tally:
-    judged = judge_paths(prepared.masks[question.id], masks, prepared.unknown_bugs)
-    counts = Counter(status for status, _ in judged)
-    left = [level for status, level in judged if status not in (Status.CLOSED, Status.CONTAINED)]
-    return Tally({status.value: counts[status] for status in Status}, max(left, default=0))
+def _tally(paths: Bits, judged: Judged) -> Tally:
+    counts = {status.value: (paths & found).bit_count() for status, found in judged.by_status.items()}
+    left = judged.any_of(Status.OPEN, Status.UNKNOWN, Status.PAPER, Status.RESIDUAL)
+    return Tally(counts, judged.likelihood(paths & left))

@@ -16,7 +16,7 @@ from casemate.controls.model import Verdict
 from casemate.errors import InputError
 from casemate.facts.fact import Stage
 from casemate.scenarios.risk import Subject
-from casemate.scenarios.weigh import Verdicts, states_of
+from casemate.scenarios.verdicts import Verdicts, states_of
 
 AUDIT_SCHEMA: Final = "casemate.audit/1"
 TARGET_SCHEMA: Final = "casemate.audit-target/1"

@@ -6,8 +6,7 @@ import enum
 
 import msgspec
 
-from casemate.scenarios.model import Node
-from casemate.scenarios.weigh import Status
+from casemate.scenarios.model import Node, Status
 
 RISK_SCHEMA = "casemate.risk/1"
 
