@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from casemate.errors import InputError
 
@@ -22,23 +22,16 @@ if TYPE_CHECKING:
     from casemate.scenarios.risk_model import RiskReport, VmRisk
 
 __all__ = [
-    "FORMATS",
     "WhatIf",
     "analyse",
     "analyse_stream",
     "compare_placements",
     "difference_of",
-    "document_of",
     "init_context",
     "line_of",
     "lines_of_files",
     "load_audit",
     "load_context",
-    "plain",
-    "render",
-    "render_comparison",
-    "render_difference",
-    "render_text",
 ]
 
 AUDIT_MAX_BYTES = 512 << 20
@@ -219,67 +212,6 @@ def init_context(path: Path | str, *, replace: bool = False) -> None:
         raise InputError(f"cannot write {path}", got=(error.strerror or str(error)).lower()) from None
 
 
-def render_text(report: RiskReport, *, colour: bool = False, everything: bool = False) -> str:
-    """The analysis for a terminal."""
-    from casemate.report.risk_clean import clean
-    from casemate.report.risk_text import to_text
-
-    return to_text(clean(report), colour=colour, everything=everything)
-
-
-FORMATS = ("json", "html", "dot", "sarif", "ebios-md", "ebios-html", "ebios-json")
-
-
-def render(report: RiskReport, name: str, *, context: Context | None = None, language: str = "en") -> str:
-    """The analysis in one of `FORMATS`; pages are best made of an analysis ``with_evidence``.
-
-    Args:
-        context: the owner's statements, as the analysis had them; the EBIOS drafts show them.
-        language: ``en`` or ``fr``, for the EBIOS drafts.
-
-    Raises:
-        InputError: there is no such format or language.
-    """
-    import json
-
-    if name not in FORMATS:
-        raise InputError(f"there is no format {name!r}", expected=", ".join(FORMATS))
-    from casemate.report.risk_clean import clean
-
-    report = clean(report)
-    if name == "json":
-        return json.dumps(document_of(report), indent=1, ensure_ascii=True) + "\n"
-    if name == "html":
-        from casemate.report.risk_html import to_html
-
-        return to_html(report)
-    if name == "dot":
-        from casemate.report.risk_dot import to_dot
-
-        return to_dot(report)
-    if name == "sarif":
-        from casemate.report.risk_sarif import to_sarif
-
-        return to_sarif(report)
-    return _ebios(report, name, context, language)
-
-
-def _ebios(report: RiskReport, name: str, context: Context | None, language: str) -> str:
-    import json
-
-    from casemate.report.risk_ebios import ebios_document, to_page
-    from casemate.report.risk_ebios_md import to_markdown
-    from casemate.scenarios.context import Context as Statements
-
-    if language not in ("en", "fr"):
-        raise InputError(f"there is no language {language!r} here", expected="en or fr")
-    said = Statements() if context is None else context
-    document = ebios_document(report, said, "en" if language == "en" else "fr")
-    if name == "ebios-md":
-        return to_markdown(document)
-    return to_page(document) if name == "ebios-html" else json.dumps(document, indent=1, ensure_ascii=True) + "\n"
-
-
 def compare_placements(targets: Sequence[str] = (), *, services: int = 3) -> Comparison:
     """The same services on separate machines, on one system, in one VM, in one VM each, judged by one VM's controls.
 
@@ -304,41 +236,11 @@ def compare_placements(targets: Sequence[str] = (), *, services: int = 3) -> Com
     raise InputError("nothing was audited", next_step="name a VM, a libvirt domain or an audit")
 
 
-def render_comparison(comparison: Comparison) -> str:
-    """The four columns as text."""
-    from casemate.report.risk_compare import compare_text
-
-    return compare_text(comparison)
-
-
 def difference_of(was: RiskReport, now: RiskReport) -> Difference:
     """What changed between two analyses, of two dates or two hosts."""
     from casemate.scenarios.difference import difference
 
     return difference(was, now)
-
-
-def render_difference(found: Difference) -> str:
-    """The changes as text."""
-    from casemate.report.risk_compare import difference_text
-
-    return difference_text(found)
-
-
-def document_of(report: RiskReport) -> dict[str, Any]:
-    """The document of ``casemate risk --json``, schema ``casemate.risk/1``."""
-    import msgspec
-
-    document: dict[str, Any] = msgspec.to_builtins(report)
-    return document
-
-
-def plain(thing: Comparison | Difference) -> dict[str, Any]:
-    """A comparison or difference as the document that ``--json`` prints."""
-    import msgspec
-
-    document: dict[str, Any] = msgspec.to_builtins(thing)
-    return document
 
 
 def line_of(vm: VmRisk) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from bench.libvirt_peer import DEV_WITHOUT_KVM, REAPER
 
-from casemate import assess, risks
+from casemate import assess, risk_reports, risks
 from casemate.controls.audit_model import TargetReport
 from casemate.controls.model import Verdict
 from casemate.engine.paths import default_paths
@@ -282,7 +282,7 @@ def write_example(name: str, report: RiskReport) -> None:
     if os.environ.get("CASEMATE_WRITE_EXAMPLES"):
         page = ROOT / "docs/examples" / f"{name}.html"
         page.parent.mkdir(exist_ok=True)
-        page.write_text(risks.render(report, "html"))
+        page.write_text(risk_reports.render(report, "html"))
 
 
 FIXTURES = sorted((ROOT / "tests/data/domains").glob("*.xml"))

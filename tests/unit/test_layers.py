@@ -19,7 +19,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "casemate"
 # Top row first; the names are packages or modules directly below src/casemate.
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "daemon", "oci"}),
-    frozenset({"app", "assess", "reports", "images", "contents", "scans", "risks", "attests", "provisions"}),
+    frozenset(
+        {"app", "assess", "reports", "images", "contents", "scans", "risks", "risk_reports", "attests", "provisions"}
+    ),
     frozenset({"report", "audit", "cell", "release"}),
     frozenset({"engine", "scenarios"}),
     frozenset({"plan", "controls", "provision", "measure", "harden", "surface", "scan"}),

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from tests.unit.test_risk_examples import NOBODY_TRUSTED, risk, states
 
-from casemate import risks
+from casemate import risk_reports, risks
 from casemate.cli.main import main
 from casemate.errors import InputError
 from casemate.facts.cve_table import table
@@ -54,12 +54,12 @@ def report(name: str = HOSTILE) -> RiskReport:
 
 
 def rendered(name: str, **options: Any) -> str:
-    return risks.render(report(), name, context=NOBODY_TRUSTED, **options)
+    return risk_reports.render(report(), name, context=NOBODY_TRUSTED, **options)
 
 
-@pytest.mark.parametrize("name", [*risks.FORMATS, "text"])
+@pytest.mark.parametrize("name", [*risk_reports.FORMATS, "text"])
 def test_hostile_names_bring_nothing_of_their_own(name: str) -> None:
-    text = risks.render_text(report()) if name == "text" else rendered(name)
+    text = risk_reports.render_text(report()) if name == "text" else rendered(name)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "<script>" not in text or name in ("json", "sarif", "dot", "text", "ebios-json")
@@ -127,7 +127,7 @@ def test_every_open_edge_of_the_picture_leads_to_its_evidence() -> None:
 
 def test_no_open_path_is_never_said_alone() -> None:
     quiet = msgspec.structs.replace(report(), vms=report().vms[1:])
-    for text in (to_text(quiet), risks.render(quiet, "html")):
+    for text in (to_text(quiet), risk_reports.render(quiet, "html")):
         assert "residual" in text
     assert re.search(r"0 open, [1-9]\d* residual", to_text(quiet))
 
@@ -194,7 +194,7 @@ def test_json_says_the_report() -> None:
 
 def test_ebios_marks_where_each_value_comes_from() -> None:
     for context, origin in ((Context(trust={}), "assumption"), (Context(trust={}, origin="mine.toml"), "owner")):
-        document = json.loads(risks.render(report(), "ebios-json", context=context))
+        document = json.loads(risk_reports.render(report(), "ebios-json", context=context))
         assert {row["gravity"]["from"] for row in document["workshop_1"]["goods"]} == {origin}
         assert {row["likelihood"]["from"] for row in document["workshop_4"]} == {"evidence"}
         found = list(_said(document))
@@ -280,7 +280,7 @@ def test_difference_between_two_dates() -> None:
     assert (change.id, change.was, change.now) == ("emu.floppy", "open", "closed")
     assert change.controls == ("dev.no-floppy: fails, now passes",)
     assert {item.id for item in vm.scenarios} >= {"emulated-device"}
-    text = risks.render_difference(found)
+    text = risk_reports.render_difference(found)
     assert "1 → 0 open paths" in text
     assert risks.difference_of(_report_of(was), _report_of(was)).same == ("web",)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.careless import FAILS, QEMU, ROOT_FAILS, careless_qemu
 from tests.support.machines import Machines
 
-from casemate import assess, risks
+from casemate import assess, risk_reports, risks
 from casemate.audit import own
 from casemate.audit.live import look_at_host
 from casemate.audit.own import filled, own_vms
@@ -115,4 +115,4 @@ def test_nothing_leads_out_of_our_emulator_but_unknown_bugs(
     assert vm.counts["residual"] + vm.counts["contained"] > 0
     if os.environ.get("CASEMATE_WRITE_EXAMPLES"):
         page = Path(__file__).parents[2] / "docs/examples/casemate-vm.html"
-        page.write_text(risks.render(report, "html"))
+        page.write_text(risk_reports.render(report, "html"))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate import risks
+from casemate import risk_reports, risks
 from casemate.cli import output
 from casemate.cli.progress import colours, progress_bar
 from casemate.errors import ExitCode, InputError
@@ -41,10 +41,10 @@ def risk(arguments: argparse.Namespace) -> int:
     if arguments.baseline:
         return _difference(arguments, report, context, what_if)
     if formats:
-        text = risks.render(report, formats[0], context=context, language=arguments.lang)
+        text = risk_reports.render(report, formats[0], context=context, language=arguments.lang)
     else:
         colour = arguments.output is None and colours(sys.stdout)
-        text = risks.render_text(report, colour=colour, everything=arguments.all)
+        text = risk_reports.render_text(report, colour=colour, everything=arguments.all)
     _write(text, arguments.output)
     return ExitCode.FINDINGS if any(vm.counts["open"] for vm in report.vms) else ExitCode.DONE
 
@@ -81,9 +81,9 @@ def _init(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     comparison = risks.compare_placements(arguments.targets[1:], services=arguments.services)
     if arguments.json:
-        output.print_json(risks.plain(comparison))
+        output.print_json(risk_reports.plain(comparison))
     else:
-        _write(risks.render_comparison(comparison), arguments.output)
+        _write(risk_reports.render_comparison(comparison), arguments.output)
     return ExitCode.DONE
 
 
@@ -93,9 +93,9 @@ def _difference(
     was = risks.analyse([arguments.baseline], context=context, what_if=what_if)
     found = risks.difference_of(was, report)  # type: ignore[arg-type]
     if arguments.json:
-        output.print_json(risks.plain(found))
+        output.print_json(risk_reports.plain(found))
     else:
-        _write(risks.render_difference(found), arguments.output)
+        _write(risk_reports.render_difference(found), arguments.output)
     worse = any(vm.open_paths[1] > vm.open_paths[0] for vm in found.vms)
     return ExitCode.FINDINGS if worse else ExitCode.DONE
 
