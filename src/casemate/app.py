@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from casemate.engine.attendance import Follow, Started
     from casemate.engine.control import Attachment, EndWatch
     from casemate.engine.paths import Paths
     from casemate.engine.state import Definition
@@ -130,12 +131,14 @@ def create(
 
 
 def run(
-    spec: Spec, *, timeout_s: float | None = None, remove_on_exit: bool = False, policy_file: str | None = None
-) -> tuple[str, tuple[str, ...]]:
-    """Define and start a VM; returns when the guest has been released. Arguments as in `create`.
-
-    Returns:
-        its id, and the warnings of its plan.
+    spec: Spec,
+    *,
+    timeout_s: float | None = None,
+    remove_on_exit: bool = False,
+    policy_file: str | None = None,
+    follow: Follow | None = None,
+) -> Started:
+    """Define and start a VM; returns when the guest has been released. Arguments as in `create`, and of `start`.
 
     Raises:
         CasemateError: why it did not start; then it is not defined either.
@@ -145,27 +148,28 @@ def run(
     paths = _paths()
     definition = _define(paths, spec, timeout_s, remove_on_exit, policy_file)
     try:
-        return definition.id, _start(paths, definition)
+        return _start(paths, definition, follow=follow)
     except Exception:  # an interrupt is none: then it stays defined, for it may be running
         ending.forget(paths, definition)
         raise
 
 
-def start(reference: str, *, policy_file: str | None = None) -> tuple[str, tuple[str, ...]]:
+def start(reference: str, *, policy_file: str | None = None, follow: Follow | None = None) -> Started:
     """Start a defined VM; returns when the guest has been released.
 
-    Returns:
-        its id, and the warnings of its plan.
+    Args:
+        follow: the result's ``watch`` learns the end of the run, its ``console`` ("console") carries all that the guest
+            prints: even of a guest that powers off at once, in a VM that removes itself.
 
     Raises:
         InputError: no such VM, or it runs already. CasemateError: why it did not start.
     """
     paths, definition = _find(reference)
-    return definition.id, _start(paths, definition, policy_file)
+    return _start(paths, definition, policy_file, follow)
 
 
-def restart(reference: str, *, grace_s: float = 10.0) -> tuple[str, tuple[str, ...]]:
-    """Stop it if it runs, then start it; returns what `start` returns."""
+def restart(reference: str, *, grace_s: float = 10.0) -> Started:
+    """Stop it if it runs, then start it."""
     stop(reference, grace_s=grace_s)
     return start(reference)
 
@@ -261,15 +265,11 @@ def events(reference: str, *, tail_lines: int | None = None, follow: bool = Fals
     return _log(reference, "events.jsonl", tail_lines, follow)
 
 
-def attach(reference: str, *, backlog: bool = False) -> Attachment:
-    """Connect to the console of a running VM.
-
-    Args:
-        backlog: bring what the guest printed before; no byte is lost or doubled in between.
-    """
+def attach(reference: str) -> Attachment:
+    """Connect to the console of a running VM."""
     from casemate.engine import control
 
-    return control.attach(*_find(reference), backlog=backlog)
+    return control.attach(*_find(reference))
 
 
 def stats(reference: str, *, interval_s: float = 0.5) -> dict[str, Any]:
@@ -374,12 +374,14 @@ def _define(
     return state.create(paths, spec, timeout_s=timeout_s, remove_on_exit=remove_on_exit, policy_file=policy)
 
 
-def _start(paths: Paths, definition: Definition, policy_file: str | None = None) -> tuple[str, ...]:
-    from casemate.engine import start as engine
+def _start(
+    paths: Paths, definition: Definition, policy_file: str | None = None, follow: Follow | None = None
+) -> Started:
+    from casemate.engine import attendance
     from casemate.engine.policy_file import read_policy
 
     chosen = policy_file or definition.policy_file
-    return engine.start(paths, definition, read_policy(Path(chosen) if chosen else None)).warnings
+    return attendance.start(paths, definition, read_policy(Path(chosen) if chosen else None), follow=follow)
 
 
 def _request(reference: str, verb: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from casemate.engine.attendance import Follow, Started
     from casemate.engine.sealing import Sealing
     from casemate.spec.model import Secret
 
@@ -118,23 +119,26 @@ def run_from(
     timeout_s: float | None = None,
     remove_on_exit: bool = False,
     policy_file: str | None = None,
-) -> tuple[str, tuple[str, ...]]:
+    follow: Follow | None = None,
+) -> Started:
     """Define a new VM that goes on from the saved state ``source``, and start it.
 
     Args:
         name: of the new VM; without it the saved one's, when it is free, else a made-up one.
+        follow: as in `app.start`.
 
     Returns:
-        its id, and the warnings of its plan; one more when the guest was not prepared for a clone.
+        the VM; one more warning when the guest was not prepared for a clone.
 
     Raises:
         InputError: the file is damaged, sealed otherwise, or belongs to another machine. RefusedError: a disk changed.
         CasemateError: why it did not start; then it is not defined either.
     """
+    import dataclasses
+
     import msgspec
 
-    from casemate.engine import ending, restore, state
-    from casemate.engine import start as engine
+    from casemate.engine import attendance, ending, restore, state
     from casemate.engine.policy_file import read_policy
 
     paths = _paths()
@@ -150,15 +154,15 @@ def run_from(
         policy_file=policy,
     )
     try:
-        plan = engine.start(paths, definition, read_policy(Path(policy) if policy else None), saved)
+        rules = read_policy(Path(policy) if policy else None)
+        started = attendance.start(paths, definition, rules, saved, follow)
     except Exception:  # an interrupt is none: then it stays defined, for it may be running
         ending.forget(paths, definition)
         raise
-    warnings = plan.warnings
-    if not saved.manifest.guest_prepared:
-        text = "the guest did not prepare for this: until its kernel reseeds, clones draw the same random numbers"
-        warnings = (*warnings, f"{text} [ent.vmgenid]")
-    return definition.id, warnings
+    if saved.manifest.guest_prepared:
+        return started
+    text = "the guest did not prepare for this: until its kernel reseeds, clones draw the same random numbers"
+    return dataclasses.replace(started, warnings=(*started.warnings, f"{text} [ent.vmgenid]"))
 
 
 def _source(key: DiskKey) -> Secret:

@@ -12,11 +12,26 @@ from pathlib import Path
 import pytest
 from tests.support import inject
 from tests.support.machines import READY, Machines, kill, machines, wait_dead, wait_for
+from tests.support.tiny_guests import BIOS_OFF, BIOS_UP, bios_disk
 
-from casemate.engine import aftermath, files, state
+from casemate.controls.policy import HostPolicy
+from casemate.engine import aftermath, attendance, files, state
 from casemate.engine.sigsys import killed_call
 from casemate.errors import InputError
-from casemate.spec.model import Console, ConsoleDevice, Network, NetworkMode
+from casemate.spec.model import (
+    Boot,
+    Console,
+    ConsoleDevice,
+    Disk,
+    DiskFormat,
+    DiskMode,
+    Firmware,
+    Machine,
+    MachineType,
+    Network,
+    NetworkMode,
+    Spec,
+)
 
 pytestmark = pytest.mark.boot
 
@@ -37,6 +52,27 @@ def test_power_off(vms: Machines) -> None:
     assert (end.reason, end.code) == ("guest powered off", 0)
     assert (end.uid, end.accel) == (running.uid, running.accel)
     vms.check_gone(definition, running)
+
+
+def test_a_run_that_is_over_before_anybody_looks(vms: Machines) -> None:
+    """All that it printed and how it ended, of a VM that removed itself: the connections are older."""
+    disk = Disk(
+        path=str(bios_disk(Path(vms.paths.data) / "disk.raw", "P")), format=DiskFormat.RAW, mode=DiskMode.READ_ONLY
+    )
+    machine = Machine(type=MachineType.Q35, memory_mib=64)
+    spec = Spec(machine=machine, boot=Boot(firmware=Firmware.BIOS), disks=(disk,))
+    definition = vms.define(spec, remove_on_exit=True)
+    started = attendance.start(vms.paths, definition, HostPolicy(), follow="console")
+    assert started.watch is not None
+    assert started.console is not None
+    wait_for("the removal", lambda: not os.path.exists(vms.paths.vm_data(definition.id)))
+    end = started.watch.wait(10)
+    assert end is not None
+    assert (end.reason, end.code) == ("guest powered off", 0)
+    with started.console.socket as console:
+        printed = b"".join(iter(lambda: console.recv(65536), b""))
+    assert [printed.count(text.encode()) for text in (BIOS_UP, BIOS_OFF)] == [1, 1]
+    assert state.definitions(vms.paths) == []
 
 
 def test_kernel_panic(vms: Machines) -> None:

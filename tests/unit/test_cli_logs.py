@@ -7,32 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from casemate.engine.control import join
 from casemate.engine.follow import read_ring
 from casemate.engine.ringlog import RingLog
-
-
-@given(st.binary(max_size=300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
-def test_join_gives_the_stream_once(stream: bytes, attached: int, read: int, arrived: int) -> None:
-    """The connection carries the bytes from ``attached`` on; the log was read when it held ``read`` bytes."""
-    attached = min(attached, len(stream))
-    read = min(max(read, attached), len(stream))
-    arrived = min(max(arrived, read), len(stream))
-    joined = join(stream[:read], stream[attached:arrived], read - attached)
-    # Exact unless what was printed in between repeats itself; then at most that much is taken for the overlap.
-    assert stream[:arrived].startswith(joined[:attached])
-    assert arrived - (read - attached) <= len(joined) <= arrived
-    if len(set(stream)) == len(stream):
-        assert joined == stream[:arrived]
-
-
-def test_join_without_overlap() -> None:
-    assert join(b"ab", b"cd", 2) == b"abcd"
-    assert join(b"ab", b"bc", 0) == b"abbc"
-    assert join(b"ab", b"bc", 1) == b"abc"
 
 
 def numbered(count: int) -> list[bytes]:

@@ -163,6 +163,7 @@ def test_a_run_that_deletes_itself_leaves_nothing(make: Make) -> None:
         assert read_line(watcher) == {"ok": True}
         vm.ask("stop")
         told = read_line(watcher)
+    assert told["exited"].pop("finished_at").endswith("Z")
     assert told == {"exited": {"reason": "stopped", "code": 0, "detail": ""}}
     _, status = os.waitpid(vm.pid, 0)
     vm.pid = -1

@@ -115,7 +115,7 @@ def session(attachment: Attachment, interrupts: Interrupts, on_signal: Callable[
     """
     sys.stdout.flush()
     with attachment.socket, _raw_terminal() as is_terminal:
-        return _Loop(attachment.socket, is_terminal).run(attachment.backlog, interrupts, on_signal)
+        return _Loop(attachment.socket, is_terminal).run(attachment.first, interrupts, on_signal)
 
 
 class _Loop:
@@ -128,9 +128,9 @@ class _Loop:
         self.to_guest = bytearray()
         self.has_input = True
 
-    def run(self, backlog: bytes, interrupts: Interrupts, on_signal: Callable[[int], bool]) -> Outcome:
+    def run(self, first: bytes, interrupts: Interrupts, on_signal: Callable[[int], bool]) -> Outcome:
         try:
-            return self._run(backlog, interrupts, on_signal)
+            return self._run(first, interrupts, on_signal)
         except OSError as fault:
             if fault.errno != errno.EIO:  # a terminal whose window was closed
                 raise
@@ -138,8 +138,8 @@ class _Loop:
                 return Outcome.LEFT
             raise BrokenPipeError(fault.errno, fault.strerror) from fault
 
-    def _run(self, backlog: bytes, interrupts: Interrupts, on_signal: Callable[[int], bool]) -> Outcome:
-        self._show(backlog)
+    def _run(self, first: bytes, interrupts: Interrupts, on_signal: Callable[[int], bool]) -> Outcome:
+        self._show(first)
         while True:
             poller = select.poll()
             poller.register(self.connection, select.POLLIN | (select.POLLOUT if self.to_guest else 0))

@@ -16,11 +16,12 @@ from casemate.errors import CasemateError, ExitCode, InputError
 
 if TYPE_CHECKING:
     from casemate.cli.console import Interrupts
-    from casemate.engine.control import EndWatch
+    from casemate.engine.attendance import Follow, Started
+    from casemate.engine.control import Attachment, EndWatch
     from casemate.engine.state import Exit
     from casemate.spec.model import Spec
 
-Begin = Callable[[], tuple[str, tuple[str, ...]]]
+Begin = Callable[[], "Started"]
 RUN_SCHEMA = "casemate.run/1"
 CREATE_SCHEMA = "casemate.create/1"
 INTERRUPTED = 130
@@ -58,30 +59,39 @@ def run(arguments: argparse.Namespace) -> int:
     """Define and start; detached or with the console attached."""
     from casemate.cli.console import Interrupts
 
-    begin = _from_state(arguments) if arguments.from_file is not None else _from_spec(arguments)
+    follow: Follow | None = "end" if arguments.json else "console"
+    if arguments.detach:
+        follow = None
+    begin = (_from_spec if arguments.from_file is None else _from_state)(arguments, follow)
     with Interrupts() as interrupts:
-        vm_id, warnings = begin()
-        _warn(warnings)
+        started = begin()
+        _warn(started.warnings)
         if not arguments.detach:
-            return _foreground(vm_id, interrupts, json=arguments.json, console=not arguments.json)
+            return _foreground(started, interrupts, json=arguments.json)
         if interrupts.take():
-            app.remove(vm_id, force=True)
+            with contextlib.suppress(InputError):  # it has ended and removed itself
+                app.remove(started.id, force=True)
             return INTERRUPTED
     if arguments.json:
-        name = app.inspect(vm_id)["name"]
-        output.print_json({"schema": RUN_SCHEMA, "id": vm_id, "name": name, "warnings": list(warnings)})
+        words = {"id": started.id, "name": started.name, "warnings": list(started.warnings)}
+        output.print_json({"schema": RUN_SCHEMA, **words})
     else:
-        print(vm_id)
+        print(started.id)
     return ExitCode.DONE
 
 
-def _from_spec(arguments: argparse.Namespace) -> Begin:
+def _from_spec(arguments: argparse.Namespace, follow: Follow | None) -> Begin:
     spec = load(arguments)
-    options = {"timeout_s": arguments.timeout_s, "remove_on_exit": arguments.rm, "policy_file": arguments.policy}
-    return lambda: app.run(spec, **options)
+    return lambda: app.run(
+        spec,
+        timeout_s=arguments.timeout_s,
+        remove_on_exit=arguments.rm,
+        policy_file=arguments.policy,
+        follow=follow,
+    )
 
 
-def _from_state(arguments: argparse.Namespace) -> Begin:
+def _from_state(arguments: argparse.Namespace, follow: Follow | None) -> Begin:
     """`run --from`: the specification is in the file; of the flags that would change it only ``--name`` is left."""
     from casemate import provisions
     from casemate.cli.saves import key_of
@@ -100,6 +110,7 @@ def _from_state(arguments: argparse.Namespace) -> Begin:
         timeout_s=arguments.timeout_s,
         remove_on_exit=arguments.rm,
         policy_file=arguments.policy,
+        follow=follow,
     )
 
 
@@ -129,14 +140,18 @@ def start(arguments: argparse.Namespace) -> int:
     """Start a defined VM."""
     from casemate.cli.console import Interrupts
 
+    follow: Follow | None = "end" if arguments.foreground else None
+    if arguments.attach:
+        follow = "console"
     with Interrupts() as interrupts:
-        vm_id, warnings = app.start(arguments.vm, policy_file=arguments.policy)
-        _warn(warnings)
-        if arguments.foreground or arguments.attach:
+        started = app.start(arguments.vm, policy_file=arguments.policy, follow=follow)
+        _warn(started.warnings)
+        if follow is not None:
             _tell_systemd()
-            return _foreground(vm_id, interrupts, json=False, console=arguments.attach)
+            return _foreground(started, interrupts, json=False)
         if interrupts.take():
-            app.stop(vm_id, grace_s=0)
+            with contextlib.suppress(InputError):
+                app.stop(started.id, grace_s=0)
             return INTERRUPTED
     print(arguments.vm)
     return ExitCode.DONE
@@ -146,8 +161,7 @@ def restart(arguments: argparse.Namespace) -> int:
     """Stop and start."""
 
     def again(name: str) -> str:
-        _, warnings = app.restart(name, grace_s=arguments.time)
-        _warn(warnings)
+        _warn(app.restart(name, grace_s=arguments.time).warnings)
         return name
 
     return life.each(life.named(arguments, life.ALIVE), again)
@@ -174,15 +188,15 @@ def console(arguments: argparse.Namespace) -> int:
     return INTERRUPTED if signal.SIGINT in came else ExitCode.DONE
 
 
-def _foreground(vm_id: str, interrupts: Interrupts, *, json: bool, console: bool) -> int:
+def _foreground(started: Started, interrupts: Interrupts, *, json: bool) -> int:
     """Stay with a running VM until it ends; its exit code."""
     from casemate.cli.console import Outcome
 
-    name = app.inspect(vm_id)["name"]
-    stopper = _Stopper(vm_id, interrupts.had_terminal)
-    watch = app.watch_end(vm_id)
+    name, watch = started.name, started.watch
+    assert watch is not None
+    stopper = _Stopper(started.id, interrupts.had_terminal)
     try:
-        if console and _show_console(vm_id, interrupts, stopper) is Outcome.LEFT:
+        if started.console is not None and _show_console(started.console, interrupts, stopper) is Outcome.LEFT:
             output.note(f"left {name}, which goes on: casemate console {name}, casemate stop {name}")
             return ExitCode.DONE
         ended = _wait(watch, interrupts, stopper)
@@ -190,21 +204,15 @@ def _foreground(vm_id: str, interrupts: Interrupts, *, json: bool, console: bool
         watch.close()
     if json:
         how = {"reason": ended.reason, "code": ended.code, "detail": ended.detail, "finished_at": ended.finished_at}
-        output.print_json({"schema": RUN_SCHEMA, "id": vm_id, "name": name, "exit": how})
+        output.print_json({"schema": RUN_SCHEMA, "id": started.id, "name": name, "exit": how})
     elif ended.code != ExitCode.DONE:
         output.note(f"{name}: {ended.reason}" + (f": {ended.detail}" if ended.detail else ""))
     return ended.code
 
 
-def _show_console(vm_id: str, interrupts: Interrupts, stopper: _Stopper) -> object:
+def _show_console(attachment: Attachment, interrupts: Interrupts, stopper: _Stopper) -> object:
     from casemate.cli.console import Outcome, session
 
-    try:
-        attachment = app.attach(vm_id, backlog=True)
-    except InputError:  # it ended within milliseconds; all it said is in its log, unless --rm took that too
-        with contextlib.suppress(InputError):
-            output.write_bytes(app.logs(vm_id))
-        return Outcome.ENDED
     if os.isatty(0):
         output.note("console attached; Ctrl-] leaves it")
     try:

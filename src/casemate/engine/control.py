@@ -16,27 +16,26 @@ from typing import Any
 
 import msgspec
 
-from casemate.engine import files, state
-from casemate.engine.follow import ring_end
+from casemate.engine import state
 from casemate.engine.paths import Paths
 from casemate.engine.state import Definition, Exit
 from casemate.errors import InputError, VmError
 
 ANSWER_MAX_BYTES = 1 << 20
 ANSWER_DEADLINE_S = 15.0
-ATTACH_TRIES = 5
+WORDS_MAX_BYTES = 65536
 _TIMEVAL = struct.Struct("ll")
 
 
 class Attachment:
-    """A console connection: ``backlog`` is what the guest printed before, ``socket`` carries all that follows.
+    """A console connection: ``first`` is what has arrived already, ``socket`` carries all that follows.
 
     Whoever holds it closes the socket. End of file means that the VM ended, or that we read too slowly.
     """
 
-    def __init__(self, connection: socket.socket, backlog: bytes) -> None:
+    def __init__(self, connection: socket.socket, first: bytes = b"") -> None:
         self.socket = connection
-        self.backlog = backlog
+        self.first = first
 
 
 def connect(paths: Paths, definition: Definition) -> socket.socket:
@@ -134,17 +133,19 @@ def _read_line(connection: socket.socket) -> tuple[bytes, bytes]:
 
 
 class EndWatch:
-    """Waits for the end of one run. Made while the VM runs, it also learns the end of a VM that deletes itself.
+    """Waits for the end of one run, of which its supervisor brings word: a VM that deletes itself leaves no file.
 
-    The definition, and exit.json with it, of a ``--rm`` VM is gone by then; its event log, opened before, is not.
+    Args:
+        connection: to the supervisor, which counts it among those that wait; without it one is made while the VM runs.
     """
 
-    def __init__(self, paths: Paths, definition: Definition) -> None:
+    def __init__(self, paths: Paths, definition: Definition, connection: socket.socket | None = None) -> None:
         self._paths, self._definition = paths, definition
-        self._events = f"{paths.vm_data(definition.id)}/events.jsonl"
-        self._log = -1
-        self._connection: socket.socket | None = None
-        self._connect()
+        self._connection = connection
+        self._words = b""
+        self._was_heard = connection is not None
+        if connection is None:
+            self._connect()
 
     def _connect(self) -> None:
         try:
@@ -152,12 +153,11 @@ class EndWatch:
         except InputError:
             return  # it has ended, or never ran, or is about to start: `wait` tells which
         try:
-            ask(connection, "wait")
+            _, self._words = ask(connection, "wait")
         except VmError:
             connection.close()
             return
-        self._reopen_log()  # an answer means that the supervisor has opened it
-        self._connection = connection
+        self._connection, self._was_heard = connection, True
 
     def wait(self, timeout_s: float | None = None) -> Exit | None:
         """How the run ended; None when ``timeout_s`` passed first.
@@ -172,136 +172,70 @@ class EndWatch:
             if left_s <= 0:
                 return None
             if self._connection is None:
+                told = self._told()
+                if told is not None:
+                    return told
                 if state.look(self._paths, self._definition).state in state.AT_REST:
                     return self._result()
                 time.sleep(min(0.05, left_s))
                 self._connect()
-            elif select.select([self._connection], [], [], left_s)[0] and not self._connection.recv(4096):
-                self.close_connection()
-            elif self._definition.remove_on_exit:
-                self._reopen_log()
+            elif select.select([self._connection], [], [], left_s)[0]:
+                self._listen(self._connection)
 
-    def close_connection(self) -> None:
+    def _listen(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(4096)
+        except OSError:
+            data = b""
+        self._words += data
+        if not data or len(self._words) > WORDS_MAX_BYTES:
+            self.close()
+
+    def close(self) -> None:
         """Stop listening to the supervisor."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def close(self) -> None:
-        """Close everything."""
-        self.close_connection()
-        if self._log >= 0:
-            os.close(self._log)
-            self._log = -1
-
-    def _reopen_log(self) -> None:
-        """Follow the event log through its rotation."""
+    def _told(self) -> Exit | None:
+        """What the supervisor said. exit.json of the same run, if it is still there, may know more: `state.look`."""
         try:
-            if self._log >= 0 and os.stat(self._events).st_ino == os.fstat(self._log).st_ino:
-                return
-            fresh = os.open(self._events, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return
-        if self._log >= 0:
-            os.close(self._log)
-        self._log = fresh
+            told = msgspec.json.decode(self._words, type=_Word).exited
+        except msgspec.MsgspecError:
+            return None
+        written = state.look(self._paths, self._definition).exit
+        return written if written is not None and written.finished_at == told.finished_at else told
 
     def _result(self) -> Exit:
         vm = state.look(self._paths, self._definition)
         if vm.exit is not None:
             return vm.exit
-        ended = self._last_exit_event()
-        if ended is not None:
-            return ended
         if os.path.exists(f"{self._paths.vm_data(self._definition.id)}/definition.json"):
             raise InputError(
                 f"{self._definition.name} has not run yet", next_step=f"casemate start {self._definition.name}"
             )
+        if self._was_heard:  # it fell silent, and another command has cleaned up since
+            return Exit("supervisor died", 5, state.now(), detail="it was killed or failed; the emulator died with it")
         raise VmError(f"{self._definition.name} was removed and left no word of how it ended")
 
-    def _last_exit_event(self) -> Exit | None:
-        if self._log < 0:
-            return None
-        for line in reversed(ring_end([self._log], 4).splitlines()):
-            try:
-                event = msgspec.json.decode(line)
-            except msgspec.MsgspecError:
-                continue
-            if isinstance(event, dict) and event.get("event") == "exit":
-                code = event.get("code", 0)  # the log leaves zeros out
-                return Exit(str(event.get("reason", "")), code if isinstance(code, int) else 5, str(event.get("time")))
-        return None
+
+class _Word(msgspec.Struct, frozen=True):
+    """The last line on a connection that waits."""
+
+    exited: Exit
 
 
-def attach(paths: Paths, definition: Definition, *, backlog: bool) -> Attachment:
+def attach(paths: Paths, definition: Definition) -> Attachment:
     """Connect to the console.
-
-    Args:
-        backlog: bring what the log holds already. Between log and connection no byte is lost or doubled: the log's
-            size before and after the answer brackets the moment from which the connection carries the bytes.
 
     Raises:
         InputError, VmError: not running, or the supervisor refuses.
     """
-    log = f"{paths.vm_data(definition.id)}/console.log"
-    for attempt in range(ATTACH_TRIES):
-        connection = connect(paths, definition)
-        try:
-            before = _log_mark(log)
-            _, rest = ask(connection, "attach")
-            after = _log_mark(log)
-            if not backlog:
-                connection.settimeout(None)
-                return Attachment(connection, rest)
-            quiet = before == after
-            if quiet or attempt == ATTACH_TRIES - 1:
-                if not quiet:
-                    rest += _arrived(connection)
-                connection.settimeout(None)
-                return Attachment(connection, join(_read_log(log, after), rest, after[1] - before[1]))
-        except BaseException:
-            connection.close()
-            raise
+    connection = connect(paths, definition)
+    try:
+        _, first = ask(connection, "attach")
+    except BaseException:
         connection.close()
-    raise AssertionError("the last attempt returns")
-
-
-def join(log: bytes, stream: bytes, at_most: int) -> bytes:
-    """``log`` and ``stream`` without the part, ``at_most`` bytes long, that both hold."""
-    for length in range(min(at_most, len(log), len(stream)), 0, -1):
-        if log.endswith(stream[:length]):
-            return log + stream[length:]
-    return log + stream
-
-
-def _log_mark(path: str) -> tuple[int, int]:
-    """Inode and size of the log's newer half."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (0, 0)
-    return (found.st_ino, found.st_size)
-
-
-def _read_log(path: str, mark: tuple[int, int]) -> bytes:
-    older, newer = b"", b""
-    try:
-        with open(path, "rb") as file:
-            same = os.fstat(file.fileno()).st_ino == mark[0]
-            newer = file.read(mark[1] if same else files.READ_MAX_BYTES)
-        with open(f"{path}.1", "rb") as file:
-            older = file.read(files.READ_MAX_BYTES)
-    except OSError:
-        pass
-    return older + newer
-
-
-def _arrived(connection: socket.socket) -> bytes:
-    """What the connection has brought within a moment, enough to cover what the log held when it was looked at."""
-    data = bytearray()
-    while len(data) < 1 << 18 and select.select([connection], [], [], 0.05)[0]:
-        chunk = connection.recv(65536)
-        if not chunk:
-            break
-        data += chunk
-    return bytes(data)
+        raise
+    connection.settimeout(None)
+    return Attachment(connection, first)

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import msgspec
 
@@ -49,34 +49,60 @@ def exec_supervisor(
     running: RunningState,
 ) -> Never:
     """Become the supervisor of a released VM."""
+    config = _configuration(paths, definition, prepared, launched, listener, running)
+    # Whoever asks us to stop from here on is answered by the supervisor, which unblocks these.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    handover = os.memfd_create("casemate-handover", os.MFD_CLOEXEC)
+    os.write(handover, json.dumps(config).encode())
+    os.lseek(handover, 0, os.SEEK_SET)
+    for descriptor in (*config["inherited_fds"], handover):
+        os.set_inheritable(descriptor, True)
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = f"import sys; sys.path.insert(0, {source!r}); from casemate.engine.supervise import main; main({handover})"
+    # A traceback of the supervisor is for us to read; it has no other place to go.
+    words = os.open(
+        f"{paths.vm_data(definition.id)}/supervisor.log",
+        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o600,
+    )
+    os.dup2(words, 2)
+    interpreter = os.path.realpath(sys.executable)
+    os.execve(interpreter, [interpreter, "-I", "-S", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})  # noqa: S606
+
+
+def _configuration(
+    paths: Paths,
+    definition: Definition,
+    prepared: Prepared,
+    launched: Launched,
+    listener: socket.socket,
+    running: RunningState,
+) -> dict[str, Any]:
+    """What ``supervise.Supervisor`` takes; ``*_fd`` and ``*_fds`` are numbers of descriptors that stay open."""
     runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
     network = launched.network
     helper_pidfds = {}
     if network is not None:
         helper_pidfds = {str(network.pidfd): "passt", str(network.broker_pidfd): "the network's broker"}
     locks = [*prepared.locks, *prepared.opened.locks]
-    keep = [
-        launched.qmp.fileno(),
-        launched.console.fileno(),
-        launched.log_fd,
-        listener.fileno(),
-        launched.spawned.pidfd,
-        *locks,
-        *(int(item) for item in helper_pidfds),
-        *((launched.clone.fileno(),) if launched.clone is not None else ()),
-    ]
-    config = {
-        "runtime": runtime,
-        "data": data,
-        "accel": running.accel,
+    streams = {
         "console_fd": launched.console.fileno(),
         "qmp_fd": launched.qmp.fileno(),
         "log_fd": launched.log_fd,
         "listener_fd": listener.fileno(),
-        "clone_fd": launched.clone.fileno() if launched.clone is not None else -1,
         "pidfd": launched.spawned.pidfd,
+    }
+    clone = [launched.clone.fileno()] if launched.clone is not None else []
+    attendants = prepared.attendants
+    return {
+        **streams,
+        "runtime": runtime,
+        "data": data,
+        "accel": running.accel,
+        "clone_fd": clone[0] if clone else -1,
+        "attendant_fds": attendants,
         "helper_pidfds": helper_pidfds,
-        "inherited_fds": keep,
+        "inherited_fds": [*streams.values(), *locks, *map(int, helper_pidfds), *clone, *attendants.values()],
         "lock_fds": locks,
         "console_log_max_bytes": definition.spec.console.log_max_kib * 1024,
         "timeout_s": definition.timeout_s,
@@ -88,22 +114,6 @@ def exec_supervisor(
         "writable": [runtime, data],
         "seccomp_program": _supervisor_filter(paths),
     }
-    # Whoever asks us to stop from here on is answered by the supervisor, which unblocks these.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-    handover = os.memfd_create("casemate-handover", os.MFD_CLOEXEC)
-    os.write(handover, json.dumps(config).encode())
-    os.lseek(handover, 0, os.SEEK_SET)
-    for descriptor in (*keep, handover):
-        os.set_inheritable(descriptor, True)
-    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {source!r}); from casemate.engine.supervise import main; main({handover})"
-    # A traceback of the supervisor is for us to read; it has no other place to go.
-    words = os.open(
-        f"{data}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
-    os.dup2(words, 2)
-    interpreter = os.path.realpath(sys.executable)
-    os.execve(interpreter, [interpreter, "-I", "-S", "-c", code, definition.id], {"LC_ALL": "C.UTF-8"})  # noqa: S606
 
 
 def _supervisor_filter(paths: Paths) -> str:

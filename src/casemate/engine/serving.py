@@ -7,7 +7,7 @@ connection has one request under way at a time; the next line waits. Verbs:
     attach                 from here on the connection carries the console's bytes, both ways
     stop {grace_s}         power button, then kill      } the connection stays open until the run has ended and is
     kill                   kill now                     } cleaned up; the last line is then
-    wait                   nothing                      } ``{"exited": {"reason", "code", "detail"}}``
+    wait                   nothing                      } ``{"exited": {"reason", "code", "detail", "finished_at"}}``
     save                   with a pipe by SCM_RIGHTS: write the state into it; the answer comes when it is written
     saved {end}            the state is safe: end the VM, or let it go on (as it does when the connection closes)
     pause, unpause, stats  passed on to the emulator; ``result`` is its answer
@@ -160,6 +160,16 @@ class ControlServer:
         client = Client(connection)
         self.clients[client.descriptor] = client
         self.machine.watch(client.descriptor, select.POLLIN, self._on_client)
+
+    def adopt(self, descriptor: int, *, attached: bool) -> None:
+        """A connection made before the launch, as if it had asked to ``attach`` or to ``wait`` before all else."""
+        connection = socket.socket(fileno=descriptor)
+        connection.setblocking(False)
+        client = Client(connection)
+        client.idle_until = None
+        client.attached, client.waits_for_exit = attached, not attached
+        self.clients[descriptor] = client
+        self.machine.watch(descriptor, select.POLLIN, self._on_client)
 
     def _turn_away(self, connection: socket.socket) -> None:
         try:

@@ -20,7 +20,7 @@ import resource
 import select
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
@@ -52,6 +52,7 @@ from casemate.spec.model import Spec
 from casemate.sys.process import start_time_ticks
 
 if TYPE_CHECKING:
+    from casemate.engine.attendance import Attendance
     from casemate.engine.restore import Restore
 
 RESULT_MAX_BYTES = 1 << 20
@@ -69,6 +70,7 @@ class Prepared:
     controls: tuple[Control, ...]
     locks: list[int]
     restore: Restore | None = None
+    attendants: dict[str, int] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close files and locks; the supervisor has its own copies."""
@@ -179,13 +181,24 @@ def _promised_digests(spec: Spec, paths: Paths) -> dict[str, str]:
     return {"kernel": guest.kernel_sha256, "initrd": guest.initrd_sha256}
 
 
-def start(paths: Paths, definition: Definition, policy: HostPolicy, restore: Restore | None = None) -> LaunchPlan:
+def start(
+    paths: Paths,
+    definition: Definition,
+    policy: HostPolicy,
+    restore: Restore | None = None,
+    attendance: Attendance | None = None,
+) -> LaunchPlan:
     """Start the VM; returns when the guest has been released.
+
+    Args:
+        attendance: of somebody who follows the run from its first byte on.
 
     Raises:
         CasemateError: why it did not start; nothing is left running.
     """
     prepared = prepare(paths, definition, policy, restore)
+    if attendance is not None:
+        prepared.attendants = attendance.supervisor_ends()
     try:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         try:
@@ -203,6 +216,8 @@ def start(paths: Paths, definition: Definition, policy: HostPolicy, restore: Res
         _give_up(paths, definition.id)
         raise
     finally:
+        if attendance is not None:
+            attendance.handed_over()
         prepared.close()
     return prepared.plan
 
@@ -270,6 +285,7 @@ def _leave_the_caller(prepared: Prepared, word: int) -> None:
     for number in (0, 1, 2):
         os.dup2(null, number)
     ours = {word, *prepared.opened.by_role.values(), *prepared.opened.locks, *prepared.locks}
+    ours.update(prepared.attendants.values())
     first = 3
     for descriptor in sorted(ours):
         os.closerange(first, descriptor)

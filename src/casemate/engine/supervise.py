@@ -73,6 +73,8 @@ class Supervisor:
         self.helpers: dict[int, str] = {int(fd): name for fd, name in config["helper_pidfds"].items()}
         self.link = QmpLink(socket.socket(fileno=config["qmp_fd"]), self._on_event)
         self.server = ControlServer(self, socket.socket(fileno=config["listener_fd"]), config["stop_grace_s"])
+        for name, descriptor in config.get("attendant_fds", {}).items():
+            self.server.adopt(descriptor, attached=name == "console")
         console_log = RingLog(f"{self.data}/console.log", config["console_log_max_bytes"])
         console = socket.socket(fileno=config["console_fd"])
         self.console = ConsoleLink(console, console_log, self.server.broadcast, self._on_panic_text)
@@ -397,11 +399,12 @@ class Supervisor:
                 continue
         verdict = self.verdict
         self.event("exit", reason=verdict.reason, code=verdict.code)
-        vmexit.clean_up(self.config, verdict)
+        ended = vmexit.exit_of(self.config, verdict)
+        vmexit.clean_up(self.config, ended)
         # The locks of the uid and of the disks, too, before anybody is told.
         for descriptor in self.config["lock_fds"]:
             os.close(descriptor)
-        self.server.end({"reason": verdict.reason, "code": verdict.code, "detail": verdict.detail})
+        self.server.end({name: ended[name] for name in ("reason", "code", "detail", "finished_at")})
 
 
 def _ignore(number: int, frame: object) -> None:

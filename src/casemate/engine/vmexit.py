@@ -115,14 +115,10 @@ def write_json(path: str, value: dict[str, Any], *, durable: bool = True) -> boo
     return True
 
 
-def clean_up(config: dict[str, Any], verdict: Verdict) -> None:
-    """exit.json, then cgroups, then the marks of a run. Each may fail without stopping the others.
-
-    What fails is left to the next command: run.json stays, and it finds the lock free. If the data disk is full,
-    exit.json goes to the runtime directory, where that command looks for it.
-    """
-    runtime, data, state = config["runtime"], config["data"], config["state"]
-    ended = {
+def exit_of(config: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """The content of exit.json; `vmfiles.Exit` is its type."""
+    state = config["state"]
+    return {
         "reason": verdict.reason,
         "code": verdict.code,
         "finished_at": now(),
@@ -132,6 +128,15 @@ def clean_up(config: dict[str, Any], verdict: Verdict) -> None:
         "accel": state["accel"],
         "sigsys_pid": state["emulator"]["pid"] if verdict.killed_by == signal.SIGSYS else 0,
     }
+
+
+def clean_up(config: dict[str, Any], ended: dict[str, Any]) -> None:
+    """exit.json, then cgroups, then the marks of a run. Each may fail without stopping the others.
+
+    What fails is left to the next command: run.json stays, and it finds the lock free. If the data disk is full,
+    exit.json goes to the runtime directory, where that command looks for it.
+    """
+    runtime, data, state = config["runtime"], config["data"], config["state"]
     written = write_json(f"{data}/exit.json", ended)
     if not written:
         write_json(f"{runtime}/exit.json", ended, durable=False)
