@@ -43,12 +43,24 @@ HOST = Host(
     core_sched=True,
     lsms=("landlock", "apparmor"),
     cgroup=CgroupBase(2, dict.fromkeys(("memory", "cpu", "pids"), "/sys/fs/cgroup/casemate")),
-    uefi=FirmwarePair("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    uefi=FirmwarePair("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "c" * 64, "d" * 64),
     passt="/usr/bin/passt",
     rootless=False,
 )
 
 KVM_HOST = msgspec.structs.replace(HOST, kvm_verdict="usable", kvm_why="it runs guest code", kvm_tsc_deadline=True)
+
+SECURE_HOST = msgspec.structs.replace(
+    KVM_HOST,
+    uefi=FirmwarePair(
+        "/usr/share/OVMF/OVMF_CODE_4M.ms.fd",
+        "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
+        "e" * 64,
+        "f" * 64,
+        "/usr/share/qemu/firmware/40-edk2-x86_64-secure-enrolled.json",
+        secure_boot=True,
+    ),
+)
 
 ROOT_IDENTITY = Identity(1_900_000_007, 1_900_000_007, IdentityMode.ROOT)
 

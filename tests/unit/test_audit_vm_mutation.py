@@ -58,7 +58,7 @@ PORTS = XML.replace(
 )
 
 ARGV = """qemu-system-x86_64 -name a
- -M microvm,accel=kvm,pit=off,pic=off,kernel-irqchip=split,mem-merge=off,dump-guest-core=off -nodefaults
+ -M microvm,accel=kvm,pit=off,pic=off,kernel-irqchip=split,mem-merge=off,dump-guest-core=off,smm=off -nodefaults
  -no-user-config -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
  -cpu host,vmx=off -m 512 -kernel /k -display none -object rng-random,id=r,filename=/dev/urandom
  -device virtio-rng-device,rng=r,max-bytes=1024,period=1000 -chardev socket,id=m,fd=3 -mon chardev=m,mode=control
@@ -176,6 +176,8 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "dev.no-display": ("argv", "-device vmgenid", "-device vmgenid -device ramfb", {}),
     "dev.no-share": ("argv", "-device vmgenid", "-device vmgenid -device virtio-pmem-pci", {}),
     "dev.platform-off": ("argv", "-device vmgenid", "-device vmgenid -device virtio-balloon-device", {}),
+    "dev.smm": ("argv", ",smm=off", "", {}),
+    "dev.boot-variables": ("xml", "<acpi/>", "<acpi/><smm state='off'/>", {}),
     "dev.no-hotplug": ("argv", "-device vmgenid", "-device vmgenid -device pcie-pci-bridge", {}),
     "iommu.no-hostdev": ("argv", "-device vmgenid", "-device vmgenid -device vfio-pci,host=0000:01:00.0", {}),
     "iommu.no-usb-host": (

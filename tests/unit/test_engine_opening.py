@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from casemate.engine.opening import open_planned_files, open_spec_files
 from casemate.engine.paths import Paths
-from casemate.errors import ImageError, InputError
+from casemate.errors import HostError, ImageError, InputError
 from casemate.plan.model import OpenFile
 from casemate.spec.model import Spec
 
@@ -148,7 +149,7 @@ def test_variables_are_copied_once_and_kept(tmp_path: Path) -> None:
     template.write_bytes(b"template")
     from casemate.engine.opening import Opened
 
-    file = OpenFile("firmware-vars", str(template), "vars")
+    file = OpenFile("firmware-vars", str(template), "vars", sha256=hashlib.sha256(b"template").hexdigest())
     for expected in (b"template", b"own data"):
         opened = Opened()
         open_planned_files((file,), opened, paths, "abc")
@@ -156,3 +157,8 @@ def test_variables_are_copied_once_and_kept(tmp_path: Path) -> None:
         os.pwrite(opened.by_role["firmware-vars"], b"own data", 0)
         opened.close()
     assert template.read_bytes() == b"template"
+    template.write_bytes(b"a newer package")
+    Path(paths.vm_data("abc"), "vars.fd").unlink()
+    with pytest.raises(HostError, match="changed while the VM was planned"):
+        open_planned_files((file,), Opened(), paths, "abc")
+    assert os.listdir(paths.vm_data("abc")) == []

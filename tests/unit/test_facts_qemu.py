@@ -13,7 +13,7 @@ from tests.unit.elf_builder import put
 
 from casemate.errors import HostError
 from casemate.facts import qemu
-from casemate.facts.firmware import choose_uefi, firmware_files, uefi_firmwares
+from casemate.facts.firmware import Wanted, choose_uefi, firmware_files, uefi_firmwares
 from casemate.facts.program import ask_program
 from casemate.facts.qemu import Emulator, check_emulator, describe_emulator, find_qemu, modules_for
 from casemate.facts.root import Root
@@ -230,11 +230,13 @@ class TestFirmware:
 
     @pytest.fixture
     def tree(self, tmp_path: Path) -> Path:
-        for name in ("A", "B", "C", "VARS"):
+        for name in ("A", "B", "C", "D", "VARS"):
             put(tmp_path, f"/fw/{name}.fd", b"")
         share = "/usr/share/qemu/firmware"
         secure = ["secure-boot", "enrolled-keys", "requires-smm"]
         put(tmp_path, f"{share}/40-secure.json", self.descriptor("/fw/A.fd", secure))
+        put(tmp_path, f"{share}/30-unguarded.json", self.descriptor("/fw/C.fd", ["secure-boot", "enrolled-keys"]))
+        put(tmp_path, f"{share}/45-setup.json", self.descriptor("/fw/D.fd", ["secure-boot", "requires-smm"]))
         put(tmp_path, f"{share}/50-plain.json", self.descriptor("/fw/B.fd", []))
         put(tmp_path, f"{share}/10-other.json", self.descriptor("/fw/C.fd", [], arch="aarch64"))
         put(tmp_path, f"{share}/11-pc.json", self.descriptor("/fw/C.fd", [], machine="pc-i440fx-*"))
@@ -245,15 +247,27 @@ class TestFirmware:
         return tmp_path
 
     def test_descriptors_are_filtered_and_ordered(self, tree: Path) -> None:
-        assert [item.code for item in uefi_firmwares(Root(tree))] == ["/fw/A.fd", "/fw/B.fd"]
+        found = [item.code for item in uefi_firmwares(Root(tree))]
+        assert found == ["/fw/C.fd", "/fw/A.fd", "/fw/D.fd", "/fw/B.fd"]
         assert choose_uefi(Root(tree)).code == "/fw/B.fd"
-        assert choose_uefi(Root(tree), secure_boot=True).code == "/fw/A.fd"
+
+    def test_secure_boot_wants_guarded_variables_with_keys_or_without(self, tree: Path) -> None:
+        assert choose_uefi(Root(tree), Wanted.ENROLLED).code == "/fw/A.fd"
+        assert choose_uefi(Root(tree), Wanted.SETUP).code == "/fw/D.fd"
+        for name in ("40-secure", "45-setup"):
+            put(tree, f"/etc/qemu/firmware/{name}.json", b"")
+        for wanted in (Wanted.ENROLLED, Wanted.SETUP):
+            with pytest.raises(HostError, match="Secure Boot") as error:
+                choose_uefi(Root(tree), wanted)
+            assert "requires SMM" in error.value.expected
+            assert "ovmf" in error.value.next_step
 
     def test_etc_replaces_and_hides(self, tree: Path) -> None:
         put(tree, "/etc/qemu/firmware/50-plain.json", b"")
         put(tree, "/etc/qemu/firmware/40-secure.json", self.descriptor("/fw/C.fd", []))
         found = uefi_firmwares(Root(tree))
-        assert [(item.code, item.described_by) for item in found] == [("/fw/C.fd", "/etc/qemu/firmware/40-secure.json")]
+        assert ("/fw/C.fd", "/etc/qemu/firmware/40-secure.json") in [(item.code, item.described_by) for item in found]
+        assert "/fw/B.fd" not in [item.code for item in found]
 
     def test_known_place_without_descriptor(self, tmp_path: Path) -> None:
         put(tmp_path, "/usr/share/OVMF/OVMF_CODE_4M.fd", b"")
@@ -262,4 +276,4 @@ class TestFirmware:
         put(tmp_path, "/usr/share/OVMF/OVMF_VARS_4M.fd", b"")
         assert choose_uefi(Root(tmp_path)).variables == "/usr/share/OVMF/OVMF_VARS_4M.fd"
         with pytest.raises(HostError, match="Secure Boot"):
-            choose_uefi(Root(tmp_path), secure_boot=True)
+            choose_uefi(Root(tmp_path), Wanted.ENROLLED)

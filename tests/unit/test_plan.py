@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.hosts import EMULATOR, HOST, KVM_HOST, plan_of
+from tests.support.hosts import EMULATOR, HOST, KVM_HOST, SECURE_HOST, plan_of
 
 from casemate.errors import HostError
 from casemate.jail.policy import Device, Identity, IdentityMode, OneShot
@@ -25,6 +25,7 @@ CASES = {
     "microvm-kvm": KVM_HOST,
     "microvm-disks": KVM_HOST,
     "q35-uefi-net": KVM_HOST,
+    "q35-uefi-secure": SECURE_HOST,
     "q35-bios": HOST,
     "microvm-provision": HOST,
     "q35-provision": KVM_HOST,
@@ -140,8 +141,22 @@ def test_emulators_that_cannot_do_it(change: dict[str, object], message: str) ->
 def test_missing_firmware_and_passt_name_their_packages() -> None:
     with pytest.raises(HostError, match="ovmf"):
         plan("q35-uefi-net", msgspec.structs.replace(KVM_HOST, uefi=None))
+    for name, host in (("q35-uefi-net", SECURE_HOST), ("q35-uefi-secure", KVM_HOST)):  # the other kind of firmware
+        with pytest.raises(HostError, match="ovmf"):
+            plan(name, host)
     with pytest.raises(HostError, match="apt-get install passt"):
         plan("q35-uefi-net", msgspec.structs.replace(KVM_HOST, passt=None))
+
+
+def test_system_management_mode_is_on_for_secure_boot_and_nowhere_else() -> None:
+    for name, host in CASES.items():
+        for made in (plan(name, host), plan(name, msgspec.structs.replace(host, kvm_verdict="emulated"))):
+            secure, kvm = name == "q35-uefi-secure", made.accel == "kvm"
+            guarded = "driver=cfi.pflash01,property=secure,value=on" in made.wall.argv
+            machine = made.wall.argv[made.wall.argv.index("-machine") + 1]
+            assert (guarded, "smm=on" in machine) == (secure, secure)
+            assert ("KVM_SMI" in str(made.profile.rules)) is (secure and kvm)
+            assert not machine.startswith("q35") or secure or "smm=off" in machine
 
 
 def test_uid_zero_is_a_bug_and_never_a_plan() -> None:

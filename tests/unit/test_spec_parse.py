@@ -37,6 +37,7 @@ TODAY = datetime.date(2026, 10, 1)
 BASE = Path("/specs/here")
 KERNEL = '[boot]\nkernel = "k"\n'
 Q35 = '[machine]\ntype = "q35"\n[boot]\nkernel = "k"\n'
+KEYS = '[boot.keys]\npk = "p"\nkek = ["k"]\ndb = ["d", "/e"]\n'
 USER = KERNEL + '[network]\nmode = "user"\n'
 
 FULL = """
@@ -278,6 +279,21 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
         {("boot.firmware", "machine.needs-q35"), ("boot.firmware", "boot.needs-disk")},
     ),
     (
+        "keys without Secure Boot",
+        Q35 + KEYS,
+        {("boot.keys", "boot.needs-secure")},
+    ),
+    (
+        "Secure Boot on microvm without disk, and half of the keys",
+        '[boot]\nfirmware = "uefi-secure"\n[boot.keys]\npk = "p"\ndb = []',
+        {
+            ("boot.keys.kek", "key.missing"),
+            ("boot.keys.db", "value.length"),
+            ("boot.firmware", "machine.needs-q35"),
+            ("boot.firmware", "boot.needs-disk"),
+        },
+    ),
+    (
         "passthrough on microvm",
         KERNEL + '[[passthrough]]\naddress = "0000:00:02.0"\nreason = "long enough"\nexpires = 2027-01-01',
         {("passthrough", "machine.needs-q35")},
@@ -437,7 +453,7 @@ def test_no_complaint_about_consequences() -> None:
     [
         ("nmae = 1\n" + KERNEL, 'no such key; did you mean "name"?'),
         ("vcpus = 1\n" + KERNEL, "no such key; vcpus belongs in [machine]"),
-        (KERNEL + "zzz = 1", "no such key; known here: kernel, initrd, cmdline, firmware"),
+        (KERNEL + "zzz = 1", "no such key; known here: kernel, initrd, cmdline, firmware, keys"),
         (KERNEL + '[machine]\ntype = "q53"', 'got "q53"; expected one of "microvm", "q35"; did you mean "q35"?'),
         (KERNEL + "[machine]\nvcpus = 0", "got 0; expected 1 to 255"),
         (KERNEL + '[disk]\npath = "x"', "expected a list of tables; write [[disk]] instead of [disk]"),
@@ -447,7 +463,7 @@ def test_no_complaint_about_consequences() -> None:
              '"10.0.0.1/8" has bits set after its prefix; did you mean "10.0.0.0/8"?'),
         (USER + 'egress = "list"\nallow = ["127.0.0.1"]', '"127.0.0.1/32" touches 127.0.0.0/8 (the host\'s loopback)'),
         ("", 'a microvm needs a kernel; to boot an image with its own boot loader say machine.type = "q35"; '
-             'expected kernel = "PATH" or firmware = "uefi" or "bios"'),
+             'expected kernel = "PATH" or firmware = "uefi", "uefi-secure" or "bios"'),
         (b"name = '\xff'", "is not UTF-8 (invalid start byte at byte 8)"),
         ("a = 1\nb = = 2", "Invalid value (column 5)"),
     ],

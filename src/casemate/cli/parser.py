@@ -145,7 +145,7 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernel", metavar="FILE", help="boot this kernel")
     group.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
     group.add_argument("--cmdline", metavar="TEXT", help="its command line")
-    group.add_argument("--firmware", metavar="WHICH", help="uefi or bios: boot what the first disk holds")
+    group.add_argument("--firmware", metavar="WHICH", help="uefi, uefi-secure or bios: boot what the first disk holds")
     group.add_argument(
         "--disk",
         action="append",

@@ -19,6 +19,7 @@ QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     *(("qom-list", {"path": folder}) for folder in _FOLDERS),
     ("query-kvm", {}),
     *(("qom-get", {"path": "/machine", "property": name}) for name in ("type", "mem-merge", "dump-guest-core")),
+    ("qom-get", {"path": "/machine", "property": "smm"}),
     ("qom-get", {"path": "/objects/entropy", "property": "filename"}),
     *(("qom-get", {"path": _CPU, "property": name}) for name in ("vmx", "svm")),
     ("query-named-block-nodes", {"flat": True}),
@@ -54,6 +55,7 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     know("ent.virtio-rng", _entropy(ask, types, plan), "qom-get /objects/entropy")
     nested = tuple(flag for flag in ("vmx", "svm") if _get(ask, _CPU, flag) is not False)
     know("cpu.nested-flags", nested, f"qom-get {_CPU}")
+    _firmware(know, ask, plan)
     _disks(know, ask)
     if not any("-net" in kind for kind in types):
         _no_network(know)
@@ -117,6 +119,30 @@ def _entropy(ask: Callable[..., Any], types: set[str], plan: LaunchPlan) -> str:
     added = next(argument for argument in plan.wall.argv if argument.startswith(f"fd={number},set="))
     # The descriptor set holds one descriptor, which the launch opened itself: /dev/urandom of the host.
     return "/dev/urandom" if backend == f"/dev/fdset/{added.rpartition('=')[2]}" else str(backend)
+
+
+def _firmware(know: Callable[[str, Value, str], None], ask: Callable[..., Any], plan: LaunchPlan) -> None:
+    """What starts the guest, and whether code beyond the firmware's guarded part can write to its variables."""
+    smm = _get(ask, "/machine", "smm") != "off"
+    know("dev.smm", smm, "qom-get /machine smm")
+    flashes = [name for name in _names_in(ask, "/machine") if name.startswith("system.flash")]
+    opened = [
+        f"{name} takes writes from any code" for name in flashes if _get(ask, f"/machine/{name}", "secure") is not True
+    ]
+    if not smm:
+        opened.append("system management mode is off")
+    if plan.spec.boot.is_secure:
+        know("dev.boot-variables", tuple(opened), "qom-get of each flash")
+    # A board without flash takes its kernel from fw_cfg, where there is one, and else looks for a boot sector.
+    found = ("uefi" if opened else "uefi-secure") if flashes else ("kernel" if "-kernel" in plan.wall.argv else "bios")
+    know("vm.firmware", found, "qom-list /machine, qom-get of each flash")
+
+
+def _names_in(ask: Callable[..., Any], folder: str) -> tuple[str, ...]:
+    children = ask("qom-list", path=folder)
+    if not isinstance(children, list) or len(children) > _CHILDREN_MAX:
+        raise VmError("the emulator's device list makes no sense", got=f"{folder}: {str(children)[:80]}")
+    return tuple(sorted(str(child.get("name")) for child in children if isinstance(child, dict)))
 
 
 def _disks(know: Callable[[str, Value, str], None], ask: Callable[..., Any]) -> None:

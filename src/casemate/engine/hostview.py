@@ -13,9 +13,10 @@ from casemate.engine.files import write_atomic
 from casemate.engine.labels import detect_mac, emulator_domain
 from casemate.engine.paths import Paths
 from casemate.engine.state import boot_id
+from casemate.engine.uefi import find_firmware
 from casemate.errors import HostError
 from casemate.facts.closure import cached_closure
-from casemate.facts.firmware import choose_uefi, firmware_files
+from casemate.facts.firmware import firmware_files
 from casemate.facts.kvm import cached_probe, refused_cpu_flags
 from casemate.facts.kvm_report import IrqchipMode
 from casemate.facts.qemu import Emulator as EmulatorFacts
@@ -24,8 +25,8 @@ from casemate.facts.root import Root
 from casemate.facts.tsc import tsc_khz
 from casemate.facts.vfio import read_function, unsafe_interrupts
 from casemate.plan.argv import PROGRAM
-from casemate.plan.model import Emulator, FirmwarePair, Host, Mac
-from casemate.spec.model import AccelChoice, Firmware, Spec
+from casemate.plan.model import Emulator, Host, Mac
+from casemate.spec.model import AccelChoice, Spec
 from casemate.sys.landlock import landlock_abi
 from casemate.sys.process import PR_SCHED_CORE, prctl
 
@@ -50,7 +51,7 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
         core_sched=_has_core_sched(),
         lsms=_lsms(mac),
         cgroup=cgroups.find_base(root),
-        uefi=_uefi(spec, root),
+        uefi=find_firmware(spec.boot, root),
         passt=next((path for path in ("/usr/bin/passt", "/usr/local/bin/passt") if os.access(path, os.X_OK)), None),
         rootless=os.geteuid() != 0,
         mac=mac,
@@ -110,13 +111,6 @@ def _lsms(mac: Mac | None) -> tuple[str, ...]:
     return names if mac is None or mac.module in names else (*names, mac.module)
 
 
-def _uefi(spec: Spec, root: Root) -> FirmwarePair | None:
-    if spec.boot.firmware is not Firmware.UEFI:
-        return None
-    found = choose_uefi(root)
-    return FirmwarePair(found.code, found.variables)
-
-
 def _execute_only(facts: EmulatorFacts, paths: Paths) -> str:
     """A copy of the emulator that the VM's uid may run but not read: exec then makes the process non-dumpable.
 
@@ -151,7 +145,7 @@ def _emulator(spec: Spec, facts: EmulatorFacts, paths: Paths, root: Root) -> Emu
             loadable[base] = (placed.target, placed.source)
         else:
             files[placed.target] = placed.source
-    boot = "kernel" if spec.boot.kernel is not None else spec.boot.firmware.value
+    boot = "kernel" if spec.boot.kernel is not None else "uefi" if spec.boot.has_uefi else spec.boot.firmware.value
     if boot == "none":
         raise HostError("nothing to boot: neither a kernel nor a firmware")
     firmware = {

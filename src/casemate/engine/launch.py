@@ -27,6 +27,7 @@ from casemate.engine.opening import Opened
 from casemate.engine.readback import observe_process
 from casemate.engine.startup import Startup
 from casemate.engine.state import remove_cgroups
+from casemate.engine.uefi import variables_digest
 from casemate.errors import HostError, InputError, VmError
 from casemate.facts.fact import Facts, Known, Stage
 from casemate.jail.policy import IdentityMode
@@ -106,6 +107,7 @@ def launch(
         clock.lap("greeting")
         digests = copies.result(opened.digests) | contents.result()
         observed = observe(plan, startup, spawned, opened, digests)  # 5
+        digests |= variables_digest(opened.by_role)
         observed.update(_observe_beside(plan, startup, held.network, held.feed, opened))
         clock.lap("read-back")
         findings = judge_launch(plan, observed, waivers, controls)  # 6

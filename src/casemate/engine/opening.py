@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from casemate.engine.content import Promise
 from casemate.engine.paths import Paths
+from casemate.engine.uefi import own_variables
 from casemate.errors import HostError, InputError
 from casemate.image.headers import inspect_image
 from casemate.image.opening import FileIdentity, identity_of, open_image, open_regular_file, verify_unchanged
@@ -128,9 +129,11 @@ def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths
         elif file.access == "device":
             opened.by_role[file.role] = _open_device(file.path)
         elif file.access == "vars":
-            opened.by_role[file.role] = _own_variables(file.path, f"{paths.vm_data(vm_id)}/vars.fd")
+            opened.by_role[file.role] = own_variables(file, f"{paths.vm_data(vm_id)}/vars.fd")
         else:
             opened.by_role[file.role] = open_regular_file(file.path, what=file.role)
+        if file.sha256:
+            opened.sizes[file.role] = os.fstat(opened.by_role[file.role]).st_size
     opened.by_role["entropy"] = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
     opened.by_role["null"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -178,27 +181,6 @@ def _new_overlay(directory: str, size_bytes: int) -> int:
             "no room for the disk's overlay", got=f"{directory}: {fault.strerror}", next_step=f"df -h {directory}"
         ) from fault
     return descriptor
-
-
-def _own_variables(template: str, path: str) -> int:
-    """The VM's own UEFI variables, copied from the template at the first start."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        pass
-    source = open_regular_file(template, what="UEFI variable template")
-    temporary = f"{path}.{os.urandom(6).hex()}.tmp"
-    try:
-        with open(temporary, "xb") as target:
-            os.fchmod(target.fileno(), 0o600)
-            while chunk := os.read(source, 1 << 20):
-                target.write(chunk)
-            target.flush()
-            os.fsync(target.fileno())
-        os.rename(temporary, path)
-    finally:
-        os.close(source)
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def digest_file(descriptor: int) -> str:

@@ -37,6 +37,7 @@ from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
 from casemate.engine.origins import origin_facts, stored_images
 from casemate.engine.paths import Paths, own_directory
+from casemate.engine.uefi import firmware_promises
 from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, salvage_struct, this_process
 from casemate.engine.wallreport import wall_report
 from casemate.errors import CasemateError, HostError, RefusedError, VmError
@@ -147,7 +148,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
             opened.sizes,
             incoming=restore is not None,
         )
-        opened.promises = declare_origin(plan, paths, policy)
+        opened.promises = declare_origin(plan, paths, policy) + firmware_promises(plan.files)
         controls = controls_under(policy)
         declared = judge_declared(plan, waivers, controls)
         refused = refusals(declared)

@@ -8,6 +8,7 @@ files of the same name in /etc/qemu/firmware replace; lower names come first.
 
 from __future__ import annotations
 
+import enum
 import fnmatch
 from typing import Any, Final
 
@@ -118,8 +119,16 @@ def uefi_firmwares(root: Root, machine: str = "q35", architecture: str = "x86_64
     return tuple(found)
 
 
-def choose_uefi(root: Root, machine: str = "q35", *, secure_boot: bool = False) -> UefiFirmware:
-    """The first raw pair with, or without, Secure Boot and enrolled keys.
+class Wanted(enum.Enum):
+    """Which firmware: without Secure Boot; with it and the distribution's keys; with it and without any key."""
+
+    PLAIN = "no UEFI firmware"
+    ENROLLED = "no UEFI firmware with Secure Boot and the distribution's keys"
+    SETUP = "no UEFI firmware with Secure Boot and an empty variable store"
+
+
+def choose_uefi(root: Root, wanted: Wanted = Wanted.PLAIN, machine: str = "q35") -> UefiFirmware:
+    """The first raw pair that fits; with Secure Boot only one whose variables system management mode guards.
 
     Raises:
         HostError: there is none; names the package.
@@ -128,12 +137,18 @@ def choose_uefi(root: Root, machine: str = "q35", *, secure_boot: bool = False) 
     for firmware in offered:
         raw = (firmware.code_format, firmware.variables_format) == ("raw", "raw")
         plain = not firmware.secure_boot and not firmware.requires_smm
-        if raw and (firmware.enrolled_keys if secure_boot else plain):
+        secure = firmware.secure_boot and firmware.requires_smm
+        fits = {
+            Wanted.PLAIN: plain,
+            Wanted.ENROLLED: secure and firmware.enrolled_keys,
+            Wanted.SETUP: secure and not firmware.enrolled_keys,
+        }
+        if raw and fits[wanted]:
             return firmware
     raise HostError(
-        "no UEFI firmware with Secure Boot keys" if secure_boot else "no UEFI firmware",
+        wanted.value,
         got=", ".join(item.code for item in offered) or "none",
-        expected="a raw OVMF pair",
+        expected="a raw OVMF pair" + ("" if wanted is Wanted.PLAIN else " that requires SMM"),
         next_step="apt install ovmf (Debian, Ubuntu) or dnf install edk2-ovmf (Fedora)",
     )
 

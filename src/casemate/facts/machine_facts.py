@@ -17,6 +17,7 @@ from typing import Final
 from casemate.facts.fact import Facts, Stage
 from casemate.facts.machine import Backend, Device, Disk, Machine
 from casemate.facts.machine_boards import irqchip_of
+from casemate.facts.machine_boot import boot_facts
 from casemate.facts.machine_confidential import may_debug
 from casemate.facts.machine_network import network_facts
 from casemate.facts.machine_risks import is_display, is_insecure, is_usb
@@ -369,7 +370,7 @@ def _guest(sayer: Sayer, machine: Machine) -> None:
             )
         else:
             sayer.say("cc.debug", debug, "launch policy")
-    sayer.say("vm.firmware", _firmware(machine), "firmware")
+    boot_facts(sayer, machine)
     sayer.say("vm.tpm", any(d.type.startswith(("tpm-", "spapr-tpm")) for d in machine.devices), "devices")
 
 
@@ -383,15 +384,3 @@ def _entropy(machine: Machine) -> str:
     )
     good = ("/dev/urandom", "/dev/random")
     return next((source for source in sources if source not in good), sources[0] if sources else "/dev/urandom")
-
-
-def _firmware(machine: Machine) -> str:
-    """``bios``, ``uefi``, ``uefi-secure`` (by name of the file or as libvirt asks for it) or ``kernel``."""
-    text = " ".join(machine.firmware).lower()
-    if machine.settings.get("secure-boot") == "yes" or re.search(r"secboot|secure|\.ms\.|snakeoil", text):
-        return "uefi-secure"
-    if machine.settings.get("firmware") == "efi" or re.search(r"ovmf|edk2|aavmf|uefi|code", text):
-        return "uefi"
-    if machine.kernel and (machine.board == "microvm" or (machine.vmm != "qemu" and not machine.firmware)):
-        return "kernel"
-    return "bios"

@@ -162,7 +162,7 @@ def _finish(draft: Draft, emulator: str, source: str) -> Machine:
         launch_security=security.removesuffix("-guest"),
         options=tuple(draft.options),
         unreadable=tuple(draft.unreadable),
-        settings={name: draft.words[name] for name in ("mem-path", "chroot") if name in draft.words},
+        settings=_settings(draft),
         secrets=tuple(dict.fromkeys(draft.secrets)),
     )
 
@@ -220,3 +220,11 @@ def _vcpus(draft: Draft) -> int:
     except OptionFaultError:
         return 0
     return int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 6 else 0
+
+
+def _settings(draft: Draft) -> dict[str, str]:
+    found: dict[str, str] = {name: draft.words[name] for name in ("mem-path", "chroot") if name in draft.words}
+    for driver, name, value in draft.globals:
+        if (driver, name) == ("cfi.pflash01", "secure"):
+            found["flash-secure"] = value
+    return found

@@ -22,7 +22,7 @@ def qemu_profile(accel: str, devices: frozenset[str]) -> Profile:
 
     Args:
         accel: ``tcg`` or ``kvm``.
-        devices: device parts, out of `DEVICES` (blk, rng, console, net, tpm, vfio).
+        devices: device parts, out of `DEVICES` (blk, rng, console, net, tpm, vfio, save, smm).
 
     Raises:
         RuntimeError: an accelerator or a part that does not exist: our bug, the plan asked for it.

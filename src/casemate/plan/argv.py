@@ -12,7 +12,7 @@ from casemate.plan.accel import Board
 from casemate.plan.options import write_option as option
 from casemate.plan.passthrough import passthrough_options
 from casemate.plan.provisioning import SEED, SEED_CMDLINE, channel_arguments, disk_key, wants_seed
-from casemate.spec.model import ConsoleDevice, DiskMode, Firmware, MachineType, NetworkMode, Spec
+from casemate.spec.model import ConsoleDevice, DiskMode, MachineType, NetworkMode, Spec
 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
 KERNEL = "/boot/kernel"
@@ -109,7 +109,7 @@ def _machine(spec: Spec, board: Board) -> str:
             pcie=False,
             auto_kernel_cmdline=False,
         )
-    flash = {"pflash0": "firmware-code", "pflash1": "firmware-vars"} if spec.boot.firmware is Firmware.UEFI else {}
+    flash = {"pflash0": "firmware-code", "pflash1": "firmware-vars"} if spec.boot.has_uefi else {}
     return option(
         "q35",
         **common,
@@ -119,14 +119,17 @@ def _machine(spec: Spec, board: Board) -> str:
         vmport=False,
         smbus=False,
         sata=False,
-        smm=False,
+        smm=spec.boot.is_secure,
         **flash,
     )
 
 
 def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
     argv = []
-    if spec.boot.firmware is Firmware.UEFI:
+    if spec.boot.is_secure:
+        # Only code in system management mode may write to the flash: the firmware's own, never the guest's kernel.
+        argv += ["-global", option("", driver="cfi.pflash01", property="secure", value=True)]
+    if spec.boot.has_uefi:
         for role, access in (("firmware-code", "ro"), ("firmware-vars", "rw")):
             argv += _file_node(f"{role}-file", role, access, numbering)
             argv += ["-blockdev", option("raw", node_name=role, file=f"{role}-file", read_only=access == "ro")]
@@ -239,10 +242,10 @@ def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
     return argv
 
 
-def devices_of(spec: Spec) -> frozenset[str]:
+def devices_of(spec: Spec, accel: str) -> frozenset[str]:
     """The device parts of the seccomp profile that this VM needs."""
     parts = {"rng", "console"}
-    if spec.disks or spec.boot.firmware is Firmware.UEFI or wants_seed(spec):
+    if spec.disks or spec.boot.has_uefi or wants_seed(spec):
         parts.add("blk")
     if spec.network.mode is not NetworkMode.NONE:
         parts.add("net")
@@ -250,4 +253,6 @@ def devices_of(spec: Spec) -> frozenset[str]:
         parts.add("vfio")
     if spec.machine.saveable:
         parts.add("save")
+    if spec.boot.is_secure and accel == "kvm":  # TCG enters system management mode without a system call
+        parts.add("smm")
     return frozenset(parts)

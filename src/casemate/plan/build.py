@@ -19,7 +19,7 @@ from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
 from casemate.plan.passt import plan_passt
 from casemate.plan.passthrough import check_passthrough, passthrough_files
 from casemate.plan.wall import build_wall, needs_group_kvm, open_files
-from casemate.spec.model import AccelChoice, Firmware, NetworkMode, Spec
+from casemate.spec.model import AccelChoice, NetworkMode, Spec
 
 MINIMUM_VERSION = (7, 2)
 
@@ -50,15 +50,12 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
     _check_emulator(spec, emulator)
     check_passthrough(spec, host, emulator)
     board = choose_board(spec, host)  # 1
-    code = variables = None
-    if spec.boot.firmware is Firmware.UEFI:
-        if host.uefi is None:
-            raise HostError("UEFI firmware is missing", expected="OVMF", next_step="apt-get install ovmf")
-        code, variables = host.uefi.code, host.uefi.variables
-    files = open_files(spec, request.sizes, code, variables) + passthrough_files(spec, host)  # 2
+    if spec.boot.has_uefi and (host.uefi is None or host.uefi.secure_boot is not spec.boot.is_secure):
+        raise HostError("UEFI firmware is missing", expected="OVMF", next_step="apt-get install ovmf")
+    files = open_files(spec, request.sizes, host.uefi) + passthrough_files(spec, host)  # 2
     numbering = Numbering()
     argv = build_argv(spec, board, request.vm_id, numbering, channel=request.channel, incoming=request.incoming)  # 3
-    profile = qemu_profile(board.accel, devices_of(spec))  # 4
+    profile = qemu_profile(board.accel, devices_of(spec, board.accel))  # 4
     identity = request.identity
     if needs_group_kvm(board, identity):
         identity = msgspec.structs.replace(identity, keep_groups=True)

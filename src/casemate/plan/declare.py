@@ -38,7 +38,7 @@ def declare(
     say("img.shared-writable", (), "lock on every image")
     say("img.backing", (), "header readers refuse every external reference")
     promised = tuple(f"disk{index}" for index, disk in enumerate(spec.disks) if disk.sha256 is not None)
-    booted = tuple(file.role for file in files if file.role in {"kernel", "initrd"})
+    booted = tuple(file.role for file in files if file.role in {"kernel", "initrd", "firmware-code"})
     say("img.digest-checked", (*booted, *promised), "plan")
     say("console.bounded", True, f"console.log_max_kib = {spec.console.log_max_kib}")
     say("qmp.transport", "inherited-descriptor", "argv: -chardev socket,fd=")
@@ -109,6 +109,10 @@ def _devices(say: object, spec: Spec, board: Board, planned: tuple[str, ...]) ->
     if board.accel == "kvm":
         say("proc.wx-maps", 0, "KVM needs no code generator")
     say("dev.types", planned, "argv: -device")
+    say("vm.firmware", "kernel" if spec.boot.kernel is not None else spec.boot.firmware.value, "specification")
+    say("dev.smm", spec.boot.is_secure, "argv: smm")
+    if spec.boot.is_secure:
+        say("dev.boot-variables", (), "argv: smm=on, and secure=on for the flash")
     say("dev.nodefaults", True, "argv: -nodefaults -no-user-config")
     say("dev.display", "none", "argv: -display none")
     say("dev.usb", (), "argv: usb=off")

@@ -28,10 +28,20 @@ class CgroupBase(msgspec.Struct, frozen=True):
 
 
 class FirmwarePair(msgspec.Struct, frozen=True):
-    """UEFI code (shared, read-only) and the template of its variables."""
+    """UEFI code (shared, read-only) and the template of its variables, with their SHA-256.
+
+    ``described_by``: the descriptor in which QEMU's firmware directory offers it. ``platform_key``: SHA-256 of the
+    certificate that Secure Boot's platform key has to be, empty without Secure Boot. ``secure_boot``: the code verifies
+    what it starts and keeps its variables behind system management mode.
+    """
 
     code: str
     variables: str
+    code_sha256: str = ""
+    variables_sha256: str = ""
+    described_by: str = ""
+    secure_boot: bool = False
+    platform_key: str = ""
 
 
 class Emulator(msgspec.Struct, frozen=True):
@@ -98,7 +108,8 @@ class OpenFile(msgspec.Struct, frozen=True):
 
     ``access``: ``ro``, ``rw``, ``overlay`` (a new file that dies with the VM), ``vars`` (the VM's own copy), ``device``
     (a character device), ``memory`` (sealed memory that the engine fills).
-    ``image_format``: declared format of a disk image, None for other files.
+    ``image_format``: declared format of a disk image, None for other files. ``sha256``: what a firmware's file hashes
+    to, or for ``vars`` the template that they are made from.
     """
 
     role: str
@@ -106,6 +117,7 @@ class OpenFile(msgspec.Struct, frozen=True):
     access: str
     image_format: str | None = None
     virtual_size_bytes: int = 0
+    sha256: str = ""
 
 
 class EgressPlan(msgspec.Struct, frozen=True):

@@ -18,9 +18,9 @@ from casemate.jail.policy import (
 )
 from casemate.plan.accel import Board
 from casemate.plan.argv import INITRD, KERNEL
-from casemate.plan.model import CgroupBase, Emulator, Host, OpenFile
+from casemate.plan.model import CgroupBase, Emulator, FirmwarePair, Host, OpenFile
 from casemate.plan.provisioning import SEED, pipes, wants_seed
-from casemate.spec.model import DiskMode, Firmware, MachineType, Spec
+from casemate.spec.model import DiskMode, MachineType, Spec
 
 _MIB = 1024 * 1024
 KERNEL_MAX_BYTES = 256 * _MIB
@@ -31,7 +31,7 @@ def firmware_names(spec: Spec) -> tuple[str, ...]:
     """Firmware files that QEMU opens by name for this board (found by tracing QEMU 7.2 in an empty root)."""
     if spec.machine.type is MachineType.MICROVM:
         return ("bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin")
-    if spec.boot.firmware is Firmware.UEFI:
+    if spec.boot.has_uefi:
         return ("kvmvapic.bin",)
     names = ("bios-256k.bin", "kvmvapic.bin")
     return (*names, "linuxboot_dma.bin", "pvh.bin") if spec.boot.kernel is not None else names
@@ -180,16 +180,17 @@ def build_wall(
     )
 
 
-def open_files(spec: Spec, sizes: dict[str, int], uefi_code: str | None, uefi_vars: str | None) -> tuple[OpenFile, ...]:
+def open_files(spec: Spec, sizes: dict[str, int], uefi: FirmwarePair | None) -> tuple[OpenFile, ...]:
     """Files that the engine opens, with how. ``sizes``: role -> virtual size in bytes, as far as known."""
     files = []
     if spec.boot.kernel is not None:
         files.append(OpenFile("kernel", spec.boot.kernel, "ro"))
     if spec.boot.initrd is not None:
         files.append(OpenFile("initrd", spec.boot.initrd, "ro"))
-    if uefi_code is not None and uefi_vars is not None:
-        files.append(OpenFile("firmware-code", uefi_code, "ro"))
-        files.append(OpenFile("firmware-vars", uefi_vars, "vars", virtual_size_bytes=sizes.get("firmware-vars", 0)))
+    if uefi is not None and spec.boot.has_uefi:
+        size = sizes.get("firmware-vars", 0)
+        files.append(OpenFile("firmware-code", uefi.code, "ro", sha256=uefi.code_sha256))
+        files.append(OpenFile("firmware-vars", uefi.variables, "vars", None, size, uefi.variables_sha256))
     for index, disk in enumerate(spec.disks):
         role = f"disk{index}"
         size = sizes.get(role, 0)

@@ -29,8 +29,8 @@ CONFLICTS: Final = (
     Conflict(
         "smm-secure-boot",
         "system management mode off against Secure Boot",
-        ("dev.platform-off",),
-        ("dev.uefi",),
+        ("dev.smm",),
+        ("dev.uefi", "dev.boot-variables"),
         "Secure Boot needs SMM to guard the firmware's variables: keep it where Secure Boot is on, and nowhere else",
     ),
     Conflict(

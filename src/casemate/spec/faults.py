@@ -43,6 +43,7 @@ FAULT_IDS: dict[str, str] = {
     "boot.both": "a kernel and a firmware",
     "boot.needs-kernel": "an initrd or command line without a kernel",
     "boot.needs-disk": "a firmware without a disk to boot from",
+    "boot.needs-secure": "keys for Secure Boot, and a firmware without it",
     "machine.needs-q35": "something that the microvm machine does not have",
     "machine.microvm-disks": "more disks than a microvm has transports for",
     "disk.duplicate": "the same image twice",

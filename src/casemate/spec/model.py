@@ -5,6 +5,7 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
     name = "web"                      # optional; [a-z0-9][a-z0-9_.-]{0,62}
     [machine]  type memory_mib vcpus accel irqchip saveable
     [boot]     kernel initrd cmdline | firmware
+    [boot.keys] pk kek db
     [[disk]]   path format mode | image mode; sha256 encryption key
     [network]  mode egress allow publish
     [console]  device log_max_kib
@@ -54,10 +55,11 @@ class Irqchip(enum.StrEnum):
 
 
 class Firmware(enum.StrEnum):
-    """``none``: the kernel is given; ``uefi``: OVMF; ``bios``: SeaBIOS."""
+    """``none``: the kernel is given; ``uefi``: OVMF; ``uefi-secure``: OVMF with Secure Boot; ``bios``: SeaBIOS."""
 
     NONE = "none"
     UEFI = "uefi"
+    UEFI_SECURE = "uefi-secure"
     BIOS = "bios"
 
 
@@ -152,6 +154,17 @@ class Machine(_Closed, frozen=True):
     ] = False
 
 
+Certificates = Annotated[tuple[HostPath, ...], Meta(min_length=1, max_length=16)]
+
+
+class BootKeys(_Closed, frozen=True):
+    """Certificates of the owner's own for Secure Boot, in PEM, in place of the distribution's."""
+
+    pk: Annotated[HostPath, Meta(description="The platform key: who may change KEK.")]
+    kek: Annotated[Certificates, Meta(description="Key exchange keys: who may change db and dbx.")]
+    db: Annotated[Certificates, Meta(description="Whose signatures start.")]
+
+
 class Boot(_Closed, frozen=True):
     """Either a kernel (with initrd and cmdline) or a firmware that finds a boot loader on the first disk."""
 
@@ -160,9 +173,22 @@ class Boot(_Closed, frozen=True):
     cmdline: Annotated[
         str, Meta(max_length=2047, extra={"kind": "ascii"}, description="Kernel command line, printable ASCII.")
     ] = ""
-    firmware: Annotated[Firmware, Meta(description="none with a kernel; uefi or bios to boot the first disk.")] = (
-        Firmware.NONE
-    )
+    firmware: Annotated[
+        Firmware, Meta(description="none with a kernel; uefi, uefi-secure or bios to boot the first disk.")
+    ] = Firmware.NONE
+    keys: (
+        Annotated[BootKeys, Meta(description="For uefi-secure: keys of yours instead of the distribution's.")] | None
+    ) = None
+
+    @property
+    def has_uefi(self) -> bool:
+        """Whether the firmware is OVMF, of either kind."""
+        return self.firmware in {Firmware.UEFI, Firmware.UEFI_SECURE}
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the firmware starts only what is signed."""
+        return self.firmware is Firmware.UEFI_SECURE
 
 
 class Disk(_Closed, frozen=True):

@@ -5,6 +5,7 @@ The rules of precedence, which the manual repeats:
 - a flag replaces the value it names; ``--disk``, ``--publish`` and ``--allow`` add to the lists;
 - ``--disk`` with the path of a disk that is already there replaces that disk;
 - ``--kernel`` replaces a firmware, ``--firmware`` replaces kernel, initrd and command line and chooses the q35 machine;
+  keys of Secure Boot go with a firmware that has no use for them;
 - ``--publish`` implies ``--net user``; ``--net none`` drops the network of the specification.
 """
 
@@ -211,9 +212,11 @@ def _memory(value: int | str | None, faults: Faults) -> int | None:
 def _replace_boot_method(document: dict[str, Any], named: dict[str, object]) -> None:
     """A kernel or a firmware from the command line replaces what the specification boots, never another flag."""
     if "boot.kernel" in named and "boot.firmware" not in named:
-        document["boot"]["firmware"] = Firmware.NONE.value
+        document["boot"].update(firmware=Firmware.NONE.value, keys=None)
     elif named.get("boot.firmware") not in {None, Firmware.NONE.value} and "boot.kernel" not in named:
         document["boot"].update(kernel=None, initrd=None, cmdline="")
+        if named["boot.firmware"] != Firmware.UEFI_SECURE.value:
+            document["boot"]["keys"] = None
         if "machine.type" not in named:
             document["machine"]["type"] = MachineType.Q35.value
 

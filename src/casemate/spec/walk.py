@@ -146,6 +146,8 @@ class Walk:
             return self._wrong(path, "a list", value)
         if node.max_length is not None and len(value) > node.max_length:
             return self._fault(path, "value.length", f"has {len(value)} entries; expected at most {node.max_length}")
+        if len(value) < (node.min_length or 0):
+            return self._fault(path, "value.length", f"has {len(value)} entries; expected at least {node.min_length}")
         items: list[Any] = []
         for index, written in enumerate(value):
             where = f"{path}[{index}]"

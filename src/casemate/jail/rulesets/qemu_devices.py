@@ -1,6 +1,6 @@
 """What each device part needs beyond base and accelerator.
 
-``vfio`` was never run on hardware here: all its rules have origin SOURCE.
+``vfio`` was never run on hardware here, nor ``smm`` under KVM: all their rules have origin SOURCE.
 """
 
 from __future__ import annotations
@@ -129,6 +129,19 @@ SAVE: tuple[Rule, ...] = (
     *_ioctls({"KVM_GET_DIRTY_LOG": KVM_IOCTLS["KVM_GET_DIRTY_LOG"]}, "which pages changed while the state went out"),
 )
 
+SMM: tuple[Rule, ...] = _ioctls(
+    {"KVM_SMI": KVM_IOCTLS["KVM_SMI"]}, "the guest's firmware calls its guarded part: a write to the port of SMIs"
+)
+
 PARTS: Final = MappingProxyType(
-    {"blk": BLOCK, "rng": ENTROPY, "console": CONSOLE, "net": NETWORK, "tpm": TPM, "vfio": PASSTHROUGH, "save": SAVE}
+    {
+        "blk": BLOCK,
+        "rng": ENTROPY,
+        "console": CONSOLE,
+        "net": NETWORK,
+        "tpm": TPM,
+        "vfio": PASSTHROUGH,
+        "save": SAVE,
+        "smm": SMM,
+    }
 )
