@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from casemate.errors import InputError
 
 if TYPE_CHECKING:
+    from casemate.evidence.crl import RevocationList
     from casemate.evidence.policy import Policy
     from casemate.evidence.verdict import Verified
     from casemate.evidence.verify import Inputs
+    from casemate.evidence.x509 import Certificate
     from casemate.measure.sev import Kernel
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Measured",
     "document_of",
     "gather",
+    "known_authorities",
     "load_policy",
     "measure",
     "render_text",
@@ -56,29 +59,51 @@ def gather(
     """What comes along with evidence, out of files and texts.
 
     Args:
-        certificates: files, PEM or DER.
+        certificates: files with certificates and revocation lists, PEM or DER.
         nonce: hexadecimal.
         at: RFC 3339, ``document`` for the evidence's own time, None for now.
-        anchors: files with certificates that are believed (a maker's root of attestation keys).
+        anchors: files with what is believed: certificates (a maker's root of attestation keys), or public keys.
 
     Raises:
         InputError: a file cannot be read, a text is of another form.
     """
     import hashlib
 
+    from casemate.evidence.companions import parse_companions
     from casemate.evidence.verify import Inputs
-    from casemate.evidence.x509 import parse_many
 
-    believed = [item for name in anchors for item in parse_many(_read(name, COMPANION_MAX_BYTES))]
-    given = [item for name in certificates for item in parse_many(_read(name, COMPANION_MAX_BYTES))]
+    given: list[Certificate] = []
+    lists: list[RevocationList] = []
+    pinned: list[str] = []
+    keys: list[str] = []
+    for name in certificates:
+        found = parse_companions(_read(name, COMPANION_MAX_BYTES), name)
+        given += found.certificates
+        lists += found.lists
+    for name in anchors:
+        found = parse_companions(_read(name, COMPANION_MAX_BYTES), name)
+        given += found.certificates
+        pinned += [hashlib.sha256(item.encoded).hexdigest() for item in found.certificates]
+        keys += [hashlib.sha256(key).hexdigest() for key in found.keys]
     return Inputs(
-        certificates=(*given, *believed),
+        certificates=(*given, *known_authorities()),
         collateral=None if collateral is None else _read(collateral, COMPANION_MAX_BYTES),
         event_log=None if event_log is None else _read(event_log, COMPANION_MAX_BYTES),
         nonce=None if nonce is None else _nonce(nonce),
         moment=_moment(at),
-        anchors=tuple(hashlib.sha256(item.encoded).hexdigest() for item in believed),
+        anchors=tuple(pinned),
+        keys=tuple(keys),
+        revocations=tuple(lists),
     )
+
+
+def known_authorities() -> tuple[Certificate, ...]:
+    """Certificates of makers' authorities that come with Casemate. They are not believed: the roots are pinned."""
+    from pathlib import Path
+
+    from casemate.evidence.x509 import parse_many
+
+    return parse_many((Path(__file__).parent / "data" / "authorities.pem").read_bytes())
 
 
 def _nonce(text: str) -> bytes:

@@ -231,6 +231,27 @@ def test_tdx_is_up_to_date_within_its_collaterals_time() -> None:
     assert found.claims["tcb-status"] == "UpToDate"
     late = judged(vector(TDX), collateral=vector(COLLATERAL), moment=NOW)
     assert {reason.step for reason in late.reasons} == {Step.STALE}
+    assert {reason.message.partition(":")[0] for reason in late.reasons} == {
+        *("TCB info", "QE identity", "root CRL", "PCK CRL"),
+    }
+    assert late.claims["tcb-status"] == "UpToDate", "as it was while the collateral was in its time"
+
+
+def test_collateral_that_has_run_out_does_not_hide_what_is_false() -> None:
+    data = bytearray(vector(TDX))
+    data[48 + 140] ^= 1  # MRTD
+    found = judged(bytes(data), collateral=vector(COLLATERAL), moment=NOW)
+    assert {reason.step for reason in found.reasons} == {Step.STALE, Step.TRUTH}
+    before = datetime.datetime(2025, 6, 19, 10, 15, tzinfo=datetime.UTC)
+    early = judged(vector(TDX), collateral=vector(COLLATERAL), moment=before)
+    assert {reason.message.partition(":")[0] for reason in early.reasons} == {"TCB info", "QE identity"}
+
+
+def test_collateral_says_of_which_recovery_it_is() -> None:
+    found = judged(vector(TDX), collateral=vector(COLLATERAL), moment=THEN)
+    assert found.claims["tcb-evaluation"] == 17
+    policy = Policy(tdx=TdxPolicy(minimum_tcb_evaluation=18))
+    assert codes(judged(vector(TDX), collateral=vector(COLLATERAL), moment=THEN, policy=policy)) == {"tcb-evaluation"}
 
 
 @settings(max_examples=25, deadline=None)
@@ -290,6 +311,18 @@ def test_three_quotes_of_google() -> None:
     assert codes(judged(vector(GCE), nonce=b"\x90\x08", **trusting)) - {"chain.time"} == {"nonce"}
 
 
+def test_google_vouches_for_its_own_vtpms() -> None:
+    """With the authorities that come with Casemate: the root is pinned, the intermediate is found."""
+    from casemate import attests
+
+    inputs = Inputs(certificates=attests.known_authorities(), moment=NOW, nonce=bytes.fromhex("9009"))
+    found = verify(vector(GCE), inputs, Policy())
+    assert found.is_accepted
+    assert verify(vector(GCE), msgspec.structs.replace(inputs, nonce=b"x"), Policy()).is_true
+    strict = verify(vector(GCE), inputs, Policy(require_revocation_lists=True))
+    assert codes(strict) == {"revocation.unknown"}, "Google publishes lists for these keys"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 8 * 29602 - 1))
 def test_changed_bits_of_an_attestation_never_add_a_claim(bit: int) -> None:
@@ -334,7 +367,7 @@ def test_secure_boot_is_not_believed_from_text_beside_a_digest() -> None:
 
 
 def test_secure_boot_needs_a_quote_that_covers_it() -> None:
-    from casemate.evidence.policy import wants_tpm
+    from casemate.evidence.policy_wants import wants_tpm
 
     log = parse_event_log(vector("tpm/keylime-secureboot.eventlog"))
     policy = TpmPolicy(secure_boot=True)
@@ -367,7 +400,7 @@ def test_nitro_documents(name: str) -> None:
 
 
 def test_a_debug_enclave_is_refused() -> None:
-    from casemate.evidence.policy import wants_nitro
+    from casemate.evidence.policy_wants import wants_nitro
 
     document = nitro.parse_document(vector("nitro/sp2.bin"))
     debug = msgspec.structs.replace(document, pcrs={**document.pcrs, 0: bytes(48)})

@@ -23,6 +23,8 @@ from casemate.evidence.snp import SIZE
 MAGIC: Final = b"HCLA"
 _HEADER: Final = 32
 _MAX_RUNTIME: Final = 64 << 10
+_MAX_SETTINGS: Final = 24
+MAX_BYTES: Final = 1 << 20
 TYPES: Final = {2: "sev-snp", 4: "tdx"}
 HASHES: Final = {1: "sha256", 2: "sha384", 3: "sha512"}
 
@@ -37,14 +39,25 @@ class HclReport(msgspec.Struct, frozen=True):
 
 
 class AzureEvidence(msgspec.Struct, frozen=True):
-    """One file of evidence, as trustee's tools write it. ``quote``, ``signature``: of the vTPM, empty when absent.
-    ``pcrs``: SHA-256, by number. ``certificate``: VCEK, PEM or DER."""
+    """One file of evidence, as trustee's tools write it. ``quote``, ``signature``: of the vTPM. ``pcrs``: SHA-256, by
+    number. ``certificate``: VCEK, PEM or DER, of a SEV-SNP VM; ``td_quote``: of a TDX VM. ``version``: of the form;
+    from 2 on the nonce is in the runtime data too."""
 
+    version: int
     report: HclReport
     quote: bytes
     signature: bytes
     pcrs: dict[int, bytes]
     certificate: bytes
+    td_quote: bytes
+
+
+class Runtime(msgspec.Struct, frozen=True):
+    """What the runtime data say beside the key, as far as anybody asks. ``settings``: of the VM's configuration, those
+    that are text, numbers and truth values."""
+
+    user_data: bytes
+    settings: dict[str, str | int | bool]
 
 
 def parse_hcl(data: bytes) -> HclReport:
@@ -91,29 +104,53 @@ def attestation_key(report: HclReport) -> bytes:
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+def runtime_of(report: HclReport) -> Runtime:
+    """The runtime data; empty where they have no such part.
+
+    Raises:
+        InputError: they are no JSON object.
+    """
+    try:
+        found = msgspec.json.decode(report.runtime)
+        settings = found.get("vm-configuration", {})
+        plain = {name: value for name, value in settings.items() if isinstance(value, str | int | bool)}
+        return Runtime(bytes.fromhex(found.get("user-data", "")), dict(list(plain.items())[:_MAX_SETTINGS]))
+    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError, RecursionError):
+        raise InputError("HCL report: its runtime data cannot be read", expected="a JSON object") from None
+
+
 def looks_like_azure(data: bytes) -> bool:
     """Whether it is JSON that has an HCL report and a quote."""
-    head = data[: 1 << 20]
-    return head.lstrip()[:1] == b"{" and b'"vcek"' in head and (b'"hcl_report"' in head or b'"report"' in head)
+    head = data[:MAX_BYTES]
+    is_one = b'"vcek"' in head or b'"td_quote"' in head
+    return head.lstrip()[:1] == b"{" and is_one and (b'"hcl_report"' in head or b'"report"' in head)
 
 
 def parse_evidence(data: bytes) -> AzureEvidence:
-    """The evidence file: trustee's az-snp-vtpm, in its first form (numbers as lists) or version 1 (text).
+    """The evidence file: trustee's az-snp-vtpm and az-tdx-vtpm, with numbers as lists (their first form) or as text.
 
     Raises:
         InputError: it is neither.
     """
     try:
         document = msgspec.json.decode(data)
-        report = _octets(document.get("hcl_report", document.get("report")))
+        report = octets_of(document.get("hcl_report", document.get("report")))
         quote = document.get("tpm_quote", document.get("quote"))
-        values = [_octets(value) for value in quote["pcrs"]]
+        values = [octets_of(value) for value in quote["pcrs"]]
         if len(values) > 24 or any(len(value) != 32 for value in values):
             raise ValueError("pcrs")
-        certificate = document["vcek"]
-        pem = certificate.encode() if "-----" in certificate else _url64(certificate)
+        hcl = parse_hcl(report)
+        certificate, td_quote = document.get("vcek", ""), document.get("td_quote", "")
+        if (hcl.kind == "sev-snp" and not certificate) or (hcl.kind == "tdx" and not td_quote):
+            raise ValueError(f"no certificate or quote for {hcl.kind}")
         return AzureEvidence(
-            parse_hcl(report), _octets(quote["message"]), _octets(quote["signature"]), dict(enumerate(values)), pem
+            version=int(document.get("version", 0)),
+            report=hcl,
+            quote=octets_of(quote["message"]),
+            signature=octets_of(quote["signature"]),
+            pcrs=dict(enumerate(values)),
+            certificate=certificate.encode() if "-----" in certificate else _url64(certificate),
+            td_quote=octets_of(td_quote),
         )
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
@@ -121,12 +158,16 @@ def parse_evidence(data: bytes) -> AzureEvidence:
         raise InputError(
             "not Azure evidence",
             got=f"{type(error).__name__}: {str(error)[:80]}",
-            expected="az-snp-vtpm as trustee has it",
+            expected="az-snp-vtpm or az-tdx-vtpm as trustee has it",
         ) from None
 
 
-def _octets(value: Any) -> bytes:
-    """A list of numbers, hexadecimal, or base64 (of either alphabet)."""
+def octets_of(value: Any) -> bytes:
+    """A list of numbers, hexadecimal, or base64 (of either alphabet).
+
+    Raises:
+        ValueError, TypeError: none of them.
+    """
     if isinstance(value, list):
         return bytes(value)
     if not isinstance(value, str):

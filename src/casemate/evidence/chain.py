@@ -12,6 +12,14 @@ from casemate.evidence.verdict import Reason, false, stale
 from casemate.evidence.x509 import Certificate
 
 
+def believed_part(chain: Sequence[Certificate], anchors: Collection[str]) -> tuple[Certificate, ...]:
+    """The chain up to its first anchor; all of it when it has none."""
+    for index, certificate in enumerate(chain):
+        if hashlib.sha256(certificate.encoded).hexdigest() in anchors:
+            return tuple(chain[: index + 1])
+    return tuple(chain)
+
+
 def chain_faults(
     chain: Sequence[Certificate], anchors: Collection[str], moment: datetime.datetime, *, what: str
 ) -> Iterator[Reason]:
@@ -26,33 +34,56 @@ def chain_faults(
     if not chain:
         yield false("chain.empty", f"there is no {what} certificate")
         return
-    digests = [hashlib.sha256(certificate.encoded).hexdigest() for certificate in chain]
-    anchor = next((index for index, digest in enumerate(digests) if digest in anchors), None)
-    if anchor is None:
-        yield false("chain.root", f"the chain of {what} ends at {chain[-1].common_name!r}, which nobody pinned")
-    believed = chain[: len(chain) if anchor is None else anchor + 1]
-    for lower, upper in pairwise(believed):
-        try:
-            signed = lower.signed_by(upper)
-        except InputError as error:
-            yield false("chain.key", f"{what}: {error.what}: {upper.common_name!r}")
-            continue
-        if not signed:
-            yield false("chain.signature", f"{what}: {lower.common_name!r} is not signed by {upper.common_name!r}")
-        if not upper.is_authority:
-            yield false("chain.authority", f"{what}: {upper.common_name!r} may not sign certificates")
+    believed = believed_part(chain, anchors)
+    if hashlib.sha256(believed[-1].encoded).hexdigest() not in anchors:
+        yield false("chain.root", f"the chain of {what} ends at {_name(chain[-1])}, which nobody pinned")
+    for below, (lower, upper) in enumerate(pairwise(believed)):
+        yield from _link_faults(lower, upper, below, what)
     for certificate in believed:
+        if certificate.unknown_critical:
+            text = f"critical extensions that nobody here understands ({', '.join(certificate.unknown_critical)})"
+            yield false("chain.critical", f"{what}: {_name(certificate)} has {text}")
         if not certificate.covers(moment):
             period = f"{certificate.not_before:%Y-%m-%d %H:%M} to {certificate.not_after:%Y-%m-%d %H:%M}"
-            yield stale("chain.time", f"{what}: {certificate.common_name!r} is valid from {period} UTC")
+            yield stale("chain.time", f"{what}: {_name(certificate)} is valid from {period} UTC")
+
+
+def _link_faults(lower: Certificate, upper: Certificate, below: int, what: str) -> Iterator[Reason]:
+    """Of one certificate and the authority above it, which has ``below`` authorities below itself."""
+    try:
+        signed = lower.signed_by(upper)
+    except InputError as error:
+        yield false("chain.key", f"{what}: {error.what}: {_name(upper)}")
+        return
+    if not signed:
+        yield false("chain.signature", f"{what}: {_name(lower)} is not signed by {_name(upper)}")
+    if not upper.is_authority:
+        yield false("chain.authority", f"{what}: {_name(upper)} may not sign certificates")
+    elif upper.longest_path is not None and below > upper.longest_path:
+        text = f"{_name(upper)} may have {upper.longest_path} authorities below it, and has {below}"
+        yield false("chain.path", f"{what}: {text}")
+
+
+def _name(certificate: Certificate) -> str:
+    return repr(certificate.common_name) if certificate.common_name else f"certificate {certificate.serial:#x}"
 
 
 def order(leaf: Certificate, others: Sequence[Certificate], *, longest: int = 8) -> tuple[Certificate, ...]:
-    """The chain from a leaf, out of certificates in any order, by issuer's name; as far as they reach."""
+    """The chain from a leaf, out of certificates in any order, by issuer's name; as far as they reach.
+
+    Of several of one name the one whose key made the signature: makers issue an authority's certificate again.
+    """
     chain = [leaf]
     while len(chain) < longest and chain[-1].issuer != chain[-1].subject:
-        upper = next((item for item in others if item.subject == chain[-1].issuer and item not in chain), None)
-        if upper is None:
+        named = [item for item in others if item.subject == chain[-1].issuer and item not in chain]
+        if not named:
             break
-        chain.append(upper)
+        chain.append(next((item for item in named if _signs(item, chain[-1])), named[0]) if named[1:] else named[0])
     return tuple(chain)
+
+
+def _signs(upper: Certificate, lower: Certificate) -> bool:
+    try:
+        return lower.signed_by(upper)
+    except InputError:
+        return False

@@ -10,6 +10,7 @@ beside them counts where its own digest is the event's (`Event.is_data_measured`
 from __future__ import annotations
 
 import hashlib
+import struct
 from typing import Final
 
 import msgspec
@@ -25,6 +26,8 @@ EV_NO_ACTION: Final = 3
 EV_SEPARATOR: Final = 4
 EV_EFI_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
 EV_EFI_VARIABLE_AUTHORITY: Final = 0x800000E0
+_OLD: Final = struct.Struct("<II20sI")
+_MOST_HEAD: Final = 256
 _SPEC_ID: Final = b"Spec ID Event03\0"
 _LOCALITY: Final = b"StartupLocality\0"
 
@@ -66,14 +69,9 @@ def parse_event_log(data: bytes) -> EventLog:
     """
     if len(data) > MAX_BYTES:
         raise InputError("event log is too long", got=f"{len(data)} bytes", expected=f"at most {MAX_BYTES}")
-    octets = Octets(data, "event log", "little")
-    first = _old_event(octets)
+    first, offset = _old_event(data, 0)
     banks = _banks(first.data) if first.kind == EV_NO_ACTION and first.data.startswith(_SPEC_ID) else None
-    events = [first]
-    while octets.left and not _is_padding(data, octets):
-        if len(events) >= MAX_EVENTS:
-            raise InputError("event log has too many events", expected=f"at most {MAX_EVENTS}")
-        events.append(_old_event(octets) if banks is None else _agile_event(octets, banks))
+    events = [first, *(_old_events(data, offset) if banks is None else _agile_events(data, offset, banks))]
     locality = next(
         (
             event.data[16]
@@ -85,19 +83,74 @@ def parse_event_log(data: bytes) -> EventLog:
     return EventLog(tuple(events), tuple(banks or {"sha1": 20}), locality)
 
 
-def _is_padding(data: bytes, octets: Octets) -> bool:
-    """The rest of the firmware's area, filled with one octet (0xff in a CCEL)."""
-    rest = data[octets.offset :]
-    return rest.count(rest[:1]) == len(rest) and rest[:1] in (b"\xff", b"\0") and len(rest) >= 8
+def _end_of_events(data: bytes) -> int:
+    """From where on all is one octet, 0xff in a CCEL: the rest of the firmware's area, when that is at least eight."""
+    return min(len(data.rstrip(b"\xff")), len(data.rstrip(b"\0")))
 
 
-def _old_event(octets: Octets) -> Event:
-    register, kind = octets.number(4, "register"), octets.number(4, "event type")
-    digest = octets.take(20, "SHA-1 digest")
-    return Event(register, kind, {"sha1": digest}, octets.sized(4, "event data", MAX_DATA))
+def _cut_off(offset: int) -> InputError:
+    return InputError("event log is cut off", got=f"an event at {offset} that is longer than the log")
 
 
-def _agile_event(octets: Octets, banks: dict[str, int]) -> Event:
+def _too_many() -> InputError:
+    return InputError("event log has too many events", expected=f"at most {MAX_EVENTS}")
+
+
+def _old_event(data: bytes, offset: int) -> tuple[Event, int]:
+    """TCG_PCR_EVENT: register, type, SHA-1 digest, size, data; (the event, where the next one begins)."""
+    begin = offset + _OLD.size
+    if begin > len(data):
+        raise _cut_off(offset)
+    register, kind, digest, size = _OLD.unpack_from(data, offset)
+    if size > MAX_DATA or begin + size > len(data):
+        raise _cut_off(offset)
+    return Event(register, kind, {"sha1": digest}, data[begin : begin + size]), begin + size
+
+
+def _old_events(data: bytes, offset: int) -> list[Event]:
+    events: list[Event] = []
+    end, last = len(data), _end_of_events(data)
+    while offset < last or end - 8 < offset < end:
+        if len(events) >= MAX_EVENTS:
+            raise _too_many()
+        event, offset = _old_event(data, offset)
+        events.append(event)
+    return events
+
+
+def _agile_events(data: bytes, offset: int, banks: dict[str, int]) -> list[Event]:
+    """TCG_PCR_EVENT2s: register, type, digests, size, data.
+
+    Nearly all events have the announced digests in the announced order: those are read at one go, the rest singly.
+    """
+    identifiers = [identifier for identifier, name in HASHES.items() if name in banks]
+    identifiers.sort(key=lambda identifier: list(banks).index(HASHES[identifier]))
+    names = tuple(banks)
+    usual = struct.Struct("<III" + "".join(f"H{banks[name]}s" for name in names) + "I")
+    head = struct.pack("<I", len(names)) + struct.pack("<H", identifiers[0])
+    events: list[Event] = []
+    end, unpack, size_of = len(data), usual.unpack_from, usual.size
+    last = _end_of_events(data)
+    while offset < last or end - 8 < offset < end:
+        if len(events) >= MAX_EVENTS:
+            raise _too_many()
+        if data[offset + 8 : offset + 14] == head and offset + size_of <= end:
+            fields = unpack(data, offset)
+            if list(fields[3:-1:2]) == identifiers:
+                begin, size = offset + size_of, fields[-1]
+                if size > MAX_DATA or begin + size > end:
+                    raise _cut_off(offset)
+                digests = dict(zip(names, fields[4:-1:2], strict=True))
+                offset = begin + size
+                events.append(Event(fields[0], fields[1], digests, data[begin:offset]))
+                continue
+        event, offset = _agile_event(data, offset, banks)
+        events.append(event)
+    return events
+
+
+def _agile_event(data: bytes, offset: int, banks: dict[str, int]) -> tuple[Event, int]:
+    octets = Octets(data[offset : offset + _MOST_HEAD], "event log", "little")
     register, kind, count = octets.number(4, "register"), octets.number(4, "event type"), octets.number(4, "digests")
     if count > len(HASHES):
         raise InputError("event log: too many digests of one event", got=str(count))
@@ -107,7 +160,11 @@ def _agile_event(octets: Octets, banks: dict[str, int]) -> Event:
         if name not in banks or name in digests:
             raise InputError("event log: a digest that was not announced, or twice", got=name or "unknown hash")
         digests[name] = octets.take(banks[name], f"{name} digest")
-    return Event(register, kind, digests, octets.sized(4, "event data", MAX_DATA))
+    size = octets.number(4, "length of event data")
+    begin = offset + octets.offset
+    if size > MAX_DATA or begin + size > len(data):
+        raise _cut_off(offset)
+    return Event(register, kind, digests, data[begin : begin + size]), begin + size
 
 
 def _banks(data: bytes) -> dict[str, int]:
@@ -135,17 +192,19 @@ def replay(log: EventLog, bank: str) -> dict[int, bytes]:
     """
     if bank not in log.banks:
         raise InputError(f"event log has no {bank} digests", got=", ".join(log.banks))
-    size = DIGEST_BYTES[bank]
     found: dict[int, bytes] = {}
+    make = getattr(hashlib, bank)
+    zeros = bytes(DIGEST_BYTES[bank])
     for event in log.events:
         if event.kind == EV_NO_ACTION:
             continue
-        if bank not in event.digests:
+        digest = event.digests.get(bank)
+        if digest is None:
             raise InputError(f"event log: an event without a {bank} digest", got=f"register {event.register}")
         start = found.get(event.register)
         if start is None:
-            start = bytes(size - 1) + bytes([log.locality if event.register == 0 else 0])
-        found[event.register] = hashlib.new(bank, start + event.digests[bank]).digest()
+            start = zeros[:-1] + bytes([log.locality]) if event.register == 0 else zeros
+        found[event.register] = make(start + digest).digest()
     return found
 
 

@@ -1,6 +1,7 @@
 """AWS Nitro attestation documents: COSE_Sign1 (RFC 9052) around CBOR, bytes to fields.
 
-The fields and their bounds are those of AWS's `attestation_process.md`.
+The fields and their bounds are those of AWS's `attestation_process.md`. A NitroTPM's document is the same with PCRs of
+a TPM, 0 to 23, under another name (`nitrotpm_pcrs`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_CHAIN: Final = 8
 
 class NitroDocument(msgspec.Struct, frozen=True, kw_only=True):
     """``pcrs``: SHA-384 by number. ``certificate``: leaf, DER; ``bundle``: root first. ``signed``: what the signature
-    is over. ``moment``: when the document says it was made."""
+    is over. ``moment``: when the document says it was made. ``is_tpm``: of a NitroTPM, not of an enclave."""
 
     module: str
     moment: datetime.datetime
@@ -33,6 +34,7 @@ class NitroDocument(msgspec.Struct, frozen=True, kw_only=True):
     nonce: bytes
     signature: bytes
     signed: bytes
+    is_tpm: bool = False
 
 
 def looks_like_nitro(data: bytes) -> bool:
@@ -76,6 +78,7 @@ def parse_document(data: bytes) -> NitroDocument:
         nonce=_optional(fields, "nonce", 1024),
         signature=signature,
         signed=_to_be_signed(protected, payload),
+        is_tpm="nitrotpm_pcrs" in fields,
     )
 
 
@@ -142,11 +145,14 @@ def _moment(milliseconds: int) -> datetime.datetime:
 def _pcrs(fields: dict[Any, Any]) -> dict[int, bytes]:
     if _of(fields, "digest", str) != "SHA384":
         raise _fault("a digest other than SHA384")
-    found = _of(fields, "pcrs", dict)
-    if not 1 <= len(found) <= 32:
+    is_tpm = "nitrotpm_pcrs" in fields
+    if is_tpm and "pcrs" in fields:
+        raise _fault("the PCRs of an enclave and of a TPM")
+    found, most = (_of(fields, "nitrotpm_pcrs", dict), 24) if is_tpm else (_of(fields, "pcrs", dict), 32)
+    if not 1 <= len(found) <= most:
         raise _fault(f"{len(found)} PCRs")
     for number, value in found.items():
-        known = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 32
+        known = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < most
         if not known or not isinstance(value, bytes) or len(value) != 48:
             raise _fault("a PCR of another number or size")
     return dict(sorted(found.items()))

@@ -7,7 +7,7 @@
     0x020 image id (16)    0x110 author key digest (48)                          0x330 to 0x49f reserved, not signed
     0x030 VMPL             0x140 report id (32)
     0x034 signature        0x160 report id of the migration agent (32)
-    0x038 current TCB      0x040 platform   0x048 flags: author key 0, masked chip 1, signing key 4:2
+    0x038 current TCB      0x040 platform   0x048 flags: author key 0, masked key 1, signing key 4:2
 
 Little endian throughout, R and S as well. Everything before 0x2a0 is signed.
 """
@@ -26,6 +26,9 @@ SIGNED_BYTES: Final = 0x2A0
 VERSIONS: Final = frozenset({2, 3, 4, 5})
 ECDSA_P384_SHA384: Final = 1
 _TURIN_FAMILY: Final = 0x1A
+MAX_BYTES: Final = SIZE + (64 << 10)
+_ENTRY: Final = struct.Struct("<16sII")
+MAX_ENTRIES: Final = 16
 
 POLICY_BITS: Final = {
     16: "smt-allowed",
@@ -40,6 +43,23 @@ POLICY_BITS: Final = {
 }
 _POLICY_RESERVED_ONE: Final = 17
 _POLICY_KNOWN: Final = (1 << 26) - 1
+PLATFORM_BITS: Final = {
+    0: "smt",
+    1: "tsme",
+    2: "ecc",
+    3: "rapl-disabled",
+    4: "ciphertext-hiding",
+    5: "alias-check-complete",
+    7: "tio",
+}
+"""PLATFORM_INFO; an alias check is what AMD answers to BadRAM with (AMD-SB-3015)."""
+_PRODUCTS: Final = (
+    (0x19, range(0x10), "Milan"),
+    (0x19, range(0x10, 0x20), "Genoa"),
+    (0x19, range(0xA0, 0xB0), "Genoa"),
+    (0x1A, range(0x20), "Turin"),
+)
+"""CPUID family and models by the name that AMD's key service has for them (57230); Bergamo, Siena are Genoa there."""
 
 
 class Tcb(msgspec.Struct, frozen=True):
@@ -59,7 +79,9 @@ class Tcb(msgspec.Struct, frozen=True):
 
 class SnpReport(msgspec.Struct, frozen=True, kw_only=True):
     """One report. ``signing_key``: 0 VCEK, 1 VLEK, 7 none. ``signature``: R and S. ``cpuid``: family, model, stepping,
-    from version 3 on. ``layout``: how its TCB numbers lie, ``turin`` or ``milan`` (and Genoa)."""
+    from version 3 on. ``launch_mitigations``, ``current_mitigations``: bit vectors, from version 5 on; 0 before.
+    ``masks_key``: the platform does not sign with its chip's key. ``layout``: how its TCB numbers lie, ``turin`` or
+    ``milan`` (and Genoa)."""
 
     version: int
     guest_svn: int
@@ -71,7 +93,7 @@ class SnpReport(msgspec.Struct, frozen=True, kw_only=True):
     current_tcb: Tcb
     platform: int
     has_author_key: bool
-    masks_chip: bool
+    masks_key: bool
     signing_key: int
     report_data: bytes
     measurement: bytes
@@ -87,6 +109,8 @@ class SnpReport(msgspec.Struct, frozen=True, kw_only=True):
     launch_tcb: Tcb
     current_firmware: tuple[int, int, int]
     committed_firmware: tuple[int, int, int]
+    launch_mitigations: int
+    current_mitigations: int
     signature: tuple[int, int]
     signed: bytes
     layout: str
@@ -96,14 +120,33 @@ class SnpReport(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.policy >> next(bit for bit, known in POLICY_BITS.items() if known == name) & 1)
 
     @property
+    def unknown_policy_bits(self) -> int:
+        """Bits of the guest's policy that no specification here names, and bit 17 when it is not set as it must be."""
+        return self.policy & ~_POLICY_KNOWN | ~self.policy & 1 << _POLICY_RESERVED_ONE
+
+    @property
+    def platform_features(self) -> tuple[str, ...]:
+        """What PLATFORM_INFO says that is on."""
+        return tuple(name for bit, name in PLATFORM_BITS.items() if self.platform >> bit & 1)
+
+    @property
+    def product(self) -> str:
+        """The product by the CPUID in the report; empty when it has none, or one that is not known."""
+        if self.cpuid is None:
+            return ""
+        family, model, _ = self.cpuid
+        return next((name for known, models, name in _PRODUCTS if known == family and model in models), "")
+
+    @property
     def is_chip_masked(self) -> bool:
-        """Whether the report does not say which chip made it."""
-        return self.masks_chip or not any(self.chip_id)
+        """Whether the report does not say which chip made it: MASK_CHIP_ID makes the field zeros."""
+        return not any(self.chip_id)
 
 
 def looks_like_snp(data: bytes) -> bool:
-    """Whether a file's content is a report: the size, a known version, the signature's algorithm."""
-    if len(data) != SIZE:
+    """Whether a file's content is a report, alone or with a table of certificates behind it: the size, a known version,
+    the signature's algorithm."""
+    if len(data) != SIZE and not SIZE + _ENTRY.size <= len(data) <= MAX_BYTES:
         return False
     version, algorithm = struct.unpack_from("<I", data)[0], struct.unpack_from("<I", data, 0x34)[0]
     return version in VERSIONS and algorithm == ECDSA_P384_SHA384
@@ -140,7 +183,7 @@ def parse_report(data: bytes, *, is_turin: bool | None = None) -> SnpReport:
         current_tcb=_tcb(data, 0x38, is_turin=turin),
         platform=platform,
         has_author_key=bool(flags & 1),
-        masks_chip=bool(flags & 2),
+        masks_key=bool(flags & 2),
         signing_key=flags >> 2 & 7,
         report_data=data[0x50:0x90],
         measurement=data[0x90:0xC0],
@@ -156,10 +199,36 @@ def parse_report(data: bytes, *, is_turin: bool | None = None) -> SnpReport:
         launch_tcb=_tcb(data, 0x1F0, is_turin=turin),
         current_firmware=(data[0x1EA], data[0x1E9], data[0x1E8]),
         committed_firmware=(data[0x1EE], data[0x1ED], data[0x1EC]),
+        launch_mitigations=struct.unpack_from("<Q", data, 0x1F8)[0] if version >= 5 else 0,
+        current_mitigations=struct.unpack_from("<Q", data, 0x200)[0] if version >= 5 else 0,
         signature=(int.from_bytes(data[0x2A0:0x2E8], "little"), int.from_bytes(data[0x2E8:0x330], "little")),
         signed=data[:SIGNED_BYTES],
         layout="turin" if turin else "milan",
     )
+
+
+def certificate_table(data: bytes) -> tuple[bytes, ...]:
+    """The certificates of an extended report (GHCB specification 56421, SNP_GUEST_REQUEST): what is behind the report.
+
+        GUID (16), offset and length from the table's beginning (4 each); the last entry is all zeros
+
+    Raises:
+        InputError: the table has no end, or points outside of itself.
+    """
+    table = data[SIZE:]
+    found: list[bytes] = []
+    for index in range(MAX_ENTRIES if table else 0):
+        if (index + 1) * _ENTRY.size > len(table):
+            break
+        guid, offset, length = _ENTRY.unpack_from(table, index * _ENTRY.size)
+        if not any(guid):
+            return tuple(found)
+        if offset + length > len(table):
+            raise InputError("the report's table of certificates is cut off", got=f"entry {index}")
+        found.append(table[offset : offset + length])
+    if table:
+        raise InputError("the report's table of certificates has no end", got=f"{len(table)} bytes")
+    return ()
 
 
 def _tcb(data: bytes, offset: int, *, is_turin: bool) -> Tcb:

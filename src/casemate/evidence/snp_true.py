@@ -4,7 +4,9 @@
 2. That key's certificate hangs on AMD's pinned root by the right intermediate: VCEK by SEV-…, VLEK by SEV-VLEK-….
 3. Each component of the certificate's TCB is equal to REPORTED_TCB: compared one by one, never as one number.
 4. A VCEK is of this very chip (hwID is CHIP_ID); a VLEK names a provider in its place.
-5. Everything is within its time; a revocation list, when given, is signed by the root and does not name the chain.
+5. Everything is within its time. Revocation: `revocation.py`.
+
+A report may leave out its chip (MASK_CHIP_ID): what signed it is still that chip's key, whose certificate names it.
 """
 
 from __future__ import annotations
@@ -157,6 +159,12 @@ def _kind_faults(report: SnpReport, key: SigningKey, chain: Sequence[Certificate
     products = {name for name in AMD_ROOTS.values() if chain[-1].common_name == f"ARK-{name}"}
     if key.product and products and key.product not in products:
         yield false("chain.product", f"a certificate for {key.product} under {chain[-1].common_name!r}")
+    if report.cpuid is not None and report.product != key.product:
+        family, model, _ = report.cpuid
+        named = report.product or "no product that is known"
+        yield false(
+            "product", f"CPU family {family:#x} model {model:#x} is {named}, the certificate's is {key.product!r}"
+        )
     if (report.layout == "turin") != (key.tcb.fmc is not None):
         yield false(
             "product", f"the report's versions lie as on {report.layout.capitalize()}; not so the certificate's"
@@ -168,9 +176,7 @@ def _chip_faults(report: SnpReport, key: SigningKey) -> Iterator[Reason]:
         if not key.provider:
             yield false("chip", "the VLEK's certificate names no provider")
         return
-    if report.is_chip_masked:
-        yield false("chip.masked", "the report does not say which chip made it, and its key is a chip's own")
-    elif key.hardware_id is None or not key.hardware_id:
+    if not key.hardware_id:
         yield false("chip", "the VCEK's certificate names no chip")
-    elif report.chip_id != key.hardware_id.ljust(64, b"\0"):
+    elif not report.is_chip_masked and report.chip_id != key.hardware_id.ljust(64, b"\0"):
         yield false("chip", "the VCEK is of another chip than the report")

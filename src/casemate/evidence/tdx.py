@@ -2,7 +2,8 @@
 
 version 4: header 48, TD report 1.0 at 48          version 5: header 48, type and size, TD report at 54
 in the report: TEE_TCB_SVN 16 at 0, MRSEAM 48 at 16, TD_ATTRIBUTES 8 at 120, XFAM 8 at 128, MRTD 48 at 136,
-MRCONFIGID, MROWNER, MROWNERCONFIG 48 each at 184, RTMR0 to 3 48 each at 328, REPORTDATA 64 at 520
+MRCONFIGID, MROWNER, MROWNERCONFIG 48 each at 184, RTMR0 to 3 48 each at 328, REPORTDATA 64 at 520;
+in report 1.5 also TEE_TCB_SVN_2 16 at 584, MRSERVICETD 48 at 600
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class TdxQuote(msgspec.Struct, frozen=True, kw_only=True):
     mrownerconfig: bytes
     rtmrs: tuple[bytes, bytes, bytes, bytes]
     report_data: bytes
+    mrservicetd: bytes
     raw: bytes
 
 
@@ -54,7 +56,7 @@ def parse_tdx(data: bytes) -> TdxQuote:
     if len(data) > MAX_BYTES or not looks_like_tdx(data):
         raise InputError("not a TDX quote", got=f"{len(data)} bytes", expected="version 4 or 5 of TEE type 0x81")
     version = data[0]
-    at = 48
+    at, kind = 48, 2
     if version == 5:
         kind, size = struct.unpack_from("<HI", data, 48)
         if kind not in (2, 3) or size != _SIZES[kind] or len(data) < 54 + size:
@@ -77,5 +79,6 @@ def parse_tdx(data: bytes) -> TdxQuote:
         mrownerconfig=digest(280),
         rtmrs=(digest(328), digest(376), digest(424), digest(472)),
         report_data=data[at + 520 : at + 584],
+        mrservicetd=data[at + 600 : at + 648] if kind == 3 else b"",
         raw=data,
     )

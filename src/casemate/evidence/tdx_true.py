@@ -3,7 +3,7 @@
 1. Signature, PCK chain to Intel's root, revocation lists, QE identity and TCB level: dcap-qvl (written for this; an
    implementation of ours of these rules would be one more to get wrong).
 2. The TCB status must be named by the policy (default: UpToDate alone), and so must each advisory.
-3. The collateral is within its time, told apart from false.
+3. Each part of the collateral is within its time; what has run out is told apart from what is false.
 4. An event log replays to the RTMRs; register n of the log is RTMR n-1.
 """
 
@@ -11,51 +11,110 @@ from __future__ import annotations
 
 import datetime
 import hmac
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import msgspec
 
 from casemate.errors import InputError
 from casemate.evidence.event_log import EventLog, replay
 from casemate.evidence.tdx import TdxQuote
+from casemate.evidence.tdx_collateral import Window, evaluation_of, windows_of
 from casemate.evidence.verdict import Reason, false, stale
-
-MAX_COLLATERAL: int = 4 << 20
 
 
 class TcbStatus(msgspec.Struct, frozen=True):
-    """What Intel says of the platform: ``UpToDate``, ``SWHardeningNeeded``, ``OutOfDate``…; empty: not known."""
+    """What Intel says of the platform: ``UpToDate``, ``SWHardeningNeeded``, ``OutOfDate``…; empty: not known.
+    ``evaluation``: number of the TCB recovery that says so."""
 
     status: str
     advisories: tuple[str, ...]
+    evaluation: int = 0
+
+
+_NOTHING = TcbStatus("", ())
 
 
 def truth_of_tdx(
     quote: TdxQuote, collateral: bytes | None, moment: datetime.datetime
 ) -> tuple[tuple[Reason, ...], TcbStatus]:
-    """Steps 1 and 3: (every reason why it is not true, the platform's status).
+    """Steps 1 and 3: (every reason why it is not true, the platform's status, or what it was within its time).
 
     Args:
         collateral: Intel's, as JSON (certificates, revocation lists, TCB info, QE identity); nothing is fetched.
     """
-    nothing = TcbStatus("", ())
     if collateral is None:
-        return (false("collateral", "there is no collateral: --collateral FILE (nothing is fetched)"),), nothing
+        text = "there is no collateral: --collateral FILE, or `casemate attest fetch` beforehand"
+        return (false("collateral", text),), _NOTHING
+    try:
+        evaluation = evaluation_of(collateral)
+        fault, status = _judged(quote, collateral, moment, evaluation)
+        if fault is None:
+            return (), status
+        windows = windows_of(collateral, _pck_chain(quote))
+    except InputError as error:
+        return (false("collateral", f"{error.what}: {error.got}"),), _NOTHING
+    outside = [item for item in windows if not item.holds(moment)]
+    if not outside:
+        return (fault,), _NOTHING
+    # Something has run out, and dcap-qvl stops there: was it true while everything was in its time?
+    reasons = [stale("collateral.time", f"{item.what}: {_period(item)}") for item in outside]
+    within = _moment_within(windows, moment)
+    if within is not None:
+        fault, status = _judged(quote, collateral, within, evaluation)
+        reasons += [fault] if fault is not None else []
+    return tuple(reasons), status
+
+
+def _judged(
+    quote: TdxQuote, collateral: bytes, moment: datetime.datetime, evaluation: int
+) -> tuple[Reason | None, TcbStatus]:
+    """(why dcap-qvl refuses it, or None; the status)."""
     import dcap_qvl
 
-    if len(collateral) > MAX_COLLATERAL:
-        return (false("collateral", f"collateral of {len(collateral)} bytes"),), nothing
     try:
         parsed = dcap_qvl.QuoteCollateralV3.from_json(collateral.decode())
     except (ValueError, UnicodeDecodeError) as error:
-        return (false("collateral", f"the collateral cannot be read: {str(error)[:120]}"),), nothing
+        return false("collateral", f"the collateral cannot be read: {str(error)[:120]}"), _NOTHING
     try:
         found = dcap_qvl.verify(quote.raw, parsed, int(moment.timestamp()))
     except ValueError as error:
-        text = str(error)[:160]
-        is_time = any(word in text.lower() for word in ("expired", "not yet", "nextupdate", "next update", "future"))
-        return ((stale if is_time else false)("collateral.time" if is_time else "quote", text),), nothing
-    return (), TcbStatus(str(found.status), tuple(str(item) for item in found.advisory_ids))
+        text = " ".join(str(error).split())[:200]
+        code = next((code for part, code in _CODES if part in text), "quote")
+        return false(code, text), _NOTHING
+    return None, TcbStatus(str(found.status), tuple(str(item) for item in found.advisory_ids), evaluation)
+
+
+_CODES: Final = (
+    ("CertRevoked", "revoked"),
+    ("TCB status is invalid", "tcb-status.revoked"),
+    ("Debug mode is enabled", "quote.attributes"),
+    ("SEPT_VE_DISABLE", "quote.attributes"),
+    ("Reserved bits in TD attributes", "quote.attributes"),
+    ("Invalid MR service TD", "quote.attributes"),
+)
+"""What dcap-qvl's messages say, by a part of them; any other is ``quote``. It decides no verdict: all are false."""
+
+
+def _pck_chain(quote: TdxQuote) -> bytes:
+    """The chain of the platform's key in the quote, PEM; empty when there is none that can be read."""
+    import dcap_qvl
+
+    try:
+        return dcap_qvl.parse_quote(quote.raw).cert_chain_pem_bytes() or b""
+    except ValueError:
+        return b""
+
+
+def _moment_within(windows: Sequence[Window], moment: datetime.datetime) -> datetime.datetime | None:
+    """The moment nearest to this one at which everything was in its time, if there was any."""
+    begin = max(item.begin for item in windows)
+    end = min(item.end for item in windows) - datetime.timedelta(seconds=1)
+    return min(max(moment, begin), end) if begin <= end else None
+
+
+def _period(item: Window) -> str:
+    return f"in its time from {item.begin:%Y-%m-%d %H:%M} to {item.end:%Y-%m-%d %H:%M} UTC"
 
 
 def truth_of_rtmrs(quote: TdxQuote, log: EventLog) -> Iterator[Reason]:

@@ -14,6 +14,17 @@ TYPE_QUOTE: Final = 0x8018
 HASHES: Final = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 DIGEST_BYTES: Final = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
 _SCHEMES: Final = {0x0014: "rsa", 0x0016: "rsa-pss", 0x0018: "ecdsa"}
+_NULL: Final = 0x0010
+ATTESTATION_KEY: Final = {
+    1: "fixedTPM",
+    4: "fixedParent",
+    5: "sensitiveDataOrigin",
+    16: "restricted",
+    18: "sign",
+}
+"""Attributes (TPMA_OBJECT bits) without which a key is no attestation key: one that is not restricted signs whatever it
+is given, a quote that no TPM ever made included; one that is not fixed may be outside of any TPM."""
+DECRYPT: Final = 17
 MAX_PCRS: Final = 24
 MAX_BYTES: Final = 4096
 
@@ -109,8 +120,33 @@ def parse_signature(data: bytes) -> Signature:
     return Signature(scheme, HASHES[hashed], encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big")))
 
 
+class PublicKey(msgspec.Struct, frozen=True):
+    """``key``: SubjectPublicKeyInfo. ``attributes``: TPMA_OBJECT, or None where only the bare key came along."""
+
+    key: bytes
+    attributes: int | None
+
+
+def parse_key(data: bytes) -> PublicKey:
+    """An attestation key: its public area, or a bare SubjectPublicKeyInfo.
+
+    Raises:
+        InputError: no RSA or ECC key, or cut off.
+    """
+    return PublicKey(data, None) if data[:1] == b"\x30" else parse_public_area(data)
+
+
 def parse_public_key(data: bytes) -> bytes:
-    """SubjectPublicKeyInfo of a TPMT_PUBLIC (or TPM2B_PUBLIC) of an attestation key.
+    """SubjectPublicKeyInfo of a TPMT_PUBLIC (or TPM2B_PUBLIC).
+
+    Raises:
+        InputError: as `parse_public_area`.
+    """
+    return parse_public_area(data).key
+
+
+def parse_public_area(data: bytes) -> PublicKey:
+    """A TPMT_PUBLIC (or TPM2B_PUBLIC) of an attestation key.
 
     Raises:
         InputError: no RSA or ECC key, or cut off.
@@ -119,18 +155,18 @@ def parse_public_key(data: bytes) -> bytes:
     if len(data) > 2 and int.from_bytes(data[:2], "big") == len(data) - 2:
         octets.take(2, "size")
     kind, name_hash = octets.number(2, "type"), octets.number(2, "name algorithm")
-    octets.number(4, "attributes")
+    attributes = octets.number(4, "attributes")
     octets.sized(2, "policy", 64)
     if name_hash not in HASHES:
         raise InputError("TPM public key: unknown name algorithm", got=f"{name_hash:#06x}")
-    if octets.number(2, "symmetric") != 0x0010:
+    if octets.number(2, "symmetric") != _NULL:
         raise InputError("TPM public key: a storage key, not an attestation key")
-    if octets.number(2, "scheme") != 0x0010:
+    if octets.number(2, "scheme") != _NULL:
         octets.number(2, "scheme's hash")
     if kind == 0x0001:
-        return _rsa(octets)
+        return PublicKey(_rsa(octets), attributes)
     if kind == 0x0023:
-        return _ecc(octets)
+        return PublicKey(_ecc(octets), attributes)
     raise InputError("TPM public key: neither RSA nor ECC", got=f"{kind:#06x}")
 
 
@@ -151,7 +187,8 @@ def _ecc(octets: Octets) -> bytes:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     curve = {0x0003: ec.SECP256R1(), 0x0004: ec.SECP384R1()}.get(octets.number(2, "curve"))
-    octets.number(2, "key derivation")
+    if octets.number(2, "key derivation") != _NULL:
+        octets.number(2, "derivation's hash")
     x, y = (int.from_bytes(octets.sized(2, name, 128), "big") for name in ("x", "y"))
     octets.end()
     if curve is None:

@@ -1,26 +1,73 @@
 """Is a TPM quote true: signed by the attestation key, over exactly the PCRs and the log that came with it.
 
 1. The signature over the quote is the key's.
-2. The key is believed: its certificate hangs on a pinned root, or the caller says that the key is the right one (an
-   Azure report does, by its report data).
+2. The key is an attestation key, and believed: its certificate hangs on a pinned root, or the caller says that the key
+   is the right one (an Azure report does, by its report data).
 3. The PCR values that came along hash to the quote's digest, in the order of the selection.
 4. The log replays to those values, for each PCR that both have.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import hmac
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
 
 from casemate.errors import InputError
+from casemate.evidence.chain import chain_faults
 from casemate.evidence.event_log import EventLog, replay
-from casemate.evidence.tpm import Quote, Signature
+from casemate.evidence.tpm import ATTESTATION_KEY, DECRYPT, PublicKey, Quote, Signature
 from casemate.evidence.verdict import Reason, false
-from casemate.evidence.x509 import verify
+from casemate.evidence.x509 import Certificate, verify
 
 Pcrs = Mapping[str, Mapping[int, bytes]]
 """PCR values by bank and number."""
+
+
+GOOGLE_ROOTS: Final = frozenset(
+    {
+        "9bd5285f8fb18502a7947e621ffd470266f49fcd3b73e19a190f690ad32a7caf",
+        "594759594b9b61524f6c8ef668f7177f7b9066bc0674f2f49fe9e052be78beb2",
+    }
+)
+"""SHA-256 of the roots above the attestation keys of Google Compute Engine's vTPMs: tpm_ek_v1_cloud_host_root (2018),
+EK/AK CA Root (2022), as go-tpm-tools pins them."""
+
+
+def truth_of_key(
+    key: PublicKey,
+    chain: Sequence[Certificate],
+    believed: Collection[str],
+    anchors: Collection[str],
+    moment: datetime.datetime,
+) -> Iterator[Reason]:
+    """Step 2.
+
+    Args:
+        chain: of the key's certificate, leaf first, or empty.
+        believed: SHA-256 of keys (SubjectPublicKeyInfo) that the caller knows.
+        anchors: SHA-256 of certificates that the caller believes, beside Google's.
+    """
+    if key.attributes is not None:
+        missing = [name for bit, name in ATTESTATION_KEY.items() if not key.attributes >> bit & 1]
+        if missing or key.attributes >> DECRYPT & 1:
+            text = f"is not {', '.join(missing)}" if missing else "decrypts too"
+            yield false("key.attributes", f"the key that signed is no attestation key: it {text}")
+    if chain:
+        if chain[0].key != key.key:
+            yield false("key", "the certificate is of another key than the one that came along")
+        if not chain[0].may("digitalSignature"):
+            yield false("chain.usage", "the certificate's key may not sign")
+    fingerprint = hashlib.sha256(key.key).hexdigest()
+    if fingerprint in believed:
+        return
+    if chain:
+        yield from chain_faults(chain, {*anchors, *GOOGLE_ROOTS}, moment, what="attestation key")
+    else:
+        text = f"nobody vouches for the attestation key {fingerprint}: --trust FILE (the key, or its certificate)"
+        yield false("key.unknown", text)
 
 
 def truth_of_quote(quote: Quote, signature: Signature, key: bytes) -> Iterator[Reason]:

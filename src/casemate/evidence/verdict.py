@@ -21,6 +21,15 @@ class Step(enum.StrEnum):
     POLICY = "policy"
 
 
+class Revocation(enum.StrEnum):
+    """``checked``: every list that the chain's issuers publish was there and in its time. ``unknown``: one was not.
+    ``unpublished``: the issuers publish none."""
+
+    CHECKED = "checked"
+    UNKNOWN = "unknown"
+    UNPUBLISHED = "unpublished"
+
+
 class Reason(msgspec.Struct, frozen=True):
     """One thing that speaks against the evidence. ``code``: stable, for programs (``signature``, ``chain.root``)."""
 
@@ -36,13 +45,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one piece of evidence.
 
     ``kind``: ``sev-snp``, ``tdx``, ``tpm``, ``nitro``, ``azure-snp``… ``claims``: what it says, by name; digests in
-    hexadecimal. ``notes``: what could not be looked at (revocation without a list).
+    hexadecimal. ``notes``: what could not be looked at. ``revocation``: whether lists were asked.
     """
 
     kind: str
     claims: dict[str, Claim]
     reasons: tuple[Reason, ...]
     notes: tuple[str, ...] = ()
+    revocation: Revocation = Revocation.UNKNOWN
 
     @property
     def is_true(self) -> bool:

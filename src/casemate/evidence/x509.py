@@ -7,6 +7,7 @@ bytes), and a verifier must not depend on which ones they refuse next year. Sign
 from __future__ import annotations
 
 import datetime
+import functools
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 _BASIC_CONSTRAINTS: Final = "2.5.29.19"
 _KEY_USAGE: Final = "2.5.29.15"
+_DISTRIBUTION_POINTS: Final = "2.5.29.31"
+_UNDERSTOOD: Final = frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE, "2.5.29.17", "2.5.29.32", "2.5.29.37"})
+"""Critical extensions that do not stop us: the two that are judged, and names, policies and purposes, which say more
+about a leaf and restrict nothing that is concluded here."""
 _COMMON_NAME: Final = "2.5.4.3"
 _RSA_PSS: Final = "1.2.840.113549.1.1.10"
 _RSA_HASHES: Final = {
@@ -37,6 +42,10 @@ _PSS_HASHES: Final = {
     "2.16.840.1.101.3.4.2.3": "sha512",
 }
 MAX_EXTENSIONS: Final = 64
+MAX_BLOCKS: Final = 256
+_REMEMBERED_BYTES: Final = 8192
+KEY_USAGES: Final = {"digitalSignature": 0, "keyEncipherment": 2, "keyCertSign": 5, "cRLSign": 6}
+"""Bits of KeyUsage (RFC 5280, 4.2.1.3)."""
 
 
 class Certificate(msgspec.Struct, frozen=True):
@@ -62,9 +71,55 @@ class Certificate(msgspec.Struct, frozen=True):
     @property
     def is_authority(self) -> bool:
         """Whether it may sign certificates: basic constraints say so, and key usage does not say otherwise."""
-        _, constraints = self.extensions.get(_BASIC_CONSTRAINTS, (False, b""))
-        _, usage = self.extensions.get(_KEY_USAGE, (False, b""))
-        return _says_authority(constraints) and (not usage or _may_sign_certificates(usage))
+        return self._constraints()[0] and self.may("keyCertSign")
+
+    @property
+    def longest_path(self) -> int | None:
+        """How many authorities may stand between it and a leaf; None: any number."""
+        return self._constraints()[1]
+
+    @property
+    def unknown_critical(self) -> tuple[str, ...]:
+        """Critical extensions that nobody here understands: such a certificate must not be used (RFC 5280, 4.2)."""
+        return tuple(name for name, (critical, _) in self.extensions.items() if critical and name not in _UNDERSTOOD)
+
+    @property
+    def names_revocation_list(self) -> bool:
+        """Whether its issuer says where it publishes revocation lists."""
+        return _DISTRIBUTION_POINTS in self.extensions
+
+    def distribution_points(self) -> tuple[bytes, ...]:
+        """The names (DER) of the points where its issuer publishes lists; none when they cannot be read."""
+        _, value = self.extensions.get(_DISTRIBUTION_POINTS, (False, b""))
+        try:
+            points = list(der.elements(der.whole(value, der.SEQUENCE).body)) if value else []
+            parts = [part for point in points for part in der.elements(der.expect(point, der.SEQUENCE).body)]
+        except InputError:
+            return ()
+        return tuple(part.whole for part in parts if part.tag == 0xA0)
+
+    def may(self, usage: str) -> bool:
+        """Whether key usage allows it (a name of `KEY_USAGES`); a certificate without that extension may do all."""
+        _, value = self.extensions.get(_KEY_USAGE, (False, b""))
+        if not value:
+            return True
+        try:
+            body = der.whole(value, der.BIT_STRING).body
+        except InputError:
+            return False
+        bit = KEY_USAGES[usage]
+        return len(body) > 1 + bit // 8 and bool(body[1 + bit // 8] & 0x80 >> bit % 8)
+
+    def _constraints(self) -> tuple[bool, int | None]:
+        """(CA, pathLenConstraint) of its basic constraints; what cannot be read allows nothing."""
+        _, value = self.extensions.get(_BASIC_CONSTRAINTS, (False, b""))
+        try:
+            parts = list(der.elements(der.whole(value, der.SEQUENCE).body))
+            if not parts or parts[0].tag != der.BOOLEAN or parts[0].body != b"\xff" or len(parts) > 2:
+                return False, 0
+            return True, der.integer(der.expect(parts[1], der.INTEGER).body) if len(parts) == 2 else None
+        except InputError:
+            return False, 0
 
     def public_key(self) -> PublicKeyTypes:
         """Its key.
@@ -81,8 +136,21 @@ class Certificate(msgspec.Struct, frozen=True):
             raise InputError("a certificate's key cannot be read", got=str(error)[:120]) from None
 
     def signed_by(self, issuer: Certificate) -> bool:
-        """Whether the issuer's key made its signature, and is allowed to by name."""
-        return self.issuer == issuer.subject and verify(
+        """Whether the issuer's key made its signature, and is allowed to by name.
+
+        What is said of an authority is remembered: the same few stand above every leaf.
+
+        Raises:
+            InputError: the issuer's key cannot be read.
+        """
+        if self.issuer != issuer.subject:
+            return False
+        if self.is_authority and len(self.encoded) + len(issuer.encoded) <= _REMEMBERED_BYTES:
+            return _is_signed(self.encoded, issuer.encoded)
+        return self._verified_by(issuer)
+
+    def _verified_by(self, issuer: Certificate) -> bool:
+        return verify(
             issuer.public_key(), self.scheme, self.hash_name, self.signature, self.signed, salt_bytes=self.salt_bytes
         )
 
@@ -100,7 +168,7 @@ def parse(data: bytes) -> Certificate:
     outer = list(der.elements(der.whole(data, der.SEQUENCE).body))
     if len(outer) != 3:
         raise _fault("not three parts")
-    scheme, hash_name, salt = _algorithm(der.expect(outer[1], der.SEQUENCE))
+    scheme, hash_name, salt = algorithm_of(der.expect(outer[1], der.SEQUENCE))
     fields = list(der.elements(der.expect(outer[0], der.SEQUENCE).body))
     if fields and fields[0].tag == 0xA0:  # version
         fields.pop(0)
@@ -109,23 +177,44 @@ def parse(data: bytes) -> Certificate:
     serial, algorithm, issuer, validity, subject, key, *rest = fields
     if algorithm.whole != outer[1].whole:
         raise _fault("two signature algorithms")
-    begin, end = (_time(item) for item in _two(der.elements(der.expect(validity, der.SEQUENCE).body)))
+    begin, end = (time_of(item) for item in _two(der.elements(der.expect(validity, der.SEQUENCE).body)))
     return Certificate(
         encoded=data,
         signed=outer[0].whole,
         scheme=scheme,
         hash_name=hash_name,
         salt_bytes=salt,
-        signature=_bits(outer[2]),
+        signature=bits_of(outer[2]),
         serial=int.from_bytes(der.expect(serial, der.INTEGER).body, "big"),
         issuer=der.expect(issuer, der.SEQUENCE).whole,
         subject=der.expect(subject, der.SEQUENCE).whole,
-        common_name=_common_name(subject),
+        common_name=common_name(subject),
         not_before=begin,
         not_after=end,
         key=der.expect(key, der.SEQUENCE).whole,
-        extensions=_extensions(rest),
+        extensions=extensions_of(rest, 0xA3),
     )
+
+
+@functools.lru_cache(maxsize=128)
+def _is_signed(lower: bytes, upper: bytes) -> bool:
+    return parse(lower)._verified_by(parse(upper))
+
+
+@functools.lru_cache(maxsize=128)
+def _remembered(data: bytes) -> Certificate:
+    return parse(data)
+
+
+def parse_authority(data: bytes) -> Certificate:
+    """As `parse`, remembered: for what comes along with every piece of evidence and is the same each time."""
+    return _remembered(data) if len(data) <= _REMEMBERED_BYTES else parse(data)
+
+
+def forget() -> None:
+    """Forget what was remembered of authorities: for whoever measures."""
+    _is_signed.cache_clear()
+    _remembered.cache_clear()
 
 
 def parse_many(data: bytes) -> tuple[Certificate, ...]:
@@ -134,15 +223,30 @@ def parse_many(data: bytes) -> tuple[Certificate, ...]:
     Raises:
         InputError: there is none, or one cannot be read.
     """
+    if b"-----BEGIN CERTIFICATE-----" not in data:
+        return (parse(data),)
+    return tuple(parse(block) for label, block in pem_blocks(data) if label == "CERTIFICATE")
+
+
+def pem_blocks(data: bytes) -> tuple[tuple[str, bytes], ...]:
+    """(label, content) of every block of PEM, whatever stands between them.
+
+    Raises:
+        InputError: one is not base64, or there are more than anybody needs.
+    """
     import base64
     import binascii
     import re
 
-    if b"-----BEGIN CERTIFICATE-----" not in data:
-        return (parse(data),)
-    blocks = re.findall(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", data[: der.MAX_BYTES], re.DOTALL)
+    if len(data) > der.MAX_BYTES:
+        raise _fault(f"PEM of {len(data)} bytes")
+    found = re.findall(rb"-----BEGIN ([A-Z0-9 ]{1,32})-----([^-]*)-----END \1-----", data)
+    if len(found) > MAX_BLOCKS:
+        raise _fault(f"PEM of {len(found)} blocks")
     try:
-        return tuple(parse(base64.b64decode(b"".join(block.split()), validate=True)) for block in blocks)
+        return tuple(
+            (label.decode("ascii"), base64.b64decode(b"".join(block.split()), validate=True)) for label, block in found
+        )
     except binascii.Error:
         raise _fault("PEM that is not base64") from None
 
@@ -178,7 +282,7 @@ def verify(
     return False
 
 
-def _algorithm(element: der.Element) -> tuple[str, str, int]:
+def algorithm_of(element: der.Element) -> tuple[str, str, int]:
     """(scheme, hash, salt in bytes) of an AlgorithmIdentifier."""
     parts = list(der.elements(element.body))
     if not parts:
@@ -222,7 +326,7 @@ def _two(items: object) -> tuple[der.Element, der.Element]:
     return found[0], found[1]
 
 
-def _time(element: der.Element) -> datetime.datetime:
+def time_of(element: der.Element) -> datetime.datetime:
     """RFC 5280, 4.1.2.5: UTCTime until 2049, GeneralizedTime after; both with seconds and Z."""
     text = element.body.decode("ascii", "replace")
     form = {der.UTC_TIME: "%y%m%d%H%M%SZ", der.GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}.get(element.tag)
@@ -237,15 +341,16 @@ def _time(element: der.Element) -> datetime.datetime:
     return moment
 
 
-def _bits(element: der.Element) -> bytes:
+def bits_of(element: der.Element) -> bytes:
+    """The octets of a BIT STRING that has nothing but whole ones."""
     body = der.expect(element, der.BIT_STRING).body
     if not body or body[0] != 0:
         raise _fault("a bit string of no whole octets")
     return body[1:]
 
 
-def _common_name(subject: der.Element) -> str:
-    """The first common name; empty when there is none."""
+def common_name(subject: der.Element) -> str:
+    """The first common name of a name; empty when there is none."""
     for relative in der.elements(subject.body):
         for pair in der.elements(der.expect(relative, der.SET).body):
             parts = list(der.elements(der.expect(pair, der.SEQUENCE).body))
@@ -254,10 +359,11 @@ def _common_name(subject: der.Element) -> str:
     return ""
 
 
-def _extensions(rest: list[der.Element]) -> dict[str, tuple[bool, bytes]]:
+def extensions_of(fields: list[der.Element], tag: int) -> dict[str, tuple[bool, bytes]]:
+    """(critical, value) by object identifier, out of the field with this tag; none when there is no such field."""
     found: dict[str, tuple[bool, bytes]] = {}
-    for field in rest:
-        if field.tag != 0xA3:
+    for field in fields:
+        if field.tag != tag:
             continue
         for extension in der.elements(der.whole(field.body, der.SEQUENCE).body):
             parts = list(der.elements(der.expect(extension, der.SEQUENCE).body))
@@ -269,23 +375,6 @@ def _extensions(rest: list[der.Element]) -> dict[str, tuple[bool, bytes]]:
             critical = len(parts) == 3 and der.expect(parts[1], der.BOOLEAN).body == b"\xff"
             found[name] = critical, der.expect(parts[-1], der.OCTET_STRING).body
     return found
-
-
-def _says_authority(value: bytes) -> bool:
-    try:
-        first = next(der.elements(der.whole(value, der.SEQUENCE).body), None)
-    except InputError:
-        return False
-    return first is not None and first.tag == der.BOOLEAN and first.body == b"\xff"
-
-
-def _may_sign_certificates(value: bytes) -> bool:
-    """Bit 5 of KeyUsage (keyCertSign)."""
-    try:
-        body = der.whole(value, der.BIT_STRING).body
-    except InputError:
-        return False
-    return len(body) > 1 and bool(body[1] & 0x04)
 
 
 def _fault(what: str) -> InputError:

@@ -1,0 +1,148 @@
+"""Does a policy want what evidence says? Every reason against it; whether it is true is asked elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from casemate.evidence.event_log import EventLog, secure_boot
+from casemate.evidence.nitro import NitroDocument
+from casemate.evidence.policy import NitroPolicy, Policy, SnpPolicy, TdxPolicy, TpmPolicy
+from casemate.evidence.snp import SnpReport
+from casemate.evidence.tdx import DEBUG, MIGRATABLE, SEPT_VE_DISABLE, TdxQuote
+from casemate.evidence.tdx_true import TcbStatus
+from casemate.evidence.verdict import Reason, Revocation, unwanted
+
+
+def wants_revocation(found: Revocation, policy: Policy) -> Iterator[Reason]:
+    """Every reason against a chain of which it is not known whether it was revoked."""
+    if not policy.require_revocation_lists or found is Revocation.CHECKED:
+        return
+    if found is Revocation.UNPUBLISHED:
+        yield unwanted(
+            "revocation.unpublished", "nobody publishes revocation lists for this chain, and lists are wanted"
+        )
+    else:
+        yield unwanted(
+            "revocation.unknown", "a list that this chain's issuers publish was not there, and lists are wanted"
+        )
+
+
+def wants_snp(report: SnpReport, product: str, provider: str, policy: SnpPolicy) -> Iterator[Reason]:
+    """Every reason against a SEV-SNP report.
+
+    Args:
+        provider: that a VLEK's certificate names; empty for a VCEK.
+    """
+    yield from _wants_snp_guest(report, policy)
+    yield from _wants_snp_platform(report, product, provider, policy)
+    for name, value, digests in (
+        ("measurement", report.measurement, policy.measurement),
+        ("host-data", report.host_data, policy.host_data),
+        ("id-key-digest", report.id_key_digest, policy.id_key_digest),
+        ("author-key-digest", report.author_key_digest if report.has_author_key else b"", policy.author_key_digest),
+        ("family-id", report.family_id, policy.family_id),
+        ("image-id", report.image_id, policy.image_id),
+        ("chip-id", b"" if report.is_chip_masked else report.chip_id, policy.chip_id),
+    ):
+        yield from _one_of(name, value, digests)
+
+
+def _wants_snp_guest(report: SnpReport, policy: SnpPolicy) -> Iterator[Reason]:
+    if report.policy_has("debug-allowed") and not policy.accept_debug_guest_that_its_host_can_read:
+        yield unwanted("debug", "the guest may be debugged: its host can read its memory")
+    if report.policy_has("migration-agent-allowed") and not policy.accept_migration_agent_that_can_move_the_guest:
+        yield unwanted("migration-agent", "a migration agent may move the guest's keys")
+    if report.policy_has("smt-allowed") and policy.refuse_smt:
+        yield unwanted("smt", "the guest may run beside others on one core")
+    if report.vmpl != policy.vmpl:
+        yield unwanted("vmpl", f"the report was asked for from VMPL {report.vmpl}, expected {policy.vmpl}")
+    if report.unknown_policy_bits:
+        yield unwanted(
+            "policy-bits", f"the guest's policy has bits that nobody here knows: {report.unknown_policy_bits:#x}"
+        )
+    if report.guest_svn < policy.minimum_guest_svn:
+        yield unwanted("guest-svn", f"guest SVN {report.guest_svn}, at least {policy.minimum_guest_svn} is wanted")
+
+
+def _wants_snp_platform(report: SnpReport, product: str, provider: str, policy: SnpPolicy) -> Iterator[Reason]:
+    provisional = report.committed_tcb != report.current_tcb or report.committed_firmware != report.current_firmware
+    if provisional and not policy.accept_provisional_firmware:
+        yield unwanted("provisional", "the platform's firmware is provisional: it can still be rolled back")
+    if policy.products and product not in policy.products:
+        yield unwanted("product", f"{product or 'an unnamed product'}, wanted is {', '.join(policy.products)}")
+    if policy.providers and provider not in policy.providers:
+        yield unwanted("provider", f"{provider or 'no provider (VCEK)'}, wanted is {', '.join(policy.providers)}")
+    for feature in policy.platform:
+        if feature not in report.platform_features:
+            yield unwanted(f"platform.{feature}", f"the platform does not have {feature}")
+    have = report.reported_tcb.components()
+    for part, least in sorted(policy.minimum_tcb.items()):
+        if have.get(part, -1) < least:
+            yield unwanted(f"tcb.{part}", f"{part} version {have.get(part)}, at least {least} is wanted")
+    for bit in policy.required_mitigations:
+        if not report.launch_mitigations & report.current_mitigations & 1 << bit:
+            yield unwanted(f"mitigation.{bit}", f"mitigation {bit} was not in force from the launch until now")
+
+
+def wants_tdx(quote: TdxQuote, status: TcbStatus, policy: TdxPolicy) -> Iterator[Reason]:
+    """Every reason against a TDX quote."""
+    if quote.attributes & DEBUG:
+        yield unwanted("debug", "the guest may be debugged: its host can read its memory")
+    if quote.attributes & MIGRATABLE:
+        yield unwanted("migratable", "the guest may be moved by a migration service")
+    if not quote.attributes & SEPT_VE_DISABLE:
+        yield unwanted("sept-ve", "the host can inject exceptions by taking pages away (SEPT_VE_DISABLE is off)")
+    if status.status and status.status not in policy.accepted_tcb:
+        yield unwanted("tcb-status", f"the platform is {status.status}, wanted is {', '.join(policy.accepted_tcb)}")
+    if status.status and status.evaluation < policy.minimum_tcb_evaluation:
+        text = f"TCB evaluation {status.evaluation}, at least {policy.minimum_tcb_evaluation} is wanted"
+        yield unwanted("tcb-evaluation", text)
+    for advisory in status.advisories:
+        if advisory not in policy.accepted_advisories:
+            yield unwanted("advisory", f"{advisory} applies to this platform")
+    for name, value, wanted in (
+        ("mrtd", quote.mrtd, policy.mrtd),
+        ("mrseam", quote.mrseam, policy.mrseam),
+        ("mrconfigid", quote.mrconfigid, policy.mrconfigid),
+        ("mrowner", quote.mrowner, policy.mrowner),
+        ("mrownerconfig", quote.mrownerconfig, policy.mrownerconfig),
+        ("mrservicetd", quote.mrservicetd, policy.mrservicetd),
+        *((f"rtmr{number}", quote.rtmrs[int(number)], (text,)) for number, text in sorted(policy.rtmr.items())),
+    ):
+        yield from _one_of(name, value, wanted)
+
+
+def wants_nitro(document: NitroDocument, policy: NitroPolicy) -> Iterator[Reason]:
+    """Every reason against a Nitro document that is true."""
+    if not any(document.pcrs.get(0, b"")) and not policy.accept_debug_enclave_that_its_host_can_read:
+        what = "the TPM measured no firmware" if document.is_tpm else "the enclave runs in debug mode"
+        yield unwanted("debug", f"PCR 0 is all zeros: {what}")
+    for number, text in sorted(policy.pcrs.items()):
+        yield from _one_of(f"pcr{number}", document.pcrs.get(int(number), b""), (text,))
+    yield from _one_of("user-data", document.user_data, policy.user_data)
+
+
+def wants_tpm(pcrs: dict[str, dict[int, bytes]], log: EventLog | None, policy: TpmPolicy) -> Iterator[Reason]:
+    """Every reason against quoted PCR values and their log.
+
+    Args:
+        pcrs: values that a true quote covers, by bank and number.
+    """
+    for required in policy.required_pcrs:
+        if not any(required in values for bank, values in pcrs.items() if bank != "sha1"):
+            yield unwanted(f"pcr{required}", f"PCR {required} is not quoted")
+    for bank, wanted in sorted(policy.pcrs.items()):
+        for number, text in sorted(wanted.items()):
+            yield from _one_of(f"{bank}.pcr{number}", pcrs.get(bank, {}).get(int(number), b""), (text,))
+    if policy.secure_boot:
+        # A log of SHA-1 alone proves nothing: two logs of one digest can be made.
+        banks = () if log is None else tuple(bank for bank in log.banks if bank != "sha1")
+        if log is None or not any(7 in values for bank, values in pcrs.items() if bank in banks):
+            yield unwanted("secure-boot", "no quote covers what a log says of Secure Boot (PCR 7)")
+        elif secure_boot(log) is not True:
+            yield unwanted("secure-boot", "the log does not say that Secure Boot was on")
+
+
+def _one_of(name: str, value: bytes, wanted: tuple[str, ...]) -> Iterator[Reason]:
+    if wanted and value.hex() not in wanted:
+        yield unwanted(name, f"{name} is {value.hex() or 'absent'}, wanted is {' or '.join(wanted)}")

@@ -1,0 +1,279 @@
+"""Quotes of TPMs, Azure's binding to them, NitroTPM: what no real file shows, with keys of ours."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+import struct
+from typing import Any
+
+import pytest
+from tests.support.evidence_makers import ATTESTING, Authority, Chip, Hypervisor, Tpm, event_log, snp_report
+
+from casemate.errors import InputError
+from casemate.evidence import nitro_true, snp_true, verify_nitro, verify_snp
+from casemate.evidence.policy import NitroPolicy, Policy, TpmPolicy
+from casemate.evidence.verdict import Revocation, Step, Verified
+from casemate.evidence.verify import Inputs, verify
+
+NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
+KEY = Tpm()
+VALUES = {0: b"\0" * 32, 7: b"\7" * 32, 11: b"\x0b" * 32}
+
+
+def json_evidence(
+    tpm: Tpm, pcrs: dict[str, dict[int, bytes]], *, nonce: bytes = b"fresh", key: bytes | None = None, **more: Any
+) -> bytes:
+    message = tpm.quote(pcrs, nonce)
+    document = {
+        "ak_public": base64.b64encode(key or tpm.public_area()).decode(),
+        "tpm_quote": {
+            "message": base64.b64encode(message).decode(),
+            "signature": base64.b64encode(tpm.sign(message)).decode(),
+            "pcrs": {
+                bank: {str(number): value.hex() for number, value in values.items()} for bank, values in pcrs.items()
+            },
+        },
+        **more,
+    }
+    return json.dumps(document).encode()
+
+
+def judged(data: bytes, tpm: Tpm = KEY, policy: Policy | None = None, **inputs: Any) -> Verified:
+    known = hashlib.sha256(tpm.spki()).hexdigest()
+    given = Inputs(**{"moment": NOW, "keys": (known,), "nonce": b"fresh", **inputs})
+    return verify(data, given, policy or Policy())
+
+
+def codes(found: Verified) -> set[str]:
+    return {reason.code for reason in found.reasons}
+
+
+@pytest.mark.parametrize("scheme", ["rsa", "rsa-pss", "ecdsa"])
+@pytest.mark.parametrize("hash_name", ["sha256", "sha384", "sha512"])
+def test_every_scheme_and_hash(scheme: str, hash_name: str) -> None:
+    tpm = Tpm(scheme, hash_name)
+    assert judged(json_evidence(tpm, {"sha256": VALUES}), tpm).reasons == ()
+
+
+@pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
+def test_every_bank(bank: str) -> None:
+    size = hashlib.new(bank).digest_size
+    values = {bank: {3: b"\3" * size, 23: b"\4" * size}}
+    found = judged(json_evidence(KEY, values))
+    assert found.reasons == ()
+    assert found.claims[f"{bank}-pcr23"] == "04" * size
+
+
+def test_several_banks_in_one_quote() -> None:
+    values = {"sha384": {1: b"\1" * 48}, "sha256": VALUES}
+    assert judged(json_evidence(KEY, values)).reasons == ()
+    assert codes(judged(json_evidence(KEY, values), nonce=b"other")) == {"nonce"}
+
+
+def test_a_signature_over_sha1_is_refused() -> None:
+    tpm = Tpm("rsa", "sha1")
+    assert codes(judged(json_evidence(tpm, {"sha256": VALUES}), tpm)) == {"signature.sha1"}
+
+
+def test_a_key_that_nobody_knows() -> None:
+    found = judged(json_evidence(KEY, {"sha256": VALUES}), keys=())
+    assert codes(found) == {"key.unknown"}
+    assert str(found.claims["attestation-key"]) in found.reasons[0].message
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [ATTESTING & ~(1 << bit) for bit in (1, 4, 5, 16, 18)] + [ATTESTING | 1 << 17],
+)
+def test_a_key_that_would_sign_anything_attests_nothing(attributes: int) -> None:
+    """An unrestricted key signs a quote that no TPM ever made; one that is not fixed may be in anybody's hands."""
+    tpm = Tpm(attributes=attributes)
+    assert codes(judged(json_evidence(tpm, {"sha256": VALUES}), tpm)) == {"key.attributes"}
+
+
+def test_a_bare_key_is_taken_at_the_callers_word() -> None:
+    found = judged(json_evidence(KEY, {"sha256": VALUES}, key=KEY.spki()))
+    assert found.reasons == ()
+
+
+def test_a_certificate_of_the_key() -> None:
+    root = Authority("maker")
+    leaf = Authority("AK", root, is_authority=False, key=KEY.key, list_url="https://lists.invalid/ak")
+    pem = base64.b64encode(leaf.der).decode()
+    text = f"-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"
+    evidence = json_evidence(KEY, {"sha256": VALUES}, ak_certificate=text)
+    inputs: dict[str, Any] = {"keys": (), "anchors": (root.digest,), "certificates": (root.certificate,)}
+    found = judged(evidence, **inputs)
+    assert (found.reasons, found.revocation) == ((), Revocation.UNKNOWN)
+    assert codes(judged(evidence, **{**inputs, "anchors": ()})) == {"chain.root"}
+    assert codes(judged(evidence, **inputs, revocations=(root.list_of(leaf),))) == {"revoked"}
+    assert judged(evidence, **inputs, revocations=(root.list_of(),)).revocation is Revocation.CHECKED
+    other = json_evidence(Tpm(), {"sha256": VALUES}, ak_certificate=text)
+    assert codes(judged(other, **inputs)) == {"key"}
+    useless = Authority("EK", root, is_authority=False, key=KEY.key, usage="key_encipherment")
+    pem = base64.b64encode(useless.der).decode()
+    text = f"-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"
+    evidence = json_evidence(KEY, {"sha256": VALUES}, ak_certificate=text)
+    assert codes(judged(evidence, **inputs)) == {"chain.usage"}
+
+
+def test_values_that_are_not_the_quoted_ones() -> None:
+    evidence = json.loads(json_evidence(KEY, {"sha256": VALUES}))
+    evidence["tpm_quote"]["pcrs"]["sha256"]["7"] = "00" * 32
+    assert codes(judged(json.dumps(evidence).encode())) == {"pcrs.digest"}
+    evidence["tpm_quote"]["pcrs"]["sha256"]["7"] = VALUES[7].hex()
+    evidence["tpm_quote"]["pcrs"]["sha256"]["8"] = "00" * 32
+    assert codes(judged(json.dumps(evidence).encode())) == {"pcrs.sha256.8"}
+    del evidence["tpm_quote"]["pcrs"]["sha256"]["8"], evidence["tpm_quote"]["pcrs"]["sha256"]["11"]
+    assert codes(judged(json.dumps(evidence).encode())) == {"pcrs.missing"}
+
+
+def test_every_bit_of_a_quote_and_its_signature() -> None:
+    whole = json.loads(json_evidence(KEY, {"sha256": VALUES}))
+    for part in ("message", "signature"):
+        octets = base64.b64decode(whole["tpm_quote"][part])
+        for bit in range(8 * len(octets)):
+            changed = bytearray(octets)
+            changed[bit // 8] ^= 1 << bit % 8
+            document = {**whole, "tpm_quote": {**whole["tpm_quote"], part: base64.b64encode(changed).decode()}}
+            try:
+                assert not judged(json.dumps(document).encode()).is_true, (part, bit)
+            except InputError:
+                continue
+
+
+def secure_boot_log(value: int, banks: tuple[str, ...] = ("sha256",)) -> tuple[bytes, dict[str, dict[int, bytes]]]:
+    name = "SecureBoot".encode("utf-16-le")
+    data = bytes(16) + struct.pack("<QQ", len(name) // 2, 1) + name + bytes([value])
+    values = {bank: {7: _extended(bank, data)} for bank in banks}
+    return event_log([(7, 0x80000001, data)], banks), values
+
+
+def _extended(bank: str, data: bytes) -> bytes:
+    digest = hashlib.new(bank, data).digest()
+    return hashlib.new(bank, bytes(len(digest)) + digest).digest()
+
+
+def test_secure_boot_by_a_log_that_the_quote_covers() -> None:
+    policy = Policy(tpm=TpmPolicy(secure_boot=True))
+    log, values = secure_boot_log(1)
+    found = judged(json_evidence(KEY, values, event_log=base64.b64encode(log).decode()), policy=policy)
+    assert (found.reasons, found.claims["secure-boot"]) == ((), True)
+    log, off = secure_boot_log(0)
+    found = judged(json_evidence(KEY, off, event_log=base64.b64encode(log).decode()), policy=policy)
+    assert codes(found) == {"secure-boot"}
+    assert codes(judged(json_evidence(KEY, values), event_log=log)) == {"log.sha256.7"}
+
+
+def test_sha1_alone_proves_no_secure_boot() -> None:
+    log, values = secure_boot_log(1, ("sha1",))
+    evidence = json_evidence(KEY, values, event_log=base64.b64encode(log).decode())
+    assert codes(judged(evidence, policy=Policy(tpm=TpmPolicy(secure_boot=True)))) == {"secure-boot"}
+
+
+# ---- Azure -----------------------------------------------------------------------------------------------------------
+
+
+def azure_evidence(chip: Chip, tpm: Tpm, *, user_data: bytes = b"", version: int = 2, nonce: bytes = b"fresh") -> bytes:
+    numbers = tpm.key.public_key().public_numbers()
+
+    def url(value: int, size: int) -> str:
+        return base64.urlsafe_b64encode(value.to_bytes(size, "big")).decode().rstrip("=")
+
+    key = {"kid": "HCLAkPub", "kty": "RSA", "n": url(numbers.n, 256), "e": url(numbers.e, 3)}
+    settings = {"secure-boot": True, "console-enabled": False}
+    runtime = json.dumps(
+        {"keys": [key], "vm-configuration": settings, "user-data": user_data.ljust(64, b"\0").hex()}
+    ).encode()
+    report = chip.sign(snp_report(fields=((0x50, hashlib.sha256(runtime).digest()),)))
+    hcl = b"HCLA" + bytes(28) + report + struct.pack("<5I", 20 + len(runtime), 1, 2, 1, len(runtime)) + runtime
+    message = tpm.quote({"sha256": VALUES}, nonce)
+    values = [VALUES.get(number, bytes(32)) for number in range(24)]
+    message = tpm.quote({"sha256": dict(enumerate(values))}, nonce)
+    document = {
+        "version": version,
+        "hcl_report": base64.urlsafe_b64encode(hcl).decode(),
+        "vcek": base64.urlsafe_b64encode(chip.leaf.der).decode(),
+        "tpm_quote": {
+            "message": message.hex(),
+            "signature": tpm.sign(message)[6:].hex(),
+            "pcrs": [value.hex() for value in values],
+        },
+    }
+    return json.dumps(document).encode()
+
+
+def test_azures_user_data_repeat_the_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = Chip()
+    for module in (snp_true, verify_snp):
+        monkeypatch.setattr(module, "AMD_ROOTS", {chip.root.digest: "Milan"})
+    given: dict[str, Any] = {"certificates": chip.certificates[1:]}
+    found = judged(azure_evidence(chip, KEY, user_data=b"fresh"), **given)
+    assert found.reasons == ()
+    assert (found.kind, found.claims["vm-secure-boot"], found.claims["vm-console-enabled"]) == (
+        "azure-snp",
+        True,
+        False,
+    )
+    assert codes(judged(azure_evidence(chip, KEY), **given)) == {"nonce.user-data"}
+    assert codes(judged(azure_evidence(chip, KEY, version=1), **given)) == set()
+    assert codes(judged(azure_evidence(chip, KEY, user_data=b"fresh", nonce=b"old"), **given)) == {"nonce"}
+    swapped = json.loads(azure_evidence(chip, KEY, user_data=b"fresh"))
+    swapped["tpm_quote"] = json.loads(azure_evidence(chip, Tpm(), user_data=b"fresh"))["tpm_quote"]
+    assert codes(judged(json.dumps(swapped).encode(), **given)) == {"signature"}
+
+
+# ---- Nitro -----------------------------------------------------------------------------------------------------------
+
+AWS = Hypervisor()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
+    for module in (nitro_true, verify_nitro):
+        monkeypatch.setattr(module, "AWS_ROOTS", frozenset({AWS.root.digest}))
+    return AWS
+
+
+def test_nitro_tpm(aws: Hypervisor) -> None:
+    document = aws.document(NOW, pcrs=None, nitrotpm_pcrs={number: bytes([number + 1]) * 48 for number in range(24)})
+    found = judged(document, nonce=b"nonce")
+    assert (found.kind, found.reasons, found.claims["pcr7"]) == ("nitro-tpm", (), "08" * 48)
+    wanted = Policy(nitro=NitroPolicy(pcrs={"7": "00" * 48}))
+    assert codes(judged(document, nonce=b"nonce", policy=wanted)) == {"pcr7"}
+    for fields in (
+        {"nitrotpm_pcrs": {24: b"\1" * 48}, "pcrs": None},
+        {"nitrotpm_pcrs": {0: b"\1" * 48}},
+        {"pcrs": None},
+        {"pcrs": {0: b"\1" * 32}},
+        {"digest": "SHA256"},
+    ):
+        with pytest.raises(InputError):
+            judged(aws.document(NOW, **fields))
+
+
+def test_a_debug_enclave_is_refused_and_old_documents_are_stale(aws: Hypervisor) -> None:
+    assert codes(judged(aws.document(NOW, pcrs={0: bytes(48)}), nonce=b"nonce")) == {"debug"}
+    late = judged(aws.document(NOW), nonce=b"nonce", moment=datetime.datetime(2041, 1, 1, tzinfo=datetime.UTC))
+    assert {reason.step for reason in late.reasons} == {Step.STALE}
+
+
+def test_nitro_revocation(aws: Hypervisor) -> None:
+    document = aws.document(NOW)
+    assert judged(document, nonce=b"nonce").revocation is Revocation.UNKNOWN
+    checked = judged(document, nonce=b"nonce", revocations=(aws.root.list_of(),))
+    assert (checked.revocation, checked.reasons) == (Revocation.CHECKED, ())
+    assert codes(judged(document, nonce=b"nonce", revocations=(aws.root.list_of(aws.middle),))) == {"revoked"}
+
+
+def test_who_signed_a_nitro_document(aws: Hypervisor) -> None:
+    other = Hypervisor()
+    assert codes(judged(other.document(NOW), nonce=b"nonce")) == {"chain.root"}
+    mixed = other.document(NOW, certificate=aws.leaf.der, cabundle=[aws.root.der, aws.middle.der])
+    assert codes(judged(mixed, nonce=b"nonce")) == {"signature"}
+    as_leaf = Hypervisor()
+    as_leaf.leaf = Authority("zonal", aws.middle)
+    assert "chain.leaf" in codes(judged(as_leaf.document(NOW, cabundle=[aws.root.der, aws.middle.der]), nonce=b"nonce"))
