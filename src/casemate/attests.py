@@ -24,7 +24,6 @@ __all__ = [
     "Measured",
     "document_of",
     "gather",
-    "known_authorities",
     "load_policy",
     "measure",
     "render_text",
@@ -69,6 +68,7 @@ def gather(
     """
     import hashlib
 
+    from casemate.engine.authorities import known_authorities
     from casemate.evidence.companions import parse_companions
     from casemate.evidence.verify import Inputs
 
@@ -95,15 +95,6 @@ def gather(
         keys=tuple(keys),
         revocations=tuple(lists),
     )
-
-
-def known_authorities() -> tuple[Certificate, ...]:
-    """Certificates of makers' authorities that come with Casemate. They are not believed: the roots are pinned."""
-    from pathlib import Path
-
-    from casemate.evidence.x509 import parse_many
-
-    return parse_many((Path(__file__).parent / "data" / "authorities.pem").read_bytes())
 
 
 def _nonce(text: str) -> bytes:

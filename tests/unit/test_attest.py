@@ -313,9 +313,9 @@ def test_three_quotes_of_google() -> None:
 
 def test_google_vouches_for_its_own_vtpms() -> None:
     """With the authorities that come with Casemate: the root is pinned, the intermediate is found."""
-    from casemate import attests
+    from casemate.engine.authorities import known_authorities
 
-    inputs = Inputs(certificates=attests.known_authorities(), moment=NOW, nonce=bytes.fromhex("9009"))
+    inputs = Inputs(certificates=known_authorities(), moment=NOW, nonce=bytes.fromhex("9009"))
     found = verify(vector(GCE), inputs, Policy())
     assert found.is_accepted
     assert verify(vector(GCE), msgspec.structs.replace(inputs, nonce=b"x"), Policy()).is_true

@@ -32,6 +32,7 @@ COMMANDS = (
         "emulator",
         "measure",
         "attest",
+        "serve-keys",
         "image",
         "save",
     ),

@@ -20,7 +20,19 @@ SOURCE = Path(__file__).parents[2] / "src" / "casemate"
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "daemon", "oci"}),
     frozenset(
-        {"app", "assess", "reports", "images", "contents", "scans", "risks", "risk_reports", "attests", "provisions"}
+        {
+            "app",
+            "assess",
+            "reports",
+            "images",
+            "contents",
+            "scans",
+            "risks",
+            "risk_reports",
+            "attests",
+            "provisions",
+            "releases",
+        }
     ),
     frozenset({"report", "audit", "cell", "release"}),
     frozenset({"engine", "scenarios"}),
@@ -52,6 +64,7 @@ LAZY = frozenset(
         "xml",
         "cbor2",
         "dcap_qvl",
+        "h11",
         "hyperscan",
         "joserfc",
         "pysequoia",
@@ -70,7 +83,7 @@ LAZY_ALLOWED: dict[str, frozenset[str]] = {
 # Standard library, plus what the project declares; anything else is not there after an installation.
 DECLARED = frozenset(
     """msgspec rich cryptography pyseccomp shtab lxml elftools jinja2 cbor2 dcap_qvl hyperscan joserfc pysequoia
-    securesystemslib sigstore sigstore_models tuf zstandard yaml""".split()  # noqa: SIM905
+    h11 securesystemslib sigstore sigstore_models tuf zstandard yaml""".split()  # noqa: SIM905
 )
 
 FILES = sorted(SOURCE.rglob("*.py"))

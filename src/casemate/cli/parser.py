@@ -27,6 +27,7 @@ ASSESS: tuple[str, ...] = (
     "args_surface",
     "args_emulator",
     "args_attest",
+    "args_serve_keys",
     "args_image",
     "args_save",
 )

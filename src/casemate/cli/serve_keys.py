@@ -1,0 +1,59 @@
+"""serve-keys: the face of `casemate.releases`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+
+from casemate import releases
+from casemate.cli import output
+from casemate.errors import ExitCode, InputError
+
+
+def serve_keys(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; or check the log."""
+    if arguments.check_log:
+        return _check_log(arguments)
+    if arguments.policy is None or not (arguments.socket or arguments.listen):
+        raise InputError(
+            "serve-keys", expected="a policy, and where to listen", next_step="casemate serve-keys FILE --socket PATH"
+        )
+    server = releases.KeyServer(arguments.policy)
+    try:
+        if arguments.socket:
+            server.listen_unix(arguments.socket)
+            output.note(f"listening on {arguments.socket}")
+        if arguments.listen:
+            host, port = _address(arguments.listen)
+            if not arguments.cert or not arguments.key:
+                raise InputError("--listen goes with --cert and --key", next_step="secrets are served over TLS only")
+            port = server.listen_tls(
+                host, port, certificate=arguments.cert, key=arguments.key, client_ca=arguments.client_ca or ""
+            )
+            output.note(f"listening on {host} port {port}")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        output.note(f"{len(server.resources)} resources: {', '.join(server.resources)}")
+        server.run()
+    finally:
+        server.close()
+    return ExitCode.DONE
+
+
+def _check_log(arguments: argparse.Namespace) -> int:
+    count = 0
+    for count, found in enumerate(releases.check_log(public_key=arguments.public_key), start=1):  # noqa: B007
+        if arguments.json:
+            print(releases.decision_json(found))
+        else:
+            print(output.plain(releases.render_decision(found), keep_lines=True))
+    output.note(f"{count} entries: each signed by this key, none missing, none moved")
+    return ExitCode.DONE
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--listen {text}", expected="ADDRESS:PORT, such as 127.0.0.1:8443 or [::1]:8443")
+    return host, int(port)

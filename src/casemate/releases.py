@@ -1,0 +1,227 @@
+"""The public API of key release: a policy file in, a server that releases secrets to guests that are what it wants.
+
+Everything below is imported on use, as in ``app.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from casemate.errors import InputError
+
+if TYPE_CHECKING:
+    import socket
+
+    from casemate.evidence.companions import Companions
+    from casemate.release.broker import Guarded
+    from casemate.release.decisions import Decision
+    from casemate.release.listen import Server
+    from casemate.release.policy import Resource
+
+__all__ = ["KeyServer", "check_log", "decision_json", "load", "render_decision"]
+
+POLICY_MAX_BYTES = 1 << 20
+COMPANION_MAX_BYTES = 32 << 20
+
+
+class KeyServer:
+    """A broker with its log and its listeners; ``run`` until ``stop``, then ``close``."""
+
+    def __init__(self, policy: str, *, data: str | None = None) -> None:
+        """Read the policy and everything that it names but the secrets, which are asked for when they are released.
+
+        Raises:
+            InputError, SpecError: a file cannot be read or has faults. HostError: the log cannot be written.
+        """
+        from casemate.engine.paths import default_paths, prepare
+        from casemate.release.broker import Broker
+        from casemate.release.decision_log import DecisionLog
+        from casemate.release.listen import Server
+
+        resources = load(policy)
+        paths = default_paths()
+        if data is None:
+            prepare(paths)
+        self._log = DecisionLog(data or paths.data)
+        key = self._log.private_key
+        self.resources = tuple(sorted(resources))
+        self._server: Server = Server(Broker(resources, self._log, lambda claims: _token(claims, key)).answer)
+
+    def listen_unix(self, path: str) -> None:
+        """Listen on a Unix socket."""
+        self._server.listen_unix(path)
+
+    def listen_tls(self, host: str, port: int, *, certificate: str, key: str, client_ca: str = "") -> int:
+        """Listen on TCP with TLS; returns the port. ``client_ca``: file; empty: anybody may come."""
+        from casemate.release.listen import Tls
+
+        return self._server.listen_tls(host, port, Tls(certificate, key, client_ca))
+
+    def serve_port(self, channel: socket.socket, vm: str) -> None:
+        """Serve a VM's serial port until the VM ends; takes the socket over."""
+        self._server.serve_port(channel, vm)
+
+    def run(self) -> None:
+        """Serve until `stop`; every release stands in the log before it happens."""
+        from casemate.release.decisions import Because
+
+        self._log.write("started", reasons=[Because("resources", " ".join(self.resources))])
+        self._server.run()
+
+    def stop(self) -> None:
+        """Make `run` return."""
+        self._server.stop()
+
+    def close(self) -> None:
+        """Close everything."""
+        self._server.close()
+        self._log.close()
+
+
+def load(policy: str) -> dict[str, Guarded]:
+    """The resources of a release policy, with the policies and keys that it names.
+
+    Raises:
+        InputError, SpecError: a file cannot be read, has faults, or a policy would accept any guest.
+    """
+    import datetime
+    import hashlib
+    from pathlib import Path
+
+    from casemate.audit.text import read_input
+    from casemate.engine.authorities import known_authorities
+    from casemate.evidence.verify import Inputs
+    from casemate.release.policy import parse_release_policy
+
+    found = parse_release_policy(_text(policy), policy)
+    evidence = found.evidence
+    base = Path(policy).absolute().parent
+
+    def at(name: str) -> str:
+        return str(base / name)
+
+    given, believed = ([_companions(at(name)) for name in names] for names in (evidence.certificates, evidence.trust))
+    anchors = [item for one in believed for item in one.certificates]
+    inputs = Inputs(
+        certificates=(*(item for one in given for item in one.certificates), *anchors, *known_authorities()),
+        collateral=read_input(at(evidence.collateral), COMPANION_MAX_BYTES) if evidence.collateral else None,
+        moment=datetime.datetime.now(datetime.UTC),  # replaced in each session
+        anchors=tuple(hashlib.sha256(item.encoded).hexdigest() for item in anchors),
+        revocations=tuple(item for one in given for item in one.lists),
+    )
+    return {name: _guard(name, resource, inputs, at) for name, resource in found.resource.items()}
+
+
+def _guard(name: str, resource: Resource, inputs: Any, at: Callable[[str], str]) -> Guarded:
+    import msgspec
+
+    from casemate.engine.secret_sources import read_secret
+    from casemate.evidence.policy import parse_policy
+    from casemate.release.broker import Guarded
+    from casemate.release.policy import KINDS, RESOURCE_MAX_BYTES, measures_something
+
+    path = at(resource.policy)
+    policy = parse_policy(_text(path), path)
+    kinds = [kind for kind in resource.kinds or KINDS if measures_something(policy, kind)]
+    loose = [kind for kind in resource.kinds if kind not in kinds]
+    if not resource.accept_any_measurement and (loose or not kinds):
+        raise InputError(
+            f"resource {name}: {path} would accept any guest with {' or '.join(loose) or 'any'} evidence",
+            expected="a policy with measurements",
+            next_step="casemate measure SPEC --policy writes one",
+        )
+    source = msgspec.structs.replace(
+        resource.secret,
+        **{
+            field: at(value)
+            for field in ("file", "systemd_creds", "age", "identity")
+            if (value := getattr(resource.secret, field)) is not None
+        },
+    )
+    return Guarded(
+        path,
+        policy,
+        msgspec.structs.replace(inputs, keys=_fingerprints([at(key) for key in resource.attestation_keys])),
+        frozenset((resource.kinds or KINDS) if resource.accept_any_measurement else kinds),
+        lambda: read_secret(name, source, RESOURCE_MAX_BYTES),
+    )
+
+
+def _companions(path: str) -> Companions:
+    from casemate.audit.text import read_input
+    from casemate.evidence.companions import parse_companions
+
+    return parse_companions(read_input(path, COMPANION_MAX_BYTES), path)
+
+
+def _fingerprints(paths: Sequence[str]) -> tuple[str, ...]:
+    """SHA-256 of the public keys in files.
+
+    Raises:
+        InputError: a file has none.
+    """
+    import hashlib
+
+    found = []
+    for path in paths:
+        keys = _companions(path).keys
+        if not keys:
+            raise InputError(f"{path} has no public key", expected="SubjectPublicKeyInfo, PEM or DER")
+        found += [hashlib.sha256(key).hexdigest() for key in keys]
+    return tuple(found)
+
+
+def check_log(data: str | None = None, public_key: str | None = None) -> Iterator[Decision]:
+    """Every entry of the decision log, verified in turn.
+
+    Args:
+        public_key: the host's, as ``casemate key show`` prints it; None: the key that lies on this host.
+
+    Raises:
+        InputError: there is no log, or an entry is faulty, missing, or out of order.
+    """
+    from pathlib import Path
+
+    from casemate.engine.keys import load_or_create_key
+    from casemate.engine.paths import default_paths
+    from casemate.evidence.record import parse_public_key
+    from casemate.release.decision_log import read_log
+
+    where = data or default_paths().data
+    key = parse_public_key(public_key) if public_key else load_or_create_key(Path(where)).public
+    yield from read_log(where, key)
+
+
+def render_decision(found: Decision) -> str:
+    """One entry for a person."""
+    words = [found.at, found.event.ljust(8), *filter(None, (found.resource, found.tee, found.peer))]
+    if found.suppressed:
+        words.append(f"({found.suppressed} more before it were not written)")
+    lines = [" ".join(words)]
+    lines += [f"  {item.message} [{item.code}]" for item in found.reasons]
+    return "\n".join(lines)
+
+
+def decision_json(found: Decision) -> str:
+    """One entry as a line of JSON, schema ``casemate.decision/1``."""
+    import msgspec
+
+    return msgspec.json.encode({"schema": "casemate.decision/1", **msgspec.to_builtins(found)}).decode()
+
+
+def _token(claims: dict[str, Any], key: Any) -> str:
+    """A signed JWT (Ed25519): what trustee's clients expect as answer to an attestation."""
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from joserfc import jwt
+    from joserfc.jwk import OKPKey
+
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    header = {"alg": "Ed25519", "typ": "JWT"}
+    return jwt.encode(header, claims, OKPKey.import_key(pem), algorithms=["Ed25519"])
+
+
+def _text(path: str) -> str:
+    from casemate.audit.text import read_document
+
+    return read_document(path, POLICY_MAX_BYTES)
