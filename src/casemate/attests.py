@@ -17,22 +17,17 @@ if TYPE_CHECKING:
     from casemate.evidence.verdict import Verified
     from casemate.evidence.verify import Inputs
     from casemate.evidence.x509 import Certificate
-    from casemate.measure.sev import Kernel
 
 __all__ = [
-    "MEASURED",
-    "Measured",
     "document_of",
     "gather",
     "load_policy",
-    "measure",
     "render_text",
     "verify_evidence",
 ]
 
 EVIDENCE_MAX_BYTES = 1 << 20
 COMPANION_MAX_BYTES = 32 << 20
-KERNEL_MAX_BYTES = 1 << 30
 
 
 def verify_evidence(path: str, inputs: Inputs, policy: Policy) -> Verified:
@@ -130,107 +125,6 @@ def load_policy(path: str | None) -> Policy:
     if path is None:
         return Policy()
     return parse_policy(_read(path, EVIDENCE_MAX_BYTES).decode("utf-8", "backslashreplace"), path)
-
-
-MEASURED = ("sev-snp", "sev-es")
-
-
-class Measured:
-    """A measurement, with what it was made from and what explains another one.
-
-    ``digest``: hexadecimal. ``inputs``: as they were taken, by name. ``explained``: for a reported value, the single
-    change that gives it; empty when none does; None when nothing was reported.
-    """
-
-    def __init__(self, kind: str, digest: str, inputs: dict[str, str | int], explained: str | None) -> None:
-        self.kind = kind
-        self.digest = digest
-        self.inputs = inputs
-        self.explained = explained
-
-    def policy(self) -> str:
-        """A policy for `attest verify` that wants exactly this."""
-        if self.kind != "sev-snp":
-            raise InputError(f"there is no policy for {self.kind}: its evidence is checked by its own firmware")
-        return f'format = 1\n\n[sev-snp]\nmeasurement = ["{self.digest}"]\n'
-
-
-def measure(
-    spec: str | None,
-    *,
-    kind: str,
-    firmware: str,
-    cpu: str,
-    vcpus: int | None = None,
-    features: int | None = None,
-    kernel_hashes: bool = True,
-    reported: str | None = None,
-    other_firmwares: Sequence[str] = (),
-) -> Measured:
-    """What the launch of a confidential guest will measure, from the files that it loads.
-
-    Args:
-        spec: a specification; its vCPUs, kernel, initrd and command line count. None: no kernel.
-        kind: one of `MEASURED`.
-        vcpus: in place of the specification's.
-        features: SEV_FEATURES of SEV-SNP; None: 1.
-        kernel_hashes: whether the launch has the firmware check the kernel (``kernel-hashes=on``).
-        reported: a measurement to explain, in hexadecimal.
-        other_firmwares: files that might have been used in its place.
-
-    Raises:
-        InputError: a file cannot be read or cannot be measured so; the CPU model or kind is not known.
-    """
-    from casemate.measure.explain import explain
-    from casemate.measure.ovmf import parse_firmware
-    from casemate.measure.sev import SNP_ACTIVE, Guest, seves_digest, snp_digest
-    from casemate.measure.vmsa import CPUS
-
-    model, _, version = cpu.partition("-v")
-    if model not in CPUS or (version and not version.isdigit()):
-        raise InputError(f"CPU model {cpu!r} is not known", expected=", ".join(CPUS))
-    if kind not in MEASURED:
-        raise InputError(f"there is no measurement {kind!r}", expected=", ".join(MEASURED))
-    counted, kernel, inputs = _from_spec(spec) if spec is not None else (1, None, {})
-    guest = Guest(
-        firmware=parse_firmware(_read(firmware, COMPANION_MAX_BYTES * 2)),
-        vcpus=vcpus or counted,
-        signature=CPUS[model],
-        features=SNP_ACTIVE if features is None else features,
-        kernel=kernel if kernel_hashes else None,
-    )
-    digest = snp_digest if kind == "sev-snp" else seves_digest
-    explained = None
-    if reported is not None:
-        others = {name: parse_firmware(_read(name, COMPANION_MAX_BYTES * 2)) for name in other_firmwares}
-        explained = explain(guest, _digest_bytes(reported), digest, others) or ""
-    inputs = {"firmware": firmware, "vcpus": guest.vcpus, "cpu": cpu, "features": f"{guest.features:#x}", **inputs}
-    return Measured(kind, digest(guest).hex(), inputs, explained)
-
-
-def _from_spec(spec: str) -> tuple[int, Kernel | None, dict[str, str | int]]:
-    """(vCPUs, hashes of what it boots or None, the inputs by name)."""
-    from casemate.measure.sev import hash_kernel
-    from casemate.spec.file import load_spec
-
-    found = load_spec(spec, today=datetime.datetime.now(datetime.UTC).date())
-    boot = found.boot
-    if boot.kernel is None:
-        return found.machine.vcpus, None, {}
-    kernel = _read(boot.kernel, KERNEL_MAX_BYTES)
-    initrd = _read(boot.initrd, KERNEL_MAX_BYTES) if boot.initrd is not None else b""
-    inputs: dict[str, str | int] = {"kernel": boot.kernel, "initrd": boot.initrd or "", "cmdline": boot.cmdline}
-    return found.machine.vcpus, hash_kernel(kernel, initrd, boot.cmdline), inputs
-
-
-def _digest_bytes(text: str) -> bytes:
-    try:
-        found = bytes.fromhex(text)
-    except ValueError:
-        found = b""
-    if len(found) not in (32, 48):
-        raise InputError("the reported measurement", got=f"{len(text)} characters", expected="64 or 96 of hexadecimal")
-    return found
 
 
 def document_of(name: str, found: Verified) -> dict[str, Any]:

@@ -30,6 +30,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "risks",
             "risk_reports",
             "attests",
+            "measures",
             "provisions",
             "releases",
         }

@@ -7,6 +7,7 @@ import struct
 import uuid
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,9 @@ from sevsnpmeasure.vcpu_types import CPU_SIGS  # type: ignore[import-untyped]
 
 from casemate.cli.main import main
 from casemate.errors import InputError
+from casemate.evidence.policy import parse_policy
 from casemate.measure.explain import explain
+from casemate.measure.inputs import Inputs, measured
 from casemate.measure.ovmf import PAGE, parse_firmware
 from casemate.measure.sev import Guest, hash_kernel, seves_digest, snp_digest
 from casemate.measure.vmsa import CPUS
@@ -136,23 +139,30 @@ def test_sizes_of_firmware() -> None:
 
 
 def test_a_single_change_is_explained() -> None:
-    kernel = hash_kernel(b"k", b"i", "c")
-    guest = Guest(firmware=parse_firmware(firmware()), vcpus=2, signature=CPUS["EPYC-Milan"], kernel=kernel)
-    other = parse_firmware(firmware(fill=1))
+    guest = Inputs(
+        kind="sev-snp", firmware=firmware(), vcpus=2, cpu="EPYC-Milan", kernel=b"k", initrd=b"i", cmdline="c"
+    )
+    others = {"firmware": [("other.fd", firmware(fill=1))], "initrd": [("new.img", b"i2")]}
     for change, said in (
         ({}, "nothing"),
         ({"vcpus": 7}, "7 vCPUs in place of 2"),
-        ({"signature": CPUS["EPYC-Genoa"]}, "CPU model EPYC-Genoa"),
+        ({"cpu": "EPYC-Genoa"}, "CPU model EPYC-Genoa"),
         ({"features": 0x21}, "guest features 0x21"),
         ({"kernel": None}, "no hashes"),
-        ({"firmware": other}, "firmware other.fd"),
+        ({"initrd": None}, "no initrd"),
+        ({"cmdline": ""}, "no command line"),
+        ({"firmware": firmware(fill=1)}, "firmware other.fd"),
+        ({"initrd": b"i2"}, "initrd new.img"),
     ):
-        values = {"firmware": guest.firmware, "vcpus": 2, "signature": guest.signature, "kernel": kernel, **change}
-        found = explain(guest, snp_digest(Guest(**values)), snp_digest, {"other.fd": other})  # type: ignore[arg-type]
-        assert found is not None
-        assert found.startswith(said)
-    two = Guest(firmware=other, vcpus=3, signature=guest.signature, kernel=kernel)
-    assert explain(guest, snp_digest(two), snp_digest, {"other.fd": other}) is None
+        reported = measured(msgspec.structs.replace(guest, **change), {}).values["measurement"]
+        for name in ("", "measurement"):
+            found = explain(guest, name, reported, others)
+            assert found is not None
+            assert found.startswith(said)
+    two = measured(msgspec.structs.replace(guest, firmware=firmware(fill=1), vcpus=3), {}).values["measurement"]
+    assert explain(guest, "", two, others) is None
+    with pytest.raises(InputError, match="no value"):
+        explain(guest, "sha256.4", two, others)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,8 +182,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert digest == snp_digest(expected).hex()
     assert main([*line, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["digest"] == digest
-    assert main([*line, "--policy"]) == 0
-    assert f'measurement = ["{digest}"]' in capsys.readouterr().out
+    assert main([*line, "--policy", "-"]) == 0
+    policy = capsys.readouterr().out
+    assert parse_policy(policy, "policy").sev_snp.measurement == (digest,)
+    assert main([*line, "--policy", str(tmp_path / "policy.toml")]) == 0
+    assert (tmp_path / "policy.toml").read_text() == policy
+    capsys.readouterr()
     assert main([*line, "--vcpus", "3", "--explain", digest]) == 0
     assert capsys.readouterr().out == "2 vCPUs in place of 3\n"
     assert main([*line, "--explain", "00" * 48]) == 1

@@ -19,19 +19,8 @@ evidence on SEV-SNP. Nothing is fetched. Exit codes: 0 true and as the policy wa
 """
 
 
-_MEASURE_EPILOG = """\
-examples:
-  casemate measure web.toml --firmware OVMF.fd --cpu EPYC-Milan --policy > web-policy.toml
-  casemate measure web.toml --firmware OVMF.fd --cpu EPYC-Milan --explain 5feee3...
-
-The same specification gives the guest and what it will measure; `attest verify --policy` then wants just that. Pure: no
-root, no QEMU, no hardware. Exit code 1 when --explain finds nothing.
-"""
-
-
 def add(commands: Commands) -> None:
     """Add the commands."""
-    _add_measure(commands)
     attest = add_command(
         commands,
         "attest",
@@ -61,30 +50,3 @@ def add(commands: Commands) -> None:
     attest.add_argument("--nonce", metavar="HEX", help="that you asked for: without it evidence may be a replay")
     attest.add_argument("--at", metavar="TIME", help="verify as of this time; document: the evidence's own (Nitro)")
     add_json(attest)
-
-
-def _add_measure(commands: Commands) -> None:
-    measure = add_command(
-        commands,
-        "measure",
-        "attest:measure",
-        "what the launch of a confidential guest will measure, before it runs",
-        epilog=_MEASURE_EPILOG,
-    )
-    measure.add_argument("spec", nargs="?", metavar="SPEC", help="its vCPUs, kernel, initrd and command line count")
-    measure.add_argument("--kind", choices=("sev-snp", "sev-es"), default="sev-snp", help="default: sev-snp")
-    measure.add_argument("--firmware", required=True, metavar="FILE", help="the OVMF that the guest starts from")
-    measure.add_argument("--cpu", required=True, metavar="MODEL", help="QEMU's CPU model, such as EPYC-Milan")
-    measure.add_argument("--vcpus", type=int, metavar="N", help="in place of the specification's")
-    measure.add_argument(
-        "--features", type=lambda text: int(text, 0), metavar="BITS", help="SEV_FEATURES of the guest (default 0x1)"
-    )
-    measure.add_argument(
-        "--no-kernel-hashes", action="store_true", help="the firmware does not check the kernel: it is not measured"
-    )
-    measure.add_argument("--explain", metavar="HEX", help="a reported measurement: which single change gives it")
-    measure.add_argument(
-        "--other-firmware", action="append", default=[], metavar="FILE", help="for --explain: tried in its place"
-    )
-    measure.add_argument("--policy", action="store_true", help="print a policy for attest verify")
-    add_json(measure)

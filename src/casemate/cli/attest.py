@@ -38,30 +38,3 @@ def attest(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.print_json(documents if len(arguments.evidence) > 1 else documents[0] if documents else [])
     return code
-
-
-def measure(arguments: argparse.Namespace) -> int:
-    """Measure, or explain a measurement; exit 1 when nothing explains it."""
-    found = attests.measure(
-        arguments.spec,
-        kind=arguments.kind,
-        firmware=arguments.firmware,
-        cpu=arguments.cpu,
-        vcpus=arguments.vcpus,
-        features=arguments.features,
-        kernel_hashes=not arguments.no_kernel_hashes,
-        reported=arguments.explain,
-        other_firmwares=arguments.other_firmware,
-    )
-    if arguments.json:
-        document = {"schema": "casemate.measure/1", "kind": found.kind, "digest": found.digest, "inputs": found.inputs}
-        if found.explained is not None:
-            document["explained"] = found.explained
-        output.print_json(document)
-    elif arguments.policy:
-        print(found.policy(), end="")
-    elif found.explained is not None:
-        print(output.plain(found.explained or "no single change of these inputs gives the reported measurement"))
-    else:
-        print(found.digest)
-    return ExitCode.FINDINGS if found.explained == "" else ExitCode.DONE

@@ -26,6 +26,7 @@ ASSESS: tuple[str, ...] = (
     "args_harden",
     "args_surface",
     "args_emulator",
+    "args_measure",
     "args_attest",
     "args_serve_keys",
     "args_image",

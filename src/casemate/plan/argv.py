@@ -124,6 +124,16 @@ def _machine(spec: Spec, board: Board) -> str:
     )
 
 
+def kernel_cmdline(spec: Spec, board: str = "") -> str:
+    """The command line of a given kernel.
+
+    Args:
+        board: what the machine adds (`Board.cmdline`): nothing on a q35.
+    """
+    pinned = SEED_CMDLINE if wants_seed(spec) else ""
+    return " ".join(words for words in (spec.boot.cmdline, board, pinned) if words)
+
+
 def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
     argv = []
     if spec.boot.is_secure:
@@ -137,8 +147,7 @@ def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
         argv += ["-kernel", KERNEL]
         if spec.boot.initrd is not None:
             argv += ["-initrd", INITRD]
-        pinned = SEED_CMDLINE if wants_seed(spec) else ""
-        cmdline = " ".join(words for words in (spec.boot.cmdline, board.cmdline, pinned) if words)
+        cmdline = kernel_cmdline(spec, board.cmdline)
         if cmdline:
             argv += ["-append", cmdline]
     return argv

@@ -1,0 +1,193 @@
+"""The PCRs of a machine with OVMF and a TPM, before it boots: from its firmware, variable store, kernel or disk.
+
+1. PCR 0 and 7: the firmware's volumes; the variables of Secure Boot.
+2. PCR 4, 5, 9, 11, 12: what the boot manager starts, and what that starts and measures.
+3. All of 0 to 7: the separator where the firmware hands over (PCR 7 has it before); PCR 5 how it hands over.
+
+Events follow edk2 (SecurityPkg, OvmfPkg); each boot path here was compared with real boots under QEMU and swtpm.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from casemate.errors import InputError
+from casemate.evidence.event_log import EV_NO_ACTION, EventLog
+from casemate.measure import linux, stub
+from casemate.measure.pe import Pe, parse_pe
+from casemate.measure.registers import SEPARATOR, Prediction, Step, Steps
+from casemate.measure.secureboot import ENABLE, is_enforcing, measure_authority, measure_variables, vouches
+from casemate.measure.variables import SECURITY, Variables
+from casemate.measure.volumes import Volumes
+
+REGISTERS: Final = (0, 2, 4, 5, 7, 8, 9, 11, 12)
+CALLING: Final = b"Calling EFI Application from Boot Option"
+_LEAVING: Final = (b"Exit Boot Services Invocation", b"Exit Boot Services Returned with Success")
+_BOOT_VARIABLES: Final = "the firmware writes its boot variables, SMBIOS and ACPI tables itself"
+_EARLY_VOLUME: Final = (
+    "its first code writes what it finds out about the machine into the volume before measuring it; "
+    "an event log of one boot of the same firmware and machine gives it (--reference-log)"
+)
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True):
+    """``variables``: of the store that the VM starts with. ``memory_bytes``: guest RAM. ``foreign_roms``: whether
+    devices bring option ROMs that are not known. ``reference``: an event log of a boot that is trusted, for what the
+    firmware alone decides (PCR 0)."""
+
+    volumes: Volumes
+    variables: Variables
+    memory_bytes: int
+    foreign_roms: bool = False
+    reference: EventLog | None = None
+
+    @property
+    def is_enforcing(self) -> bool:
+        """Whether Secure Boot is on."""
+        return is_enforcing(self.variables, capable=self.volumes.has_secure_boot)
+
+
+class Direct(msgspec.Struct, frozen=True):
+    """A kernel given to QEMU. ``initrd``: None when there is none."""
+
+    kernel: bytes
+    initrd: bytes | None
+    cmdline: str
+
+
+def predict_direct(platform: Platform, boot: Direct, banks: tuple[str, ...] = ("sha256",)) -> Prediction:
+    """Direct kernel boot: QEMU hands kernel, initrd and command line to OVMF through fw_cfg.
+
+    Raises:
+        InputError: the firmware would refuse it, or nothing can be said about it.
+    """
+    steps = begin(platform, banks)
+    if platform.is_enforcing:
+        raise InputError(
+            "Secure Boot with a kernel given to QEMU",
+            got="QEMU changes the kernel's header, which breaks its signature: the firmware refuses it",
+            expected="a disk with a signed boot loader or UKI",
+        )
+    kernel = linux.as_loaded(boot.kernel, len(boot.initrd or b""), platform.memory_bytes)
+    steps.digest(4, "kernel", parse_pe(kernel, "the kernel").digest)
+    steps.data(4, "boot option", CALLING)
+    hand_over(steps)
+    measure_linux(steps, boot.kernel, _options(platform, boot), boot.initrd)
+    leave(steps)
+    return steps.prediction()
+
+
+def begin(platform: Platform, banks: tuple[str, ...]) -> Steps:
+    """What is measured before anything is loaded.
+
+    Raises:
+        InputError: the firmware measures nothing, or the reference is of another one.
+    """
+    if not platform.volumes.has_tpm:
+        raise InputError("this firmware has no TPM driver", got="nothing would be measured", expected="OVMF with TPM")
+    steps = Steps(banks)
+    if platform.reference is None:
+        steps.unknown(0, "firmware", _EARLY_VOLUME)
+    else:
+        steps.found += _from_reference(platform.reference, platform.volumes, banks)
+    steps.unknown(1, "configuration", _BOOT_VARIABLES)
+    if platform.foreign_roms:
+        steps.unknown(2, "option ROMs", "a device of the host is passed through, and may bring one")
+    measure_variables(steps, platform.variables, capable=platform.volumes.has_secure_boot)
+    return steps
+
+
+def _from_reference(log: EventLog, volumes: Volumes, banks: tuple[str, ...]) -> list[Step]:
+    """The events of PCR 0 before its separator, when the log is of this firmware."""
+    events = [event for event in log.events if event.register == 0 and event.kind != EV_NO_ACTION]
+    missing = sorted(set(banks) - set(log.banks))
+    if missing or log.locality:
+        raise InputError("the reference log", got=f"no {' '.join(missing) or 'locality 0'}", expected=", ".join(banks))
+    steps = Steps(banks)
+    steps.data(0, "", volumes.main)
+    if [event.digests for event in events if _covers(event.digests, steps.found[0].digests)] == []:
+        raise InputError(
+            "the reference log is of another firmware", expected="one whose PCR 0 has the volume of this firmware"
+        )
+    return [
+        Step(register=0, what="firmware, as the reference log has it", digests={b: event.digests[b] for b in banks})
+        for event in events
+        if event.data != SEPARATOR
+    ]
+
+
+def _covers(found: dict[str, bytes], wanted: dict[str, bytes]) -> bool:
+    return all(found.get(bank) == digest for bank, digest in wanted.items())
+
+
+def hand_over(steps: Steps) -> None:
+    """The separators, as the boot manager signals that it is ready to boot."""
+    for register in range(7):
+        steps.data(register, "separator", SEPARATOR)
+
+
+def leave(steps: Steps) -> None:
+    """The boot loader, or the kernel, takes over from the firmware."""
+    for text in _LEAVING:
+        steps.data(5, text.decode(), text)
+
+
+def start(steps: Steps, platform: Platform, data: bytes, what: str) -> Pe:
+    """The boot manager calls an application: the authority that vouches for it, and its digest.
+
+    Raises:
+        InputError: it is none, or Secure Boot refuses it.
+    """
+    image = parse_pe(data, what)
+    if platform.is_enforcing:
+        entry = vouches(image, platform.variables.get((SECURITY, "db"), b""))
+        if entry is None:
+            raise InputError(f"Secure Boot refuses {what}", got="nothing in db vouches for it")
+        measure_authority(steps, "db", entry)
+    steps.digest(4, what, image.digest)
+    return image
+
+
+def measure_uki(steps: Steps, platform: Platform, image: Pe) -> None:
+    """What a unified kernel image does once it runs."""
+    why = stub.unpredictable(image)
+    if why:
+        for register in (4, 9, 11, 12):
+            steps.unknown(register, "unified kernel image", why)
+        return
+    for name, contents in stub.measured_sections(image):
+        steps.data(11, f"name of {name}", name.encode() + b"\0")
+        steps.data(11, f"section {name}", contents)
+    kernel = parse_pe(image.section(".linux") or b"", "the UKI's kernel")
+    if platform.is_enforcing:
+        # The stub goes round the firmware's check of the kernel inside, and with it round the measurement.
+        if stub.asks_firmware_first(image) and vouches(kernel, platform.variables.get((SECURITY, "db"), b"")):
+            steps.unknown(4, "kernel of the UKI", "it is signed itself, and an old stub lets the firmware check it")
+    elif stub.loads_kernel_by_firmware(image):
+        steps.digest(4, "kernel of the UKI", kernel.digest)
+    measure_linux(steps, kernel.data, stub.command_line(image) or "", stub.initrd(image))
+
+
+def measure_linux(steps: Steps, kernel: bytes, options: str, initrd: bytes | None) -> None:
+    """What the kernel's EFI stub measures into PCR 9."""
+    if options and linux.measures_options(kernel):
+        steps.data(9, "command line", (options + "\0").encode("utf-16-le"))
+    if initrd and linux.measures_initrd(kernel):
+        steps.data(9, "initrd", initrd)
+
+
+def _options(platform: Platform, boot: Direct) -> str:
+    """The command line as OVMF hands it over."""
+    if not boot.initrd:
+        return boot.cmdline
+    where = platform.volumes.initrd_option
+    if where is None:
+        raise InputError("this firmware's way of naming the initrd is not known", expected="OVMF of edk2 2021 to 2026")
+    return f"{boot.cmdline} initrd=initrd" if where == "behind" else f"initrd=initrd {boot.cmdline}"
+
+
+def without_secure_boot(variables: Variables) -> Variables:
+    """The same store with Secure Boot switched off in the firmware's menu."""
+    return {**variables, ENABLE: b"\0"}

@@ -1,0 +1,105 @@
+"""Everything that a measurement depends on, in one value, and the measurement that it gives. Pure: bytes in, bytes out.
+
+`explain` changes one of the inputs at a time, so each kind is computed from here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import msgspec
+
+from casemate.errors import InputError
+from casemate.evidence.event_log import EventLog
+from casemate.measure import boot, expected
+from casemate.measure.disk import Disk, predict_disk
+from casemate.measure.expected import Expected
+from casemate.measure.ovmf import parse_firmware
+from casemate.measure.registers import Prediction
+from casemate.measure.sev import SNP_ACTIVE, Guest, hash_kernel, seves_digest, snp_digest
+from casemate.measure.variables import parse_variables
+from casemate.measure.vmsa import CPUS
+from casemate.measure.volumes import parse_volumes
+
+_firmware = functools.lru_cache(maxsize=4)(parse_firmware)
+_volumes = functools.lru_cache(maxsize=4)(parse_volumes)
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """Of every kind; a kind takes what it measures.
+
+    ``firmware``: OVMF, as the launch loads it. ``variables``: the variable store. ``kernel``: None when the guest
+    boots from its disk. ``memory_bytes``: guest RAM. ``cpu``: QEMU's model. ``features``: SEV_FEATURES.
+    ``kernel_hashes``: whether SEV firmware is to check the kernel. ``secure_boot_off``: as if it were switched off in
+    the store. ``foreign_roms``: devices of the host are passed through, with option ROMs of their own. ``reference``:
+    an event log that is trusted, for what firmware alone decides.
+    """
+
+    kind: str
+    firmware: bytes = b""
+    variables: bytes = b""
+    kernel: bytes | None = None
+    initrd: bytes | None = None
+    cmdline: str = ""
+    disk: Disk | None = None
+    memory_bytes: int = 0
+    vcpus: int = 1
+    cpu: str = ""
+    features: int = SNP_ACTIVE
+    kernel_hashes: bool = True
+    secure_boot_off: bool = False
+    foreign_roms: bool = False
+    reference: EventLog | None = None
+    banks: tuple[str, ...] = ("sha256",)
+    registers: tuple[int, ...] = boot.REGISTERS
+
+
+def measured(inputs: Inputs, described: dict[str, str | int]) -> Expected:
+    """The measurement.
+
+    Args:
+        described: the inputs by name, for whoever reads the result.
+
+    Raises:
+        InputError: it cannot be measured so, or there is no such kind.
+    """
+    if inputs.kind in ("sev-snp", "sev-es"):
+        digest = snp_digest if inputs.kind == "sev-snp" else seves_digest
+        return Expected(kind=inputs.kind, values={"measurement": digest(_guest(inputs)).hex()}, inputs=described)
+    if inputs.kind == "tpm":
+        return expected.of_tpm(_predict(inputs), inputs.registers, described)
+    raise InputError(f"there is no measurement {inputs.kind!r}", expected=", ".join(expected.KINDS))
+
+
+def _guest(inputs: Inputs) -> Guest:
+    model, _, version = inputs.cpu.partition("-v")
+    if model not in CPUS or (version and not version.isdigit()):
+        raise InputError(f"CPU model {inputs.cpu!r} is not known", expected=", ".join(CPUS))
+    kernel = None
+    if inputs.kernel is not None and inputs.kernel_hashes:
+        kernel = hash_kernel(inputs.kernel, inputs.initrd or b"", inputs.cmdline)
+    return Guest(
+        firmware=_firmware(inputs.firmware),
+        vcpus=inputs.vcpus,
+        signature=CPUS[model],
+        features=inputs.features,
+        kernel=kernel,
+    )
+
+
+def _predict(inputs: Inputs) -> Prediction:
+    variables = parse_variables(inputs.variables)
+    if inputs.secure_boot_off:
+        variables = boot.without_secure_boot(variables)
+    platform = boot.Platform(
+        volumes=_volumes(inputs.firmware),
+        variables=variables,
+        memory_bytes=inputs.memory_bytes,
+        foreign_roms=inputs.foreign_roms,
+        reference=inputs.reference,
+    )
+    if inputs.kernel is not None:
+        return boot.predict_direct(platform, boot.Direct(inputs.kernel, inputs.initrd, inputs.cmdline), inputs.banks)
+    if inputs.disk is not None:
+        return predict_disk(platform, inputs.disk, inputs.banks)
+    raise InputError("nothing to boot", expected="a kernel, or a disk")

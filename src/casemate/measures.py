@@ -1,0 +1,274 @@
+"""The public API of measurement: a specification and the files of its launch in, expected values out, before it runs.
+
+    found = measure("web.toml", kind="tpm")
+    found.expected.values["sha256.4"]        what PCR 4 will hold
+    found.expected.policy()                  what evidence of that launch has to say (`evidence/policy.py`)
+    found.expected.policy_text()             the same as a file, for ``attest verify --policy`` and for key release
+
+One object gives all three: they cannot drift apart. No root, no QEMU, no hardware. Everything below is imported on use.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from casemate.errors import InputError
+
+if TYPE_CHECKING:
+    from casemate.measure.expected import Expected
+    from casemate.measure.gpt import Read
+    from casemate.measure.inputs import Inputs
+    from casemate.spec.model import Spec
+
+__all__ = ["KINDS", "Choices", "Measured", "measure"]
+
+KINDS = ("sev-snp", "sev-es", "tpm")
+FIRMWARE_MAX_BYTES = 64 << 20
+KERNEL_MAX_BYTES = 1 << 30
+LOG_MAX_BYTES = 32 << 20
+
+
+class Choices(msgspec.Struct, frozen=True, kw_only=True):
+    """What a specification does not say. File names, except where noted; None: what the host offers, or nothing.
+
+    ``kind``: one of `KINDS`; None: SEV-SNP when a CPU model is given, the TPM's registers otherwise. ``variables``:
+    the variable store that the VM starts with. ``reference_log``: of a trusted boot of the same firmware and machine.
+    ``files``: what GRUB reads from file systems that are not read here, GRUB's path to file. ``others``: tried by
+    ``reported``, input to file (or text, for ``cmdline``). ``reported``: ``HEX`` or ``NAME=HEX``.
+    """
+
+    kind: str | None = None
+    firmware: str | None = None
+    variables: str | None = None
+    cpu: str | None = None
+    vcpus: int | None = None
+    features: int | None = None
+    kernel_hashes: bool = True
+    banks: tuple[str, ...] = ("sha256",)
+    reference_log: str | None = None
+    files: Mapping[str, str] = {}
+    others: Sequence[tuple[str, str]] = ()
+    reported: str | None = None
+    observed_log: str | None = None
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """``explained``: for a reported value, the single change that gives it; empty when none does; None when nothing was
+    reported. ``differences``: of an observed log, None when there was none."""
+
+    expected: Expected
+    explained: str | None
+    differences: tuple[str, ...] | None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON: schema ``casemate.measure/1``."""
+        found = self.expected.document()
+        if self.explained is not None:
+            found["explained"] = self.explained
+        if self.differences is not None:
+            found["differences"] = list(self.differences)
+        return found
+
+
+def measure(spec: str | None, choices: Choices) -> Measured:
+    """What a launch will measure, from the files that it loads.
+
+    Args:
+        spec: a specification; None: a guest without a kernel of its own (SEV).
+
+    Raises:
+        InputError: a file cannot be read or cannot be measured so; something is not known. SpecError: its faults.
+        HostError: no firmware was given and the host has none.
+    """
+    from casemate.measure.explain import explain
+    from casemate.measure.inputs import measured
+
+    kind = choices.kind or ("sev-snp" if choices.cpu is not None else "tpm")
+    if kind not in KINDS:
+        raise InputError(f"there is no measurement {kind!r}", expected=", ".join(KINDS))
+    loaded = _load(spec)
+    described: dict[str, str | int] = {}
+    inputs = _inputs(kind, loaded, choices, described)
+    expected = measured(inputs, described)
+    explained = None
+    if choices.reported is not None:
+        name, value = _reported(choices.reported)
+        explained = explain(inputs, name, value, _others(choices)) or ""
+    return Measured(expected, explained, _differences(expected, choices))
+
+
+def _load(path: str | None) -> Spec | None:
+    from casemate.spec.file import load_spec
+
+    if path is None:
+        return None
+    return load_spec(path, today=datetime.datetime.now(datetime.UTC).date())
+
+
+def _inputs(kind: str, spec: Spec | None, choices: Choices, described: dict[str, str | int]) -> Inputs:
+    """The files of the launch, read; ``described`` gets them by name."""
+    from casemate.measure.inputs import Inputs
+    from casemate.measure.sev import SNP_ACTIVE
+
+    fields: dict[str, Any] = {"kind": kind, "banks": choices.banks, "vcpus": choices.vcpus or 1}
+    if spec is not None:
+        fields |= _from_spec(spec, choices, described)
+    if kind == "tpm":
+        fields |= _from_machine(spec, choices, described)
+    else:
+        if choices.firmware is None or choices.cpu is None:
+            raise InputError(f"{kind} needs more", expected="--firmware FILE and --cpu MODEL")
+        fields |= {"firmware": _read(choices.firmware, FIRMWARE_MAX_BYTES), "cpu": choices.cpu}
+        fields |= {"features": SNP_ACTIVE if choices.features is None else choices.features}
+        fields["kernel_hashes"] = choices.kernel_hashes
+        described |= {"firmware": choices.firmware, "vcpus": fields["vcpus"], "cpu": choices.cpu}
+        described["features"] = f"{fields['features']:#x}"
+    return Inputs(**fields)
+
+
+def _from_spec(spec: Spec, choices: Choices, described: dict[str, str | int]) -> dict[str, Any]:
+    from casemate.plan.argv import kernel_cmdline
+
+    fields: dict[str, Any] = {"memory_bytes": spec.machine.memory_mib << 20}
+    fields["vcpus"] = choices.vcpus or spec.machine.vcpus
+    if spec.boot.kernel is not None:
+        fields["kernel"] = _read(spec.boot.kernel, KERNEL_MAX_BYTES)
+        fields["initrd"] = None if spec.boot.initrd is None else _read(spec.boot.initrd, KERNEL_MAX_BYTES)
+        fields["cmdline"] = kernel_cmdline(spec)
+        described |= {
+            "kernel": spec.boot.kernel,
+            "initrd": spec.boot.initrd or "",
+            "cmdline": fields["cmdline"],
+        }
+    return fields
+
+
+def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str | int]) -> dict[str, Any]:
+    """Firmware, variables, disk and reference of a machine with a TPM."""
+    from casemate.evidence.event_log import parse_event_log
+    from casemate.measure.disk import Disk
+    from casemate.spec.model import DiskFormat, Firmware
+
+    if spec is None:
+        raise InputError("the registers of a TPM follow from what boots", expected="a specification")
+    if spec.boot.firmware is Firmware.BIOS or (spec.boot.firmware is Firmware.NONE and choices.firmware is None):
+        raise InputError(
+            "this VM has no firmware that measures what it starts",
+            got=f"firmware = {spec.boot.firmware.value}",
+            expected='firmware = "uefi", or --firmware OVMF.fd for a kernel that OVMF is to start',
+        )
+    firmware, variables = _pair(spec, choices)
+    fields: dict[str, Any] = {
+        "firmware": _read(firmware, FIRMWARE_MAX_BYTES),
+        "variables": _read(variables, FIRMWARE_MAX_BYTES),
+        "foreign_roms": bool(spec.passthrough),
+    }
+    described |= {"firmware": firmware, "variables": variables, "memory_mib": spec.machine.memory_mib}
+    if choices.reference_log is not None:
+        fields["reference"] = parse_event_log(_read(choices.reference_log, LOG_MAX_BYTES))
+        described["reference-log"] = choices.reference_log
+    if spec.boot.kernel is None and spec.disks:
+        first = spec.disks[0]
+        if first.format is not DiskFormat.RAW:
+            raise InputError(
+                f"{first.path} is {first.format.value}",
+                expected="a raw disk, whose boot loader is read without an emulator",
+                next_step="qemu-img convert -O raw, in a copy",
+            )
+        given = {path: _read(name, KERNEL_MAX_BYTES) for path, name in choices.files.items()}
+        fields["disk"] = Disk(_reader(first.path), given)
+        described["disk"] = first.path
+    return fields
+
+
+def _pair(spec: Spec, choices: Choices) -> tuple[str, str]:
+    """Firmware and variable store: as given, or those that the VM would start with on this host."""
+    if choices.firmware is not None and choices.variables is not None:
+        return choices.firmware, choices.variables
+    from casemate.engine.uefi import find_firmware
+    from casemate.facts.firmware import uefi_firmwares
+    from casemate.facts.root import Root
+
+    root = Root()
+    found = find_firmware(spec.boot, root) if choices.firmware is None else None
+    if found is not None:
+        return found.code, choices.variables or found.variables
+    for pair in uefi_firmwares(root):
+        if choices.firmware in (pair.code, root.real_path(pair.code)):
+            return pair.code, choices.variables or pair.variables
+    raise InputError(f"the variable store that goes with {choices.firmware} is not known", expected="--variables FILE")
+
+
+def _reader(path: str) -> Read:
+    """Bounded reads of a disk; the descriptor lives as long as the reader."""
+    from casemate.audit.text import open_regular
+
+    try:
+        file = os.fdopen(open_regular(path), "rb", buffering=0)
+    except OSError as error:
+        raise InputError(f"cannot read {path}", got=(error.strerror or str(error)).lower()) from None
+
+    def read(offset: int, length: int) -> bytes:
+        parts = []
+        while length > 0:
+            part = os.pread(file.fileno(), min(length, 64 << 20), offset)
+            if not part:
+                break
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+    return read
+
+
+def _reported(text: str) -> tuple[str, str]:
+    """(name or nothing, value) of what was reported."""
+    name, found, value = text.rpartition("=")
+    value = value.lower()
+    try:
+        size = len(bytes.fromhex(value))
+    except ValueError:
+        size = 0
+    if size not in (20, 32, 48, 64):
+        raise InputError("the reported measurement", got=f"{len(value)} characters", expected="HEX, or NAME=HEX")
+    return (name if found else ""), value
+
+
+def _others(choices: Choices) -> dict[str, list[tuple[str, Any]]]:
+    from casemate.measure.disk import Disk
+    from casemate.measure.explain import OTHERS
+
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for kind, name in choices.others:
+        if kind not in OTHERS:
+            raise InputError(f"there is no input {kind!r} to try", expected=", ".join(OTHERS))
+        value: Any = (
+            name if kind == "cmdline" else Disk(_reader(name)) if kind == "disk" else _read(name, KERNEL_MAX_BYTES)
+        )
+        found.setdefault(kind, []).append((name, value))
+    return found
+
+
+def _differences(expected: Expected, choices: Choices) -> tuple[str, ...] | None:
+    from casemate.evidence.event_log import parse_event_log
+    from casemate.measure.explain import differences
+    from casemate.measure.registers import Prediction
+
+    if choices.observed_log is None:
+        return None
+    if not expected.steps:
+        raise InputError(f"{expected.kind} has no event log", expected="a TPM's registers, or TDX")
+    log = parse_event_log(_read(choices.observed_log, LOG_MAX_BYTES))
+    registers = sorted({step.register for step in expected.steps})
+    return tuple(differences(Prediction(choices.banks, expected.steps), log, registers))
+
+
+def _read(name: str, limit: int) -> bytes:
+    from casemate.audit.text import read_input
+
+    return read_input(name, limit)

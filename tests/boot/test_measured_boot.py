@@ -1,0 +1,169 @@
+"""What `casemate measure` computes is what a real TPM holds: OVMF, kernels and boot loaders under QEMU with swtpm.
+
+The guest hands out its registers and its event log; nothing of the prediction comes from them, save that one boot's
+log is the reference for PCR 0 of another.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from tests.support import measured_boot as oracle
+from tests.support.measured_boot import CMDLINE, OVMF, MeasuredBoot
+from tests.support.signed_boot import SigningKey, make_uki, sign_efi, uki_disk
+from tests.support.tpm_evidence import TestKey
+
+from casemate.cli.main import main
+from casemate.engine.paths import default_paths
+from casemate.evidence.event_log import parse_event_log, replay
+from casemate.image.builtin import BuiltinGuest, find_builtin
+
+pytestmark = pytest.mark.boot
+
+REGISTERS = (2, 4, 5, 7, 8, 9, 11, 12)
+NONCE = "c0ffee"
+SNAKEOIL = Path("/usr/share/ovmf/PkKek-1-snakeoil")
+
+
+@pytest.fixture(scope="module")
+def guest() -> BuiltinGuest:
+    found = find_builtin([Path(default_paths().cache)])
+    if found is None:
+        pytest.skip("the built-in guest is not built: casemate run builtin")
+    return found
+
+
+@pytest.fixture(scope="module")
+def initrd(guest: BuiltinGuest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("initrd") / "initrd"
+    path.write_bytes(oracle.reporting_initrd(guest))
+    return path
+
+
+@pytest.fixture(scope="module")
+def direct(guest: BuiltinGuest, initrd: Path, tmp_path_factory: pytest.TempPathFactory) -> MeasuredBoot:
+    """A kernel given to QEMU, started by OVMF."""
+    oracle.needs(OVMF / "OVMF_CODE_4M.fd")
+    where = tmp_path_factory.mktemp("direct")
+    kernel = ["-kernel", str(guest.kernel), "-initrd", str(initrd), "-append", CMDLINE]
+    found = oracle.boot(where, kernel)
+    (where / "log").write_bytes(found.log)
+    return found
+
+
+def kernel_spec(where: Path, guest: BuiltinGuest, initrd: Path, cmdline: str = CMDLINE) -> str:
+    spec = where / "spec.toml"
+    spec.write_text(
+        '[machine]\ntype = "q35"\nmemory_mib = 512\n'
+        f'[boot]\nkernel = "{guest.kernel}"\ninitrd = "{initrd}"\ncmdline = "{cmdline}"\n'
+    )
+    return str(spec)
+
+
+def disk_spec(where: Path, disk: Path) -> str:
+    spec = where / "spec.toml"
+    spec.write_text(
+        '[machine]\ntype = "q35"\nmemory_mib = 512\n[boot]\nfirmware = "uefi"\n'
+        f'[[disk]]\npath = "{disk}"\nformat = "raw"\n'
+    )
+    return str(spec)
+
+
+def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    assert main(["measure", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def check(found: dict[str, object], real: MeasuredBoot, registers: tuple[int, ...] = REGISTERS) -> None:
+    """Every predicted value is the TPM's; the TPM's is the log's; no register that must be predicted is missing."""
+    values = found["values"]
+    assert isinstance(values, dict)
+    banks = {name.partition(".")[0] for name in values}
+    for bank in banks:
+        replayed = replay(parse_event_log(real.log), bank) if real.log else {}
+        for number in registers:
+            assert values[f"{bank}.{number}"] == real.pcrs[bank][number].hex(), f"{bank} PCR {number}"
+            assert replayed.get(number, real.pcrs[bank][number]) == real.pcrs[bank][number]
+    assert {name.partition(".")[2] for name in values} >= {str(number) for number in registers}
+
+
+def test_direct_kernel_boot(
+    guest: BuiltinGuest, initrd: Path, direct: MeasuredBoot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = kernel_spec(tmp_path, guest, initrd)
+    line = [spec, "--firmware", str(OVMF / "OVMF_CODE_4M.fd")]
+    banks = ["--bank", "sha1", "--bank", "sha256", "--bank", "sha384"]
+    found = document(capsys, *line, *banks)
+    check(found, direct)
+    unpredictable = found["unpredictable"]
+    assert isinstance(unpredictable, dict)
+    assert set(unpredictable) == {"sha1.0", "sha256.0", "sha384.0"}, "PCR 0 depends on the machine, and is not guessed"
+
+    log = tmp_path / "log"
+    log.write_bytes(direct.log)
+    assert main(["measure", *line, "--compare", str(log)]) == 0
+    assert "exactly" in capsys.readouterr().out
+    real = direct.pcrs["sha256"]
+    for name, cmdline, said in ((9, CMDLINE, "nothing"), (9, "quiet", f"cmdline {CMDLINE}")):
+        other = [kernel_spec(tmp_path, guest, initrd, cmdline), *line[1:], "--other", f"cmdline={CMDLINE}"]
+        assert main(["measure", *other, "--explain", f"sha256.{name}={real[name].hex()}"]) == 0
+        assert capsys.readouterr().out.startswith(said)
+
+
+def test_evidence_of_the_boot_passes_with_its_policy_and_with_no_other(
+    guest: BuiltinGuest, initrd: Path, direct: MeasuredBoot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = TestKey()
+    evidence, anchor, policy = tmp_path / "evidence", tmp_path / "ak.der", tmp_path / "policy.toml"
+    log = tmp_path / "log"
+    evidence.write_bytes(key.evidence(direct.pcrs["sha256"], direct.log, bytes.fromhex(NONCE)))
+    anchor.write_bytes(key.certificate)
+    log.write_bytes(direct.log)
+    verify = ["attest", "verify", str(evidence), "--trust", str(anchor), "--nonce", NONCE, "--policy", str(policy)]
+    changed = CMDLINE[:-1] + chr(ord(CMDLINE[-1]) ^ 1)
+    for cmdline, accepted in ((CMDLINE, True), (changed, False)):
+        spec = kernel_spec(tmp_path, guest, initrd, cmdline)
+        line = ["measure", spec, "--firmware", str(OVMF / "OVMF_CODE_4M.fd"), "--reference-log", str(log)]
+        assert main([*line, "--policy", str(policy)]) == 0
+        capsys.readouterr()
+        assert main([*verify, "--json"]) == (0 if accepted else 1)
+        found = json.loads(capsys.readouterr().out)
+        assert found["true"] is True
+        assert {item["code"] for item in found["reasons"]} == (set() if accepted else {"sha256.pcr9"})
+
+
+def test_a_signed_uki_under_secure_boot(
+    guest: BuiltinGuest, initrd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The keys are those that Debian ships for tests; the reference for PCR 0 is this boot's own log."""
+    code, variables = OVMF / "OVMF_CODE_4M.secboot.fd", OVMF / "OVMF_VARS_4M.snakeoil.fd"
+    oracle.needs(code, variables, SNAKEOIL.with_suffix(".key"), "/usr/bin/sbsign")
+    key = tmp_path / "key.pem"
+    locked = serialization.load_pem_private_key(SNAKEOIL.with_suffix(".key").read_bytes(), b"snakeoil")
+    key.write_bytes(
+        locked.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    uki = make_uki(tmp_path / "uki.efi", guest.kernel, initrd, CMDLINE)
+    signed = sign_efi(uki, SigningKey(SNAKEOIL.with_suffix(".pem"), key), tmp_path / "signed.efi")
+    disk = uki_disk(tmp_path / "disk", signed)
+    real = oracle.boot(
+        tmp_path, oracle.disk_arguments(disk, secure=True), code=code, variables=variables, machine="q35,smm=on"
+    )
+    log = tmp_path / "log"
+    log.write_bytes(real.log)
+    machine = ["--firmware", str(code), "--variables", str(variables)]
+    banks = ["--bank", "sha256", "--bank", "sha384"]
+    spec = disk_spec(tmp_path, disk)
+    check(document(capsys, spec, *machine, *banks, "--reference-log", str(log)), real, (0, *REGISTERS))
+    # Keys of another store, and Secure Boot off, explain what this boot would then have reported.
+    others = ["--variables", str(OVMF / "OVMF_VARS_4M.fd"), "--other", f"variables={variables}"]
+    reported = f"sha256.7={real.pcrs['sha256'][7].hex()}"
+    assert main(["measure", spec, "--firmware", str(code), *others, "--explain", reported]) == 0
+    assert capsys.readouterr().out == f"variables {variables}\n"
