@@ -16,7 +16,7 @@ from casemate.jail.profiles import (
     supervisor_profile,
 )
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
-from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_img, reader, supervisor
+from casemate.jail.rulesets import passt, qemu_base, qemu_confidential, qemu_devices, qemu_img, reader, supervisor
 
 CORE = frozenset({"blk", "rng", "console"})
 HEAD = """# System calls of each process
@@ -83,6 +83,7 @@ def render() -> str:
     parts = [("Every emulator", qemu_base.RULES)]
     parts += [(f"Accelerator {accel}", rules) for accel, rules in ACCELERATORS.items()]
     parts += [(f"Device part {name}", qemu_devices.PARTS[name]) for name in DEVICES]
+    parts += [(f"Confidential guest, {name}", rules) for name, rules in qemu_confidential.PARTS.items()]
     parts += [("passt", passt.RULES), ("supervisor", supervisor.RULES), ("qemu-img", qemu_img.RULES)]
     parts += [("reader", reader.RULES)]
     for title, rules in parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from casemate.facts.confidential import ConfidentialHost
 from casemate.jail.policy import Identity, IdentityMode
 from casemate.plan.build import Request, build_plan
 from casemate.plan.model import CgroupBase, Emulator, FirmwarePair, Host, LaunchPlan
@@ -61,6 +62,31 @@ SECURE_HOST = msgspec.structs.replace(
         secure_boot=True,
     ),
 )
+NEWER_EMULATOR = msgspec.structs.replace(EMULATOR, version=(11, 1, 3))
+S390_EMULATOR = Emulator(
+    path="/usr/bin/qemu-system-s390x",
+    version=(11, 1, 3),
+    machine_types=("s390-ccw-virtio",),
+    files={"/usr/bin/qemu-system-s390x": "/usr/bin/qemu-system-s390x"},
+    modules={},
+    firmware={"s390-ccw.img": ("/usr/share/qemu/s390-ccw.img", "/usr/share/qemu/s390-ccw.img")},
+)
+CONFIDENTIAL_EMULATORS = {"sev-snp": NEWER_EMULATOR, "tdx": NEWER_EMULATOR, "se": S390_EMULATOR}
+
+CONFIDENTIAL_HOSTS = {
+    "sev-snp": msgspec.structs.replace(
+        KVM_HOST,
+        confidential=ConfidentialHost(
+            flag=True, parameter="Y", vm_types=0x1F, c_bit=51, firmware="/usr/share/ovmf/OVMF.amdsev.fd"
+        ),
+    ),
+    "tdx": msgspec.structs.replace(
+        KVM_HOST,
+        confidential=ConfidentialHost(parameter="Y", vm_types=0x21, firmware="/usr/share/ovmf/OVMF.inteltdx.ms.fd"),
+    ),
+    "se": msgspec.structs.replace(KVM_HOST, machine="s390x", confidential=ConfidentialHost(parameter="1")),
+}
+"""Hosts that have everything, by kind."""
 
 ROOT_IDENTITY = Identity(1_900_000_007, 1_900_000_007, IdentityMode.ROOT)
 

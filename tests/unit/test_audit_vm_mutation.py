@@ -66,8 +66,15 @@ ARGV = """qemu-system-x86_64 -name a
  -netdev stream,id=n,addr.type=fd,addr.str=4 -device virtio-net-device,netdev=n -device vmgenid
  -tpmdev emulator,id=t,chardev=c -chardev socket,id=c,path=/run/t.sock -device tpm-tis-device,tpmdev=t"""
 
+CONFIDENTIAL = (
+    XML.replace("<loader secure='yes'/>", "<loader stateless='yes'/><kernel>/k</kernel>")
+    .replace("type='sev-snp'>", "type='sev-snp' kernelHashes='yes'>")
+    .replace("<feature policy='disable' name='vmx'/>", "<feature policy='disable' name='svm'/>")
+)
+
 BASES: dict[str, str] = {
     "xml": XML,
+    "confidential": CONFIDENTIAL,
     "graphics": GRAPHICS,
     "remote": REMOTE,
     "ports": PORTS,
@@ -136,6 +143,9 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
     ),
     "cc.launch": ("xml", "<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>", "", {}),
     "cc.no-debug": ("xml", "<policy>0x30000</policy>", "<policy>0xb0000</policy>", {}),
+    "cc.no-migration": ("confidential", "<policy>0x30000</policy>", "<policy>0x70000</policy>", {}),
+    "cc.kernel-hashes": ("confidential", " kernelHashes='yes'", "", {}),
+    "cc.stateless-firmware": ("confidential", "stateless='yes'", "type='pflash'", {}),
     "ent.rate": ("argv", ",max-bytes=1024,period=1000", "", {}),
     "ent.vmgenid": ("xml", "<genid/>", "", {}),
     "vmm.own-sandbox": ("cloud-hypervisor", "--seccomp true", "--seccomp false", {}),

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.hosts import EMULATOR, HOST, KVM_HOST, SECURE_HOST, plan_of
+from tests.support.hosts import (
+    CONFIDENTIAL_EMULATORS,
+    CONFIDENTIAL_HOSTS,
+    EMULATOR,
+    HOST,
+    KVM_HOST,
+    SECURE_HOST,
+    plan_of,
+)
 
 from casemate.errors import HostError
 from casemate.jail.policy import Device, Identity, IdentityMode, OneShot
@@ -29,6 +37,9 @@ CASES = {
     "q35-bios": HOST,
     "microvm-provision": HOST,
     "q35-provision": KVM_HOST,
+    "q35-sev-snp": CONFIDENTIAL_HOSTS["sev-snp"],
+    "q35-tdx": CONFIDENTIAL_HOSTS["tdx"],
+    "s390-se": CONFIDENTIAL_HOSTS["se"],
 }
 
 
@@ -37,7 +48,9 @@ def load(name: str) -> Spec:
 
 
 def plan(name: str, host: Host) -> LaunchPlan:
-    return plan_of(load(name), host, SIZES)
+    spec = load(name)
+    emulator = EMULATOR if spec.confidential is None else CONFIDENTIAL_EMULATORS[spec.confidential.kind]
+    return plan_of(spec, host, SIZES, emulator=emulator)
 
 
 @pytest.mark.parametrize("name", CASES)

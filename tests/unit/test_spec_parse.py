@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.unit.test_spec_confidential import CASES as CONFIDENTIAL
 
 from casemate.errors import ExitCode, InputError, SpecError
 from casemate.spec.faults import FAULT_IDS, MAX_FAULTS, Faults
@@ -413,7 +414,7 @@ def test_fault(text: str | bytes, expected: set[tuple[str, str]]) -> None:
 
 def test_every_fault_id_has_a_case() -> None:
     """Ids that only flags of the command line can cause are tested in ``test_spec_override``."""
-    seen = {fault_id for _, _, expected in CASES for _, fault_id in expected}
+    seen = {fault_id for _, _, expected in (*CASES, *CONFIDENTIAL) for _, fault_id in expected}
     assert set(FAULT_IDS) - seen == {"disk.option", "disk.format", "flag.conflict"}
 
 
@@ -454,7 +455,10 @@ def test_no_complaint_about_consequences() -> None:
         ("nmae = 1\n" + KERNEL, 'no such key; did you mean "name"?'),
         ("vcpus = 1\n" + KERNEL, "no such key; vcpus belongs in [machine]"),
         (KERNEL + "zzz = 1", "no such key; known here: kernel, initrd, cmdline, firmware, keys"),
-        (KERNEL + '[machine]\ntype = "q53"', 'got "q53"; expected one of "microvm", "q35"; did you mean "q35"?'),
+        (
+            KERNEL + '[machine]\ntype = "q53"',
+            'got "q53"; expected one of "microvm", "q35", "s390-ccw-virtio"; did you mean "q35"?',
+        ),
         (KERNEL + "[machine]\nvcpus = 0", "got 0; expected 1 to 255"),
         (KERNEL + '[disk]\npath = "x"', "expected a list of tables; write [[disk]] instead of [disk]"),
         ('[boot]\nkernel = "a\\nb"', "has the character U+000A at position 2; remove it"),

@@ -12,7 +12,7 @@ from casemate.errors import ExitCode
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """The whole plan; exit 4 when a launch control would refuse it."""
+    """The whole plan; exit 3 when this host lacks something for it, 4 when a launch control would refuse it."""
     document = app.plan(load(arguments), policy_file=arguments.policy)
     for text in document["warnings"]:
         output.warn(text)
@@ -20,6 +20,9 @@ def plan(arguments: argparse.Namespace) -> int:
         output.print_json(document)
     else:
         _print(document)
+    if document["missing"]:
+        output.note(f"this host cannot start it: {len(document['missing'])} things are missing")
+        return ExitCode.HOST
     if document["refused_by"]:
         refused = ", ".join(document["refused_by"])
         output.note(f"a launch would be refused by {refused}")
@@ -55,6 +58,9 @@ def _print(plan: dict[str, Any]) -> None:
         _section("Helpers", [" ".join(helper["argv"]) for helper in plan["helpers"]])
     rows = [[_verdict(item), item["gate"], item["control"], item["title"]] for item in plan["controls"]]
     output.print_table("Controls, as declared", ("VERDICT", "GATE", "CONTROL", "TITLE"), rows)
+    if plan["missing"]:
+        print()
+        _section("Missing on this host", plan["missing"])
 
 
 def _syscalls(plan: dict[str, Any]) -> None:

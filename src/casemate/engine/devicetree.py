@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from casemate.engine.readback_confidential import observe_confidential
 from casemate.engine.startup import Startup
 from casemate.errors import VmError
 from casemate.facts.fact import Facts, Known, Stage, Value
@@ -59,6 +60,7 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     _disks(know, ask)
     if not any("-net" in kind for kind in types):
         _no_network(know)
+    facts.update(observe_confidential(plan, ask))
     argv = plan.wall.argv
     # QMP has no question for these three; proc.argv compares the live argument vector with the plan's, whole.
     live = f"/proc/{startup.spawned.pid}/cmdline, which is the plan's (proc.argv)"
@@ -133,8 +135,10 @@ def _firmware(know: Callable[[str, Value, str], None], ask: Callable[..., Any], 
         opened.append("system management mode is off")
     if plan.spec.boot.is_secure:
         know("dev.boot-variables", tuple(opened), "qom-get of each flash")
-    # A board without flash takes its kernel from fw_cfg, where there is one, and else looks for a boot sector.
-    found = ("uefi" if opened else "uefi-secure") if flashes else ("kernel" if "-kernel" in plan.wall.argv else "bios")
+    # A board without flash takes its kernel from fw_cfg, where there is one, and else looks for a boot sector; a
+    # confidential one starts OVMF out of memory.
+    without = "kernel" if "-kernel" in plan.wall.argv else "bios" if plan.spec.confidential is None else "uefi"
+    found = ("uefi" if opened else "uefi-secure") if flashes else without
     know("vm.firmware", found, "qom-list /machine, qom-get of each flash")
 
 

@@ -36,7 +36,8 @@ def check_launch(spec: Spec, paths: Paths, policy_file: str | None) -> None:
     Raises:
         CasemateError: among them RefusedError for a launch control.
     """
-    _, findings = _plan(spec, paths, policy_file)
+    plan, findings = _plan(spec, paths, policy_file)
+    engine.check_host(plan)
     refused = refusals(findings)
     if refused:
         raise refusal_error(refused)
@@ -56,7 +57,7 @@ def _plan(spec: Spec, paths: Paths, policy_file: str | None) -> tuple[LaunchPlan
         engine.declare_origin(plan, paths, policy)
     finally:
         opened.close()
-    return plan, engine.judge_declared(plan, waivers, controls_under(policy))
+    return plan, engine.judge_declared(plan, waivers, controls_under(policy, engine.launch_controls_of(spec)))
 
 
 def _free_identity(paths: Paths, reserved: range) -> Identity:

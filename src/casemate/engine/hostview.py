@@ -16,6 +16,7 @@ from casemate.engine.state import boot_id
 from casemate.engine.uefi import find_firmware
 from casemate.errors import HostError
 from casemate.facts.closure import cached_closure
+from casemate.facts.confidential import ConfidentialHost, collect_confidential
 from casemate.facts.firmware import firmware_files
 from casemate.facts.kvm import cached_probe, refused_cpu_flags
 from casemate.facts.kvm_report import IrqchipMode
@@ -24,9 +25,9 @@ from casemate.facts.qemu import check_emulator, describe_emulator, find_qemu, mo
 from casemate.facts.root import Root
 from casemate.facts.tsc import tsc_khz
 from casemate.facts.vfio import read_function, unsafe_interrupts
-from casemate.plan.argv import PROGRAM
+from casemate.plan.argv import PROGRAM, PROGRAM_S390
 from casemate.plan.model import Emulator, Host, Mac
-from casemate.spec.model import AccelChoice, Spec
+from casemate.spec.model import AccelChoice, MachineType, Spec
 from casemate.sys.landlock import landlock_abi
 from casemate.sys.process import PR_SCHED_CORE, prctl
 
@@ -40,9 +41,12 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
     root = Root()
     check_capacity(spec, root)
     mac = detect_mac()
-    with emulator_domain(mac):
-        facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
-    check_emulator(facts, spec.machine.type.value)  # first: what an old one lacks is only a consequence
+    facts: EmulatorFacts | None = None
+    if spec.machine.type is not MachineType.S390:  # planned, never started
+        with emulator_domain(mac):
+            facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
+        if spec.confidential is None:  # for one everything that is missing is told together
+            check_emulator(facts, spec.machine.type.value)  # first: what an old one lacks is only a consequence
     host = Host(
         machine=os.uname().machine,
         **_kvm(spec, paths),  # type: ignore[arg-type]
@@ -51,14 +55,23 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
         core_sched=_has_core_sched(),
         lsms=_lsms(mac),
         cgroup=cgroups.find_base(root),
-        uefi=find_firmware(spec.boot, root),
+        uefi=find_firmware(spec.boot, root) if spec.has_flash else None,
         passt=next((path for path in ("/usr/bin/passt", "/usr/local/bin/passt") if os.access(path, os.X_OK)), None),
         rootless=os.geteuid() != 0,
         mac=mac,
         pci=tuple(read_function(root, item.address) for item in spec.passthrough),
         unsafe_interrupts=unsafe_interrupts(root) if spec.passthrough else None,
+        confidential=_confidential(spec, paths, root),
     )
+    if facts is None:
+        return host, Emulator(PROGRAM_S390, (), (), {}, {}, {})
     return host, _emulator(spec, facts, paths, root)
+
+
+def _confidential(spec: Spec, paths: Paths, root: Root) -> ConfidentialHost | None:
+    if spec.confidential is None:
+        return None
+    return collect_confidential(root, spec.confidential.kind.value, cached_probe(Path(paths.cache) / "kvm.json"))
 
 
 def _kvm(spec: Spec, paths: Paths) -> dict[str, object]:
@@ -146,6 +159,7 @@ def _emulator(spec: Spec, facts: EmulatorFacts, paths: Paths, root: Root) -> Emu
         else:
             files[placed.target] = placed.source
     boot = "kernel" if spec.boot.kernel is not None else "uefi" if spec.boot.has_uefi else spec.boot.firmware.value
+    boot = "measured" if spec.confidential is not None else boot
     if boot == "none":
         raise HostError("nothing to boot: neither a kernel nor a firmware")
     firmware = {

@@ -42,7 +42,14 @@ from casemate.engine.prove_collect import Collected, Progress
 from casemate.engine.prove_report import ProofReport, Unexpected, count
 from casemate.engine.prove_run import Run
 from casemate.engine.readback import DANGEROUS
-from casemate.engine.start import declare_origin, judge_declared, make_plan, waivers_of
+from casemate.engine.start import (
+    check_host,
+    declare_origin,
+    judge_declared,
+    launch_controls_of,
+    make_plan,
+    waivers_of,
+)
 from casemate.engine.vmfiles import Definition
 from casemate.errors import HostError, VmError
 from casemate.facts.fact import Known
@@ -109,6 +116,7 @@ def prove_spec(
         who, uid_lock, notes = _identity(paths, policy)
         locks.append(uid_lock)
         plan = make_plan(spec, paths, proof_id, spec.name or "proof", who, opened.sizes)
+        check_host(plan)
         declare_origin(plan, paths, policy)
         _judge_plan(plan, waivers, policy)
         _open_rest(plan, opened, own, proof_id)
@@ -219,7 +227,7 @@ def _lock(home: str) -> int:
 
 
 def _judge_plan(plan: LaunchPlan, waivers: tuple[AppliedWaiver, ...], policy: HostPolicy) -> None:
-    refused = refusals(judge_declared(plan, waivers, controls_under(policy)))
+    refused = refusals(judge_declared(plan, waivers, controls_under(policy, launch_controls_of(plan.spec))))
     if refused:
         raise refusal_error(refused)
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Never
 
 import msgspec
 
+from casemate.controls.catalogue.launch import confidential_controls, launch_controls
 from casemate.controls.judge import judge, refusal_error, refusals
 from casemate.controls.model import AppliedWaiver, Control, Finding
 from casemate.controls.policy import HostPolicy, controls_under, effective_waivers
@@ -107,6 +108,25 @@ def make_plan(
     return build_plan(spec, host, emulator, Request(vm_id, name, who, sizes, incoming=incoming))
 
 
+def launch_controls_of(spec: Spec) -> tuple[Control, ...]:
+    """The controls that this VM is judged by."""
+    return launch_controls() if spec.confidential is None else confidential_controls()
+
+
+def check_host(plan: LaunchPlan) -> None:
+    """Stop at what this host cannot do for a confidential guest.
+
+    Raises:
+        HostError: with everything that is missing.
+    """
+    if plan.missing and plan.spec.confidential is not None:
+        raise HostError(
+            f"this host cannot start a guest of kind {plan.spec.confidential.kind}:"
+            + "".join(f"\n  - {reason}" for reason in plan.missing),
+            next_step="casemate plan shows the whole launch all the same; run it on a host that has these",
+        )
+
+
 def declare_origin(plan: LaunchPlan, paths: Paths, policy: HostPolicy) -> tuple[Promise, ...]:
     """Add to the plan's facts where its disks come from; returns what their content must be."""
     stored = stored_images(plan.spec, paths)
@@ -148,8 +168,9 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
             opened.sizes,
             incoming=restore is not None,
         )
+        check_host(plan)
         opened.promises = declare_origin(plan, paths, policy) + firmware_promises(plan.files)
-        controls = controls_under(policy)
+        controls = controls_under(policy, launch_controls_of(definition.spec))
         declared = judge_declared(plan, waivers, controls)
         refused = refusals(declared)
         if refused:

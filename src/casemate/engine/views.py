@@ -51,6 +51,7 @@ def plan_view(plan: LaunchPlan, findings: Iterable[Finding]) -> dict[str, Any]:
         "helpers": msgspec.to_builtins(plan.helpers),
         "controls": [_declared(finding) for finding in findings],
         "warnings": list(plan.warnings),
+        "missing": list(plan.missing),
         "spec": msgspec.to_builtins(plan.spec),
     }
 

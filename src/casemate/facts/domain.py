@@ -217,6 +217,12 @@ def _settings(domain: Element) -> dict[str, str]:
     security = domain.child("launchSecurity")
     if security.words("policy"):
         found["cc-policy"] = security.words("policy")
+    if security.get("kernelHashes"):
+        found["cc-kernel-hashes"] = security.get("kernelHashes")
+    if loader.get("stateless") == "yes" or loader.get("type") == "rom":
+        found["stateless"] = "yes"
+    elif loader.get("type") == "pflash" or system.all("nvram"):
+        found["stateless"] = "no"
     return found
 
 

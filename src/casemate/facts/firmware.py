@@ -35,6 +35,8 @@ _NEEDED: Final[dict[tuple[str, str], tuple[tuple[str, bool], ...]]] = {
     ("q35", "bios"): (("bios-256k.bin", True), ("kvmvapic.bin", False)),
     # The code comes through pflash, by descriptor; only the option ROM of the APIC is opened by name.
     ("q35", "uefi"): (("kvmvapic.bin", False),),
+    # The code is a copy in the root; QEMU still wants the ROM that only SeaBIOS would run. Same with QEMU 11.1.
+    ("q35", "measured"): (("kvmvapic.bin", False), ("linuxboot_dma.bin", True)),
 }
 _PACKAGE: Final = {
     "bios-256k.bin": "apt install seabios (Debian, Ubuntu) or dnf install seabios-bin (Fedora)",
@@ -96,9 +98,8 @@ def firmware_files(data_dirs: tuple[str, ...], machine: str, boot: str, root: Ro
     return tuple(found)
 
 
-def uefi_firmwares(root: Root, machine: str = "q35", architecture: str = "x86_64") -> tuple[UefiFirmware, ...]:
-    """UEFI pairs that the host offers for a machine, in the descriptors' order; descriptors that we cannot read or
-    whose files are missing are passed over."""
+def descriptors(root: Root) -> tuple[str, ...]:
+    """Paths of the firmware descriptors, in their order; a name in a later directory replaces an earlier one."""
     described: dict[str, str] = {}
     for directory in _DESCRIPTOR_DIRS:
         try:
@@ -106,9 +107,23 @@ def uefi_firmwares(root: Root, machine: str = "q35", architecture: str = "x86_64
         except OSError:
             continue
         described.update({name: f"{directory}/{name}" for name in names if name.endswith(".json")})
+    return tuple(described[name] for name in sorted(described))
+
+
+def read_document(root: Root, path: str) -> dict[str, Any] | None:
+    """A descriptor as plain data, None when it cannot be read (an empty file hides another)."""
+    try:
+        return msgspec.json.decode(root.read_bytes(path, _DESCRIPTOR_BYTES), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def uefi_firmwares(root: Root, machine: str = "q35", architecture: str = "x86_64") -> tuple[UefiFirmware, ...]:
+    """UEFI pairs that the host offers for a machine, in the descriptors' order; descriptors that we cannot read or
+    whose files are missing are passed over."""
     found: list[UefiFirmware] = []
-    for name in sorted(described):
-        firmware = _read_descriptor(root, described[name], machine, architecture)
+    for path in descriptors(root):
+        firmware = _read_descriptor(root, path, machine, architecture)
         if firmware is not None:
             found.append(firmware)
     known = {item.code for item in found}
@@ -172,9 +187,11 @@ def _is_there(root: Root, path: str) -> bool:
 
 
 def _read_descriptor(root: Root, path: str, machine: str, architecture: str) -> UefiFirmware | None:
-    """A descriptor as a pair, None when it is for something else or not understood (an empty file hides another)."""
+    """A descriptor as a pair, None when it is for something else or not understood."""
+    document = read_document(root, path)
+    if document is None:
+        return None
     try:
-        document = msgspec.json.decode(root.read_bytes(path, _DESCRIPTOR_BYTES), type=dict[str, Any])
         mapping, features = document["mapping"], document.get("features", [])
         targets = [t for t in document["targets"] if t["architecture"] == architecture]
         fits = any(fnmatch.fnmatchcase(f"pc-{machine}-0", pattern) for t in targets for pattern in t["machines"])
@@ -192,7 +209,7 @@ def _read_descriptor(root: Root, path: str, machine: str, architecture: str) -> 
             described_by=path,
         )
         firmware = msgspec.convert(msgspec.to_builtins(firmware), UefiFirmware)
-    except (OSError, KeyError, TypeError, AttributeError, msgspec.MsgspecError):
+    except (KeyError, TypeError, AttributeError, msgspec.MsgspecError):
         return None
     paths = (firmware.code, firmware.variables)
     return firmware if all(p.startswith("/") and _is_there(root, p) for p in paths) else None

@@ -216,6 +216,7 @@ def decode_cpuid(entries: tuple[kvm.CpuidEntry, ...], extensions: tuple[Extensio
     none = kvm.CpuidEntry(0, 0, 0, 0, 0, 0, 0)
     basic, features = leaves.get(0, none), leaves.get(1, none)
     extended = leaves.get(0x8000_0001, none)
+    encryption = leaves.get(0x8000_001F, none)
     signature, paravirt = leaves.get(0x4000_0000, none), leaves.get(0x4000_0001, none)
     deadline_capability = any(item.name == "TSC_DEADLINE_TIMER" and item.value for item in extensions)
     return Cpuid(
@@ -230,6 +231,7 @@ def decode_cpuid(entries: tuple[kvm.CpuidEntry, ...], extensions: tuple[Extensio
         kvm_max_leaf=signature.eax,
         kvm_features=bit_names(paravirt.eax, PV_FEATURES),
         kvm_hints=bit_names(paravirt.edx, PV_HINTS),
+        c_bit=encryption.ebx & 0x3F if encryption.eax & 2 else None,  # EAX bit 1: SEV
     )
 
 

@@ -11,7 +11,7 @@ import enum
 
 import msgspec
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 EXPECTED_API_VERSION = 12
 
 USABLE_MIN_INSTRUCTIONS_PER_S = 100_000_000
@@ -112,7 +112,8 @@ class Cpuid(msgspec.Struct, frozen=True):
     """What KVM would show a guest, from KVM_GET_SUPPORTED_CPUID, and what the guest then really read.
 
     ``tsc_deadline`` is true when KVM can give the guest a TSC deadline timer (leaf 1 ECX bit 24 or
-    KVM_CAP_TSC_DEADLINE_TIMER, both only with the local APIC in the kernel).
+    KVM_CAP_TSC_DEADLINE_TIMER, both only with the local APIC in the kernel). ``c_bit``: place of the encryption bit of
+    SEV (leaf 8000001Fh, EBX 5:0), None without that leaf.
     """
 
     entries: int
@@ -128,6 +129,7 @@ class Cpuid(msgspec.Struct, frozen=True):
     kvm_hints: tuple[str, ...]
     guest_kvm_signature: str | None = None
     guest_kvm_features: tuple[str, ...] | None = None
+    c_bit: int | None = None
 
 
 class GuestRun(msgspec.Struct, frozen=True):

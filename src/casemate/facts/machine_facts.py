@@ -18,7 +18,7 @@ from casemate.facts.fact import Facts, Stage
 from casemate.facts.machine import Backend, Device, Disk, Machine
 from casemate.facts.machine_boards import irqchip_of
 from casemate.facts.machine_boot import boot_facts
-from casemate.facts.machine_confidential import may_debug
+from casemate.facts.machine_confidential import boots_measured, keeps_variables, may_debug, may_migrate
 from casemate.facts.machine_network import network_facts
 from casemate.facts.machine_risks import is_display, is_insecure, is_usb
 from casemate.facts.machine_sayer import Sayer
@@ -361,17 +361,28 @@ def _guest(sayer: Sayer, machine: Machine) -> None:
     channels = [d.properties.get("name", "") for d in machine.devices if d.type == "virtserialport"]
     sayer.say("guest.channels", tuple(sorted(filter(None, channels))), "virtio-serial ports")
     sayer.say("guest.agent", any(name.startswith("org.qemu.guest_agent") for name in channels), "virtio-serial ports")
-    sayer.say("cc.type", machine.launch_security or "none", "launch security")
-    if machine.launch_security:
-        debug = may_debug(machine)
-        if debug is None:
-            sayer.miss(
-                "cc.debug", f"the launch policy of {machine.launch_security} is not stated, or is none known here"
-            )
-        else:
-            sayer.say("cc.debug", debug, "launch policy")
+    _confidential(sayer, machine)
     boot_facts(sayer, machine)
     sayer.say("vm.tpm", any(d.type.startswith(("tpm-", "spapr-tpm")) for d in machine.devices), "devices")
+
+
+def _confidential(sayer: Sayer, machine: Machine) -> None:
+    kind = machine.launch_security
+    sayer.say("cc.type", kind or "none", "launch security")
+    if not kind:
+        return
+    for name, value in (
+        ("cc.debug", may_debug(machine)),
+        ("cc.migration-agent", may_migrate(machine)),
+        ("cc.kernel", boots_measured(machine)),
+        ("cc.firmware-variables", keeps_variables(machine)),
+    ):
+        if value is None:
+            sayer.miss(name, f"the launch of {kind} does not say, or there is no such thing")
+        else:
+            sayer.say(
+                name, value, "launch policy" if name in ("cc.debug", "cc.migration-agent") else "firmware, kernel"
+            )
 
 
 def _entropy(machine: Machine) -> str:

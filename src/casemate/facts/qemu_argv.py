@@ -133,7 +133,7 @@ def _finish(draft: Draft, emulator: str, source: str) -> Machine:
         # The card that comes by itself is plugged into slirp.
         draft.backend("netdev", "user", {"id": draft.name("net")}, ORIGIN)
     monitors = finish_monitors(draft, defaults=defaults)
-    security = next((d for kind, d, _, _ in draft.backends if kind == "object" and d in _LAUNCH_SECURITY), "")
+    security = _launch_security(draft)
     return Machine(
         source=source,
         name=_name(draft),
@@ -165,6 +165,15 @@ def _finish(draft: Draft, emulator: str, source: str) -> Machine:
         settings=_settings(draft),
         secrets=tuple(dict.fromkeys(draft.secrets)),
     )
+
+
+def _launch_security(draft: Draft) -> str:
+    """The object that the machine is linked with; one beside it that nothing names encrypts nothing."""
+    named = draft.machine.get("confidential-guest-support") or draft.machine.get("memory-encryption", "")
+    objects = [
+        (kind, words) for what, kind, words, _ in draft.backends if what == "object" and kind in _LAUNCH_SECURITY
+    ]
+    return next((kind for kind, words in objects if named and words.get("id") == named), "")
 
 
 def _architecture(emulator: str) -> str:

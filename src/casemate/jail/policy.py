@@ -62,7 +62,7 @@ class CopyFile(msgspec.Struct, frozen=True, tag="copy"):
 
 
 class Device(msgspec.Struct, frozen=True, tag="device"):
-    """A character device: ``null``, ``urandom``, ``zero`` or ``kvm``."""
+    """A character device: ``null``, ``urandom``, ``zero``, ``kvm`` or ``sev``."""
 
     name: str
 

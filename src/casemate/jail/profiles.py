@@ -11,10 +11,21 @@ from types import MappingProxyType
 from typing import Final
 
 from casemate.jail.rules import Profile, Rule
-from casemate.jail.rulesets import passt, qemu_base, qemu_devices, qemu_img, qemu_kvm, qemu_tcg, reader, supervisor
+from casemate.jail.rulesets import (
+    passt,
+    qemu_base,
+    qemu_confidential,
+    qemu_devices,
+    qemu_img,
+    qemu_kvm,
+    qemu_tcg,
+    reader,
+    supervisor,
+)
 
 ACCELERATORS: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType({"tcg": qemu_tcg.RULES, "kvm": qemu_kvm.RULES})
 DEVICES: Final[tuple[str, ...]] = tuple(qemu_devices.PARTS)
+CONFIDENTIAL: Final[tuple[str, ...]] = tuple(qemu_confidential.PARTS)
 
 
 def qemu_profile(accel: str, devices: frozenset[str]) -> Profile:
@@ -22,19 +33,21 @@ def qemu_profile(accel: str, devices: frozenset[str]) -> Profile:
 
     Args:
         accel: ``tcg`` or ``kvm``.
-        devices: device parts, out of `DEVICES` (blk, rng, console, net, tpm, vfio, save, smm).
+        devices: device parts, out of `DEVICES` (blk, rng, console, net, tpm, vfio, save, smm) and `CONFIDENTIAL`.
 
     Raises:
         RuntimeError: an accelerator or a part that does not exist: our bug, the plan asked for it.
     """
     if accel not in ACCELERATORS:
         raise RuntimeError(f"no rule set for accelerator {accel!r}; there are {', '.join(ACCELERATORS)}")
-    unknown = devices.difference(DEVICES)
+    unknown = devices.difference(DEVICES, CONFIDENTIAL)
     if unknown:
-        raise RuntimeError(f"no rule set for device part {', '.join(sorted(unknown))}; there are {', '.join(DEVICES)}")
+        known = ", ".join((*DEVICES, *CONFIDENTIAL))
+        raise RuntimeError(f"no rule set for device part {', '.join(sorted(unknown))}; there are {known}")
     named = [("qemu_base", qemu_base.RULES), (f"qemu_{accel}", ACCELERATORS[accel])]
-    ordered = [name for name in DEVICES if name in devices]
-    named += [(f"qemu_devices.{name}", qemu_devices.PARTS[name]) for name in ordered]
+    ordered = [name for name in (*DEVICES, *CONFIDENTIAL) if name in devices]
+    named += [(f"qemu_devices.{name}", qemu_devices.PARTS[name]) for name in ordered if name in DEVICES]
+    named += [(f"qemu_confidential.{n}", qemu_confidential.PARTS[n]) for n in ordered if n in CONFIDENTIAL]
     return Profile(
         name="+".join((f"qemu-{accel}", *ordered)),
         rules=tuple(rule for _, rules in named for rule in rules),

@@ -14,6 +14,21 @@ from casemate.jail.policy import BindFile, CopyFile, Device, Directory, Identity
 from casemate.sys import mount
 
 DEVICE_NUMBERS = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9), "kvm": (10, 232)}
+MISC_MAJOR = 10
+
+
+def device_numbers(name: str) -> tuple[int, int]:
+    """Major and minor. The kernel gives /dev/sev a minor when it finds one (MISC_DYNAMIC_MINOR), so that one is asked.
+
+    Raises:
+        OSError: there is none, or it is no misc device.
+    """
+    if name != "sev":
+        return DEVICE_NUMBERS[name]
+    status = os.stat("/dev/sev")
+    if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) != MISC_MAJOR:
+        raise OSError(errno.ENODEV, "not the device of AMD's security processor", "/dev/sev")
+    return MISC_MAJOR, os.minor(status.st_rdev)
 
 
 SELINUX_TYPE = "casemate_root_t"
@@ -120,8 +135,8 @@ class NewRoot(msgspec.Struct, frozen=True):
             os.close(out)
 
     def _device(self, name: str, target: str) -> None:
-        major, minor = DEVICE_NUMBERS[name]
-        mode = 0o600 if name == "kvm" else 0o666
+        major, minor = device_numbers(name)
+        mode = 0o600 if name in {"kvm", "sev"} else 0o666
         if self.wall.identity.mode is IdentityMode.ROOT:
             os.mknod(target, stat.S_IFCHR | mode, os.makedev(major, minor))
             os.chown(target, self.wall.identity.uid, self.wall.identity.gid)

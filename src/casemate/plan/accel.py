@@ -6,6 +6,7 @@ import msgspec
 
 from casemate.errors import HostError, InputError
 from casemate.plan.model import Host
+from casemate.spec.confidential import Confidential, Kind
 from casemate.spec.model import AccelChoice, Irqchip, MachineType, Spec
 
 # QEMU derives the number of extended CPUID leaves from the features: without svm, leaf 0x80000008 (address sizes) would
@@ -16,7 +17,7 @@ _TCG_CPU = "max,-svm,xlevel=0x80000008"
 class Board(msgspec.Struct, frozen=True):
     """The decided board. ``irqchip`` is ``none`` under TCG, where the emulator has every controller.
 
-    ``cmdline`` is added to the guest kernel's command line.
+    ``cmdline`` is added to the guest kernel's command line. ``c_bit``: the encryption bit of this host's SEV.
     """
 
     accel: str
@@ -28,6 +29,7 @@ class Board(msgspec.Struct, frozen=True):
     rtc: bool
     timers_why: str
     cmdline: str = ""
+    c_bit: int | None = None
 
 
 def choose_board(spec: Spec, host: Host) -> Board:
@@ -38,6 +40,8 @@ def choose_board(spec: Spec, host: Host) -> Board:
         InputError: ``irqchip = "off"`` where it does not start.
     """
     wanted = spec.machine.accel
+    if spec.confidential is not None:
+        return _confidential(spec.confidential, host)
     if wanted is AccelChoice.KVM and host.kvm_verdict != "usable":
         # KVM that answers but emulates still runs small guests: on demand it is tried, with a word.
         if host.kvm_verdict != "emulated":
@@ -79,6 +83,30 @@ def _kvm(spec: Spec, host: Host, why: str) -> Board:
         pic=not without_timers,
         rtc=spec.machine.type is MachineType.Q35,
         timers_why=reason,
+    )
+
+
+def _confidential(wanted: Confidential, host: Host) -> Board:
+    """Always KVM; whether the host has one that can do it is asked apart (``plan/confidential.py``).
+
+    SEV-SNP: a named model, because its signature is measured; QEMU hides the TSC deadline timer from such a guest. TDX:
+    QEMU takes no named model and no PIC, and the module tells the guest the frequency of its TSC.
+    """
+    snp = wanted.kind is Kind.SEV_SNP
+    return Board(
+        accel="kvm",
+        accel_why=f'kind = "{wanted.kind}": only the processor encrypts',
+        cpu="host" if wanted.kind is Kind.SE else f"{wanted.cpu if snp else 'host'},-vmx,-svm",
+        irqchip="split",
+        pit=snp,
+        pic=snp,
+        rtc=True,
+        timers_why=(
+            "QEMU hides tsc-deadline from a SEV-SNP guest: the PIT stays, in the emulator"
+            if snp
+            else "the guest is told the frequency of its TSC: no PIT, no PIC"
+        ),
+        c_bit=host.confidential.c_bit if host.confidential is not None else None,
     )
 
 

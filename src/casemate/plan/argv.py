@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from casemate.jail.policy import Descriptor
 from casemate.plan.accel import Board
+from casemate.plan.confidential import OBJECT, confidential_arguments
+from casemate.plan.options import OptionValue
 from casemate.plan.options import write_option as option
 from casemate.plan.passthrough import passthrough_options
 from casemate.plan.provisioning import SEED, SEED_CMDLINE, channel_arguments, disk_key, wants_seed
 from casemate.spec.model import ConsoleDevice, DiskMode, MachineType, NetworkMode, Spec
 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
+PROGRAM_S390 = "/usr/bin/qemu-system-s390x"
+BUSES = {MachineType.MICROVM: "device", MachineType.Q35: "pci", MachineType.S390: "ccw"}
+"""How virtio devices are attached: the last word of their names."""
 KERNEL = "/boot/kernel"
 INITRD = "/boot/initrd"
 CLONE_PORT = "org.casemate.clone.0"
@@ -46,7 +51,13 @@ class Numbering:
 
 
 def build_argv(
-    spec: Spec, board: Board, vm_id: str, numbering: Numbering, *, channel: bool = False, incoming: bool = False
+    spec: Spec,
+    board: Board,
+    vm_id: str,
+    numbering: Numbering,
+    *,
+    channel: bool = False,
+    incoming: bool = False,
 ) -> tuple[str, ...]:
     """The whole argument vector; ``numbering`` collects the descriptors that it needs.
 
@@ -54,8 +65,8 @@ def build_argv(
         channel: the cell's port.
         incoming: the VM goes on from a saved state, which it reads from a descriptor of its own.
     """
-    microvm = spec.machine.type is MachineType.MICROVM
-    argv = [PROGRAM, "-nodefaults", "-no-user-config", "-S"]
+    bus = BUSES[spec.machine.type]
+    argv = [program_of(spec), "-nodefaults", "-no-user-config", "-S"]
     argv += ["-name", option("", guest=f"casemate-{vm_id}"), "-msg", "timestamp=on"]
     argv += ["-sandbox", SANDBOX, "-display", "none"]
     qmp = numbering.inherit("qmp", "socket")
@@ -63,27 +74,33 @@ def build_argv(
     argv += ["-machine", _machine(spec, board), "-cpu", board.cpu]
     argv += ["-smp", option("", cpus=spec.machine.vcpus, sockets=1, cores=spec.machine.vcpus, threads=1)]
     argv += ["-m", option("", size=f"{spec.machine.memory_mib}M")]
+    argv += confidential_arguments(spec, board.c_bit)
     argv += ["-accel", "kvm" if board.accel == "kvm" else _tcg(spec)]
     argv += ["-rtc", "base=utc"]
-    if not microvm:
+    if spec.machine.type is MachineType.Q35:
         argv += ["-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1"]
         argv += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
     argv += _boot(spec, board, numbering)
-    argv += _console(spec, numbering, microvm)
-    argv += _entropy(numbering, microvm)
+    argv += _console(spec, numbering, bus)
+    argv += _entropy(numbering, bus)
     for index in range(len(spec.disks)):
-        argv += _disk(spec, index, numbering, microvm)
+        argv += _disk(spec, index, numbering, bus)
     if spec.provision.cloud_init is not None or spec.secrets or spec.provision.ignition is not None:
-        argv += _provision(spec, numbering, microvm)
-    argv += _network(spec, numbering, microvm)
+        argv += _provision(spec, numbering, bus)
+    argv += _network(spec, numbering, bus)
     argv += _passthrough(spec, numbering)
     if channel:
-        argv += _channel(numbering, microvm)
+        argv += _channel(numbering, bus)
     if spec.machine.saveable:
-        argv += _saveable(numbering, microvm)
+        argv += _saveable(numbering, bus)
     if incoming:
         argv += ["-incoming", f"fd:{numbering.inherit('state', 'ro')}"]
     return tuple(argv)
+
+
+def program_of(spec: Spec) -> str:
+    """The emulator, inside the new root."""
+    return PROGRAM_S390 if spec.machine.type is MachineType.S390 else PROGRAM
 
 
 def _tcg(spec: Spec) -> str:
@@ -94,9 +111,11 @@ def _tcg(spec: Spec) -> str:
 
 
 def _machine(spec: Spec, board: Board) -> str:
-    common = {"mem_merge": False, "dump_guest_core": False, "usb": False, "graphics": False}
+    if spec.machine.type is MachineType.S390:
+        return option("s390-ccw-virtio", mem_merge=False, dump_guest_core=False, confidential_guest_support=OBJECT)
+    common: dict[str, OptionValue] = {"mem_merge": False, "dump_guest_core": False, "usb": False, "graphics": False}
     if board.accel == "kvm":
-        common["kernel_irqchip"] = board.irqchip  # type: ignore[assignment]
+        common["kernel_irqchip"] = board.irqchip
     if spec.machine.type is MachineType.MICROVM:
         return option(
             "microvm",
@@ -109,7 +128,11 @@ def _machine(spec: Spec, board: Board) -> str:
             pcie=False,
             auto_kernel_cmdline=False,
         )
-    flash = {"pflash0": "firmware-code", "pflash1": "firmware-vars"} if spec.boot.has_uefi else {}
+    extra: dict[str, OptionValue] = {}
+    if spec.confidential is not None:
+        extra = {"pic": board.pic, "confidential_guest_support": OBJECT}
+    elif spec.has_flash:
+        extra = {"pflash0": "firmware-code", "pflash1": "firmware-vars"}
     return option(
         "q35",
         **common,
@@ -120,7 +143,7 @@ def _machine(spec: Spec, board: Board) -> str:
         smbus=False,
         sata=False,
         smm=spec.boot.is_secure,
-        **flash,
+        **extra,
     )
 
 
@@ -139,7 +162,7 @@ def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
     if spec.boot.is_secure:
         # Only code in system management mode may write to the flash: the firmware's own, never the guest's kernel.
         argv += ["-global", option("", driver="cfi.pflash01", property="secure", value=True)]
-    if spec.boot.has_uefi:
+    if spec.has_flash:
         for role, access in (("firmware-code", "ro"), ("firmware-vars", "rw")):
             argv += _file_node(f"{role}-file", role, access, numbering)
             argv += ["-blockdev", option("raw", node_name=role, file=f"{role}-file", read_only=access == "ro")]
@@ -153,19 +176,20 @@ def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
     return argv
 
 
-def _console(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
+def _console(spec: Spec, numbering: Numbering, bus: str) -> list[str]:
     argv = ["-chardev", option("socket", id="console", fd=numbering.inherit("console", "socket"))]
     if spec.console.device is ConsoleDevice.SERIAL:
+        if spec.machine.type is MachineType.S390:  # no UART there: the service processor's console
+            return [*argv, "-device", "sclpconsole,chardev=console"]
         return [*argv, "-serial", "chardev:console"]
-    bus = "virtio-serial-device" if microvm else "virtio-serial-pci"
-    return [*argv, "-device", option(bus, id="console-bus", max_ports=1), "-device", "virtconsole,chardev=console"]
+    port = ["-device", "virtconsole,chardev=console"]
+    return [*argv, "-device", option(f"virtio-serial-{bus}", id="console-bus", max_ports=1), *port]
 
 
-def _entropy(numbering: Numbering, microvm: bool) -> list[str]:
+def _entropy(numbering: Numbering, bus: str) -> list[str]:
     argv, path = numbering.fdset("entropy", "ro")
-    model = "virtio-rng-device" if microvm else "virtio-rng-pci"
     argv += ["-object", option("rng-random", id="entropy", filename=path)]
-    return [*argv, "-device", option(model, rng="entropy", max_bytes=65536, period=1000)]
+    return [*argv, "-device", option(f"virtio-rng-{bus}", rng="entropy", max_bytes=65536, period=1000)]
 
 
 def _file_node(node: str, role: str, access: str, numbering: Numbering) -> list[str]:
@@ -178,7 +202,7 @@ def _file_node(node: str, role: str, access: str, numbering: Numbering) -> list[
     return [*argv, "-blockdev", node_option]
 
 
-def _disk(spec: Spec, index: int, numbering: Numbering, microvm: bool) -> list[str]:
+def _disk(spec: Spec, index: int, numbering: Numbering, bus: str) -> list[str]:
     disk, node = spec.disks[index], f"disk{index}"
     writable = disk.mode is DiskMode.PERSISTENT
     role = f"disk{index}"
@@ -196,50 +220,45 @@ def _disk(spec: Spec, index: int, numbering: Numbering, microvm: bool) -> list[s
         driver = "luks" if disk.key is not None else disk.format
         node_option = option(driver, node_name=node, file=f"{node}-file", read_only=not writable, **extra)
         argv += ["-blockdev", node_option]
-    model = "virtio-blk-device" if microvm else "virtio-blk-pci"
-    boot = {} if spec.boot.kernel is not None or microvm else {"bootindex": index}
-    return [*argv, "-device", option(model, id=f"blk{index}", drive=node, serial=f"disk{index}", **boot)]
+    boot = {} if spec.boot.kernel is not None else {"bootindex": index}
+    return [*argv, "-device", option(f"virtio-blk-{bus}", id=f"blk{index}", drive=node, serial=f"disk{index}", **boot)]
 
 
-def _provision(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
+def _provision(spec: Spec, numbering: Numbering, bus: str) -> list[str]:
     argv = channel_arguments(spec)
     if wants_seed(spec):
         argv += _file_node("seed-file", SEED, "ro", numbering)
         argv += ["-blockdev", option("raw", node_name=SEED, file="seed-file", read_only=True)]
-        model = "virtio-blk-device" if microvm else "virtio-blk-pci"
-        argv += ["-device", option(model, id=SEED, drive=SEED, serial="cidata")]
+        argv += ["-device", option(f"virtio-blk-{bus}", id=SEED, drive=SEED, serial="cidata")]
     return argv
 
 
-def _network(spec: Spec, numbering: Numbering, microvm: bool) -> list[str]:
+def _network(spec: Spec, numbering: Numbering, bus: str) -> list[str]:
     if spec.network.mode is NetworkMode.NONE:
         return []
     number = numbering.inherit("net", "socket")
     argv = ["-netdev", option("stream", id="net0", server=False, addr__type="fd", addr__str=number)]
     mac = "52:54:00:12:34:56"  # alone on its link: no other guest ever sees it
-    if microvm:
-        return [*argv, "-device", option("virtio-net-device", netdev="net0", mac=mac)]
-    return [*argv, "-device", option("virtio-net-pci", netdev="net0", mac=mac, romfile="")]
+    extra = {"romfile": ""} if bus == "pci" else {}
+    return [*argv, "-device", option(f"virtio-net-{bus}", netdev="net0", mac=mac, **extra)]
 
 
-def _channel(numbering: Numbering, microvm: bool) -> list[str]:
+def _channel(numbering: Numbering, bus: str) -> list[str]:
     """The cell's only way out: one port, and the end of the guest is the end of the emulator."""
-    bus = "virtio-serial-device" if microvm else "virtio-serial-pci"
     argv = ["-no-reboot", "-chardev", option("socket", id="channel", fd=numbering.inherit("channel", "socket"))]
-    argv += ["-device", option(bus, id="channel-bus", max_ports=2)]
+    argv += ["-device", option(f"virtio-serial-{bus}", id="channel-bus", max_ports=2)]
     return [*argv, "-device", option("virtserialport", chardev="channel", nr=1)]  # 0 is for consoles only
 
 
-def _saveable(numbering: Numbering, microvm: bool) -> list[str]:
+def _saveable(numbering: Numbering, bus: str) -> list[str]:
     """A port over which the host tells the guest that it is about to be saved, and that it is a clone.
 
     microvm's ACPI tables do not describe a vmgenid device (QEMU 7.2 to 10, hw/i386/acpi-microvm.c): only q35 gets one.
     """
     argv = ["-chardev", option("socket", id="clone", fd=numbering.inherit("clone", "socket"))]
-    bus = "virtio-serial-device" if microvm else "virtio-serial-pci"
-    argv += ["-device", option(bus, id="clone-bus", max_ports=2)]
+    argv += ["-device", option(f"virtio-serial-{bus}", id="clone-bus", max_ports=2)]
     argv += ["-device", option("virtserialport", bus="clone-bus.0", nr=1, chardev="clone", name=CLONE_PORT)]
-    return argv if microvm else [*argv, "-device", option("vmgenid", guid="auto", id="vmgenid0")]
+    return argv if bus == "device" else [*argv, "-device", option("vmgenid", guid="auto", id="vmgenid0")]
 
 
 def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
@@ -254,12 +273,16 @@ def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
 def devices_of(spec: Spec, accel: str) -> frozenset[str]:
     """The device parts of the seccomp profile that this VM needs."""
     parts = {"rng", "console"}
-    if spec.disks or spec.boot.has_uefi or wants_seed(spec):
+    if spec.disks or spec.has_flash or wants_seed(spec):
         parts.add("blk")
     if spec.network.mode is not NetworkMode.NONE:
         parts.add("net")
     if spec.passthrough:
         parts.add("vfio")
+    if spec.confidential is not None:
+        parts.add(spec.confidential.kind.value)
+        if spec.confidential.quote_socket is not None:
+            parts.add("quotes")
     if spec.machine.saveable:
         parts.add("save")
     if spec.boot.is_secure and accel == "kvm":  # TCG enters system management mode without a system call

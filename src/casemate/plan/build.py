@@ -13,6 +13,7 @@ from casemate.jail.policy import Identity
 from casemate.jail.profiles import qemu_profile
 from casemate.plan.accel import Board, choose_board
 from casemate.plan.argv import Numbering, build_argv, devices_of
+from casemate.plan.confidential import FIRMWARE_MAX_BYTES, firmware_path, missing
 from casemate.plan.declare import declare
 from casemate.plan.label import process_label
 from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
@@ -47,12 +48,13 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
         HostError: QEMU too old or without the machine type, firmware or passt missing, KVM demanded but absent.
         InputError: a combination that cannot start here.
     """
-    _check_emulator(spec, emulator)
+    if spec.confidential is None:  # for one everything that is not there is told together
+        _check_emulator(spec, emulator)
     check_passthrough(spec, host, emulator)
     board = choose_board(spec, host)  # 1
-    if spec.boot.has_uefi and (host.uefi is None or host.uefi.secure_boot is not spec.boot.is_secure):
+    if spec.has_flash and (host.uefi is None or host.uefi.secure_boot is not spec.boot.is_secure):
         raise HostError("UEFI firmware is missing", expected="OVMF", next_step="apt-get install ovmf")
-    files = open_files(spec, request.sizes, host.uefi) + passthrough_files(spec, host)  # 2
+    files = open_files(spec, request.sizes, host.uefi, firmware_path(spec, host)) + passthrough_files(spec, host)  # 2
     numbering = Numbering()
     argv = build_argv(spec, board, request.vm_id, numbering, channel=request.channel, incoming=request.incoming)  # 3
     profile = qemu_profile(board.accel, devices_of(spec, board.accel))  # 4
@@ -60,6 +62,7 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
     if needs_group_kvm(board, identity):
         identity = msgspec.structs.replace(identity, keep_groups=True)
     boot_bytes = request.sizes.get("kernel", 0) + request.sizes.get("initrd", 0)
+    boot_bytes += FIRMWARE_MAX_BYTES if spec.confidential is not None else 0
     wall = build_wall(  # 5
         spec,
         board,
@@ -93,6 +96,7 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
         declared=declare(spec, board, host, wall, profile, files, request.vm_id),  # 7
         warnings=_warnings(spec, board, host),  # 8
         run_as=identity,
+        missing=missing(spec, host, emulator),
     )
 
 

@@ -12,7 +12,8 @@ from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
 from casemate.jail.policy import NAMESPACES, Layer, Wall
 from casemate.jail.rules import Phase, Profile
 from casemate.plan.accel import Board
-from casemate.plan.argv import PROGRAM, SANDBOX
+from casemate.plan.argv import SANDBOX, program_of
+from casemate.plan.confidential import promise
 from casemate.plan.label import observed_form
 from casemate.plan.model import Host, OpenFile
 from casemate.plan.provisioning import channel_facts, is_provisioned
@@ -31,14 +32,15 @@ def declare(
     def say(name: str, value: Value, source: str) -> None:
         facts[name] = Known(value, source, Stage.DECLARED)
 
-    _process(say, wall, profile)
+    _process(say, spec, wall, profile)
     planned = tuple(sorted(a.split(",")[0] for flag, a in pairwise(wall.argv) if flag == "-device"))
     _devices(say, spec, board, planned)
     say("img.formats", tuple(sorted({file.image_format for file in files if file.image_format})), "specification")
     say("img.shared-writable", (), "lock on every image")
     say("img.backing", (), "header readers refuse every external reference")
     promised = tuple(f"disk{index}" for index, disk in enumerate(spec.disks) if disk.sha256 is not None)
-    booted = tuple(file.role for file in files if file.role in {"kernel", "initrd", "firmware-code"})
+    roles = {"kernel", "initrd", "firmware", "firmware-code"}
+    booted = tuple(file.role for file in files if file.role in roles)
     say("img.digest-checked", (*booted, *promised), "plan")
     say("console.bounded", True, f"console.log_max_kib = {spec.console.log_max_kib}")
     say("qmp.transport", "inherited-descriptor", "argv: -chardev socket,fd=")
@@ -47,6 +49,7 @@ def declare(
         say("prov.in-arguments", False, "argv: files and descriptors only, never string=")
     say("vm.passthrough", tuple(item.address for item in spec.passthrough), "specification")
     _network(say, spec)
+    _confidential(say, spec)
     say("run.rootless", host.rootless, "uid of the caller")
     say("host.lsm", host.lsms, "/sys/kernel/security/lsm")
     say("host.core-sched", host.core_sched, "prctl PR_SCHED_CORE")
@@ -67,7 +70,7 @@ def declare(
     return facts
 
 
-def _process(say: object, wall: Wall, profile: Profile) -> None:
+def _process(say: object, spec: Spec, wall: Wall, profile: Profile) -> None:
     assert callable(say)
     say("proc.uid", wall.identity.uid, "plan: identity")
     say("proc.gid", wall.identity.gid, "plan: identity")
@@ -75,7 +78,7 @@ def _process(say: object, wall: Wall, profile: Profile) -> None:
     say("proc.groups", tuple(str(group) for group in who.groups if group != who.kvm_group), "plan: identity")
     say("proc.kvm-group", tuple(str(group) for group in who.groups if group == who.kvm_group), "plan: identity")
     say("run.uid-unique", True, "lock on the uid")
-    say("proc.exe", PROGRAM, "plan: root")
+    say("proc.exe", program_of(spec), "plan: root")
     say("proc.seccomp-foreign-arch", "kill", "compiler: bad architecture is killed")
     say("vhost.descriptors", (), "plan: descriptors")
     say("proc.caps", (), "plan: capabilities")
@@ -119,11 +122,33 @@ def _devices(say: object, spec: Spec, board: Board, planned: tuple[str, ...]) ->
     say("emu.sandbox", SANDBOX, "argv: -sandbox")
     say("kvm.irqchip", board.irqchip, "argv: kernel-irqchip")
     say("kvm.pit", board.pit, "argv: pit")
-    say("kvm.pic", board.pic or spec.machine.type is MachineType.Q35, "argv: pic")
+    say("kvm.pic", _has_pic(spec, board), "argv: pic")
     say("cpu.nested-flags", (), "argv: -cpu with vmx and svm off")
     say("mem.merge", False, "argv: mem-merge=off")
     say("mem.dump", False, "argv: dump-guest-core=off")
     say("ent.virtio-rng", "/dev/urandom", "argv: rng-random on an inherited descriptor")
+
+
+def _has_pic(spec: Spec, board: Board) -> bool:
+    """A q35 has one unless it is told otherwise, as only a confidential one is."""
+    return board.pic or (spec.machine.type is MachineType.Q35 and spec.confidential is None)
+
+
+def _confidential(say: object, spec: Spec) -> None:
+    """What is measured, and what the launch policy lets the host do."""
+    assert callable(say)
+    promised = promise(spec)
+    if promised is None:
+        return
+    say("cc.type", promised.type, "argv: confidential-guest-support")
+    for name, value in (
+        ("cc.debug", promised.debug),
+        ("cc.migration-agent", promised.migration_agent),
+        ("cc.kernel", promised.kernel),
+        ("cc.firmware-variables", promised.variables),
+    ):
+        if value is not None:
+            say(name, value, "argv: -object")
 
 
 def _network(say: object, spec: Spec) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from casemate.facts.confidential import ConfidentialHost
 from casemate.facts.fact import Facts
 from casemate.facts.vfio import PciFunction
 from casemate.jail.policy import CgroupPlan, Descriptor, Identity, Wall
@@ -80,7 +81,8 @@ class Host(msgspec.Struct, frozen=True):
     """What the plan needs to know of the machine. ``tsc_khz`` 0: unknown.
 
     ``kvm_refused_flags``: irqchip mode -> CPU flags that QEMU must leave out because KVM refuses their MSRs.
-    ``kvm_device``: owner, group and mode of /dev/kvm, empty where it is not used.
+    ``kvm_device``: owner, group and mode of /dev/kvm, empty where it is not used. ``confidential``: what is
+    there for the kind that the specification asks for, None when it asks for none.
     """
 
     machine: str
@@ -101,6 +103,7 @@ class Host(msgspec.Struct, frozen=True):
     mac: Mac | None = None
     pci: tuple[PciFunction, ...] = ()
     unsafe_interrupts: bool | None = None
+    confidential: ConfidentialHost | None = None
 
 
 class OpenFile(msgspec.Struct, frozen=True):
@@ -148,7 +151,7 @@ class HelperPlan(msgspec.Struct, frozen=True):
 
 
 class LaunchPlan(msgspec.Struct, frozen=True):
-    """Everything about one launch, before anything is opened or started."""
+    """Everything about one launch, before anything is opened or started. ``missing``: why this host cannot do it."""
 
     vm_id: str
     name: str
@@ -163,6 +166,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     declared: Facts
     warnings: tuple[str, ...]
     run_as: Identity
+    missing: tuple[str, ...] = ()
 
     @property
     def cgroup(self) -> CgroupPlan:

@@ -6,6 +6,8 @@ A value that could end the option or hide a second one is an option injection.
 
 from __future__ import annotations
 
+import msgspec
+
 OptionValue = str | int | bool
 
 _WITH_UNDERSCORE = frozenset({"max_ports"})
@@ -31,7 +33,25 @@ def write_option(head: str, **values: OptionValue) -> str:
     return ",".join(parts)
 
 
+def write_object(kind: str, name: str, **values: OptionValue | dict[str, str]) -> str:
+    """Write ``-object`` as JSON, which QEMU (6.0) takes beside the old form; underscores in keys become dashes.
+
+    Raises:
+        ValueError: a value with a NUL, a newline or another control character.
+    """
+    found: dict[str, OptionValue | dict[str, str]] = {"qom-type": kind, "id": name}
+    for key, value in values.items():
+        for text in value.values() if isinstance(value, dict) else (value,):
+            _check(str(text))
+        found[key.replace("_", "-")] = value
+    return msgspec.json.encode(found).decode()
+
+
 def _escape(text: str) -> str:
+    _check(text)
+    return text.replace(",", ",,")
+
+
+def _check(text: str) -> None:
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
         raise ValueError(f"control character in an option value: {text!r}")
-    return text.replace(",", ",,")

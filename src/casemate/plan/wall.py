@@ -18,8 +18,10 @@ from casemate.jail.policy import (
 )
 from casemate.plan.accel import Board
 from casemate.plan.argv import INITRD, KERNEL
+from casemate.plan.confidential import FIRMWARE, FIRMWARE_MAX_BYTES, QUOTE_SOCKET
 from casemate.plan.model import CgroupBase, Emulator, FirmwarePair, Host, OpenFile
 from casemate.plan.provisioning import SEED, pipes, wants_seed
+from casemate.spec.confidential import Kind
 from casemate.spec.model import DiskMode, MachineType, Spec
 
 _MIB = 1024 * 1024
@@ -29,6 +31,10 @@ INITRD_MAX_BYTES = 1024 * _MIB
 
 def firmware_names(spec: Spec) -> tuple[str, ...]:
     """Firmware files that QEMU opens by name for this board (found by tracing QEMU 7.2 in an empty root)."""
+    if spec.machine.type is MachineType.S390:
+        return ("s390-ccw.img",)
+    if spec.confidential is not None:
+        return ("kvmvapic.bin", "linuxboot_dma.bin") if spec.boot.kernel is not None else ("kvmvapic.bin",)
     if spec.machine.type is MachineType.MICROVM:
         return ("bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin")
     if spec.boot.has_uefi:
@@ -59,7 +65,7 @@ def build_root(spec: Spec, board: Board, emulator: Emulator) -> tuple[RootEntry,
             files[target] = source
     for name in firmware_names(spec):
         if name not in emulator.firmware:
-            if name in OPTIONAL_FIRMWARE:
+            if name in OPTIONAL_FIRMWARE or spec.machine.type is MachineType.S390:
                 continue
             raise HostError(f"firmware file {name} is missing", next_step="apt-get install qemu-system-data seabios")
         target, source = emulator.firmware[name]
@@ -69,11 +75,25 @@ def build_root(spec: Spec, board: Board, emulator: Emulator) -> tuple[RootEntry,
         entries.append(CopyFile("kernel", KERNEL, KERNEL_MAX_BYTES))
     if spec.boot.initrd is not None:
         entries.append(CopyFile("initrd", INITRD, INITRD_MAX_BYTES))
+    entries += _confidential_entries(spec)
     entries += pipes(spec)
     entries += [Device("null"), Device("urandom")]
     if board.accel == "kvm":
         entries.append(Device("kvm"))
     return tuple(entries)
+
+
+def _confidential_entries(spec: Spec) -> list[RootEntry]:
+    """What each kind needs: measured firmware, the device of AMD's security processor, a socket for Intel's quotes."""
+    wanted = spec.confidential
+    entries: list[RootEntry] = []
+    if wanted is not None and wanted.kind is not Kind.SE:
+        entries.append(CopyFile("firmware", FIRMWARE, FIRMWARE_MAX_BYTES))
+    if wanted is not None and wanted.kind is Kind.SEV_SNP:
+        entries.append(Device("sev"))
+    if wanted is not None and wanted.quote_socket is not None:
+        entries.append(BindFile(wanted.quote_socket, QUOTE_SOCKET))
+    return entries
 
 
 def root_size_bytes(boot_bytes: int) -> int:
@@ -99,7 +119,7 @@ def build_rlimits(spec: Spec, files: tuple[OpenFile, ...]) -> tuple[Rlimit, ...]
     )
 
 
-def build_landlock(board: Board) -> tuple[LandlockPath, ...]:
+def build_landlock(spec: Spec, board: Board) -> tuple[LandlockPath, ...]:
     """What stays reachable through paths: the root (read, execute) and the devices."""
     paths = [
         LandlockPath("/", ("read", "execute")),
@@ -108,6 +128,8 @@ def build_landlock(board: Board) -> tuple[LandlockPath, ...]:
     ]
     if board.accel == "kvm":
         paths.append(LandlockPath("/dev/kvm", ("read", "write", "ioctl")))
+    if spec.confidential is not None and spec.confidential.kind is Kind.SEV_SNP:
+        paths.append(LandlockPath("/dev/sev", ("read", "write", "ioctl")))
     return tuple(paths)
 
 
@@ -171,7 +193,7 @@ def build_wall(
         identity=identity,
         rlimits=build_rlimits(spec, files),
         landlock_abi=host.landlock_abi,
-        landlock=build_landlock(board),
+        landlock=build_landlock(spec, board),
         cgroup=build_cgroup(spec, host.cgroup, vm_id, boot_bytes),
         descriptors=descriptors,
         profile=profile,
@@ -180,14 +202,18 @@ def build_wall(
     )
 
 
-def open_files(spec: Spec, sizes: dict[str, int], uefi: FirmwarePair | None) -> tuple[OpenFile, ...]:
+def open_files(
+    spec: Spec, sizes: dict[str, int], uefi: FirmwarePair | None, measured: str | None = None
+) -> tuple[OpenFile, ...]:
     """Files that the engine opens, with how. ``sizes``: role -> virtual size in bytes, as far as known."""
     files = []
     if spec.boot.kernel is not None:
         files.append(OpenFile("kernel", spec.boot.kernel, "ro"))
     if spec.boot.initrd is not None:
         files.append(OpenFile("initrd", spec.boot.initrd, "ro"))
-    if uefi is not None and spec.boot.has_uefi:
+    if measured is not None:
+        files.append(OpenFile("firmware", measured, "ro"))
+    if uefi is not None and spec.has_flash:
         size = sizes.get("firmware-vars", 0)
         files.append(OpenFile("firmware-code", uefi.code, "ro", sha256=uefi.code_sha256))
         files.append(OpenFile("firmware-vars", uefi.variables, "vars", None, size, uefi.variables_sha256))

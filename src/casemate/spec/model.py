@@ -12,6 +12,7 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
     [limits]   cpu_percent overhead_mib pids read_mib_s write_mib_s
     [[waiver]] control reason expires
     [[passthrough]] address reason expires
+    [confidential] kind firmware … (spec/confidential.py)
     [provision.cloud_init] user_data network_config hostname instance_id
     [provision.ignition]   config
     [secrets.NAME] file | descriptor | systemd_creds | command | age identity, use
@@ -31,12 +32,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from casemate.spec.closed import Closed, HostPath
+from casemate.spec.confidential import Confidential
+
 
 class MachineType(enum.StrEnum):
     """Machine models that Casemate starts; everything else is out of policy (control dev.machine)."""
 
     MICROVM = "microvm"
     Q35 = "q35"
+    S390 = "s390-ccw-virtio"
 
 
 class AccelChoice(enum.StrEnum):
@@ -118,29 +123,17 @@ class ConsoleDevice(enum.StrEnum):
     VIRTIO = "virtio"
 
 
-class _Closed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base: frozen, and an unknown key is an error."""
-
-
-HostPath = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=4095,
-        extra={"kind": "path"},
-        description="A file on the host. Absolute, or relative to the directory of the specification.",
-    ),
-]
 Reason = Annotated[str, Meta(min_length=8, max_length=500, description="Why, for the reader of the launch record.")]
 Expires = Annotated[datetime.date, Meta(description="Last day on which this entry counts (UTC), YYYY-MM-DD.")]
 
 
-class Machine(_Closed, frozen=True):
+class Machine(Closed, frozen=True):
     """The board. ``memory_mib`` is what the guest sees as RAM."""
 
-    type: Annotated[MachineType, Meta(description="microvm for a given kernel; q35 for firmware and PCI.")] = (
-        MachineType.MICROVM
-    )
+    type: Annotated[
+        MachineType,
+        Meta(description='microvm for a given kernel; q35 for firmware and PCI; s390-ccw-virtio for kind = "se".'),
+    ] = MachineType.MICROVM
     memory_mib: Annotated[int, Meta(ge=32, le=1_048_576, description="Guest RAM in MiB.")] = 256
     vcpus: Annotated[int, Meta(ge=1, le=255, description="Number of virtual CPUs.")] = 1
     accel: Annotated[AccelChoice, Meta(description="auto: KVM where it executes guest code at speed, else TCG.")] = (
@@ -157,7 +150,7 @@ class Machine(_Closed, frozen=True):
 Certificates = Annotated[tuple[HostPath, ...], Meta(min_length=1, max_length=16)]
 
 
-class BootKeys(_Closed, frozen=True):
+class BootKeys(Closed, frozen=True):
     """Certificates of the owner's own for Secure Boot, in PEM, in place of the distribution's."""
 
     pk: Annotated[HostPath, Meta(description="The platform key: who may change KEK.")]
@@ -165,7 +158,7 @@ class BootKeys(_Closed, frozen=True):
     db: Annotated[Certificates, Meta(description="Whose signatures start.")]
 
 
-class Boot(_Closed, frozen=True):
+class Boot(Closed, frozen=True):
     """Either a kernel (with initrd and cmdline) or a firmware that finds a boot loader on the first disk."""
 
     kernel: HostPath | None = None
@@ -191,7 +184,7 @@ class Boot(_Closed, frozen=True):
         return self.firmware is Firmware.UEFI_SECURE
 
 
-class Disk(_Closed, frozen=True):
+class Disk(Closed, frozen=True):
     """One image, given to the guest as virtio-blk. ``path`` is absolute after parsing.
 
     ``image`` names an image of the store in place of ``path`` and ``format``; parsing looks it up and fills in both and
@@ -225,7 +218,7 @@ class Disk(_Closed, frozen=True):
     ) = None
 
 
-class Publish(_Closed, frozen=True):
+class Publish(Closed, frozen=True):
     """One published port: ``address:host_port`` on the host goes to ``guest_port`` in the guest."""
 
     host_port: Annotated[int, Meta(ge=1, le=65535, description="Port on the host.")]
@@ -240,7 +233,7 @@ class Publish(_Closed, frozen=True):
 CidrBlock = Annotated[str, Meta(extra={"kind": "cidr"}, description="For example 192.0.2.0/24 or 2001:db8::/32.")]
 
 
-class Network(_Closed, frozen=True):
+class Network(Closed, frozen=True):
     """No network unless asked. ``allow`` holds CIDR blocks for ``egress = "list"``."""
 
     mode: Annotated[NetworkMode, Meta(description="none, or user for a rootless network through passt.")] = (
@@ -254,7 +247,7 @@ class Network(_Closed, frozen=True):
     ] = ()
 
 
-class Console(_Closed, frozen=True):
+class Console(Closed, frozen=True):
     """The guest's console; its log is a ring of ``log_max_kib`` KiB on disk."""
 
     device: Annotated[
@@ -263,7 +256,7 @@ class Console(_Closed, frozen=True):
     log_max_kib: Annotated[int, Meta(ge=16, le=1_048_576, description="Size of the log ring in KiB.")] = 1024
 
 
-class Limits(_Closed, frozen=True):
+class Limits(Closed, frozen=True):
     """Limits of the emulator on the host. ``overhead_mib`` is what QEMU may use beyond the guest's RAM."""
 
     cpu_percent: Annotated[int, Meta(ge=1, le=25_500, description="100 is one host CPU.")] | None = None
@@ -273,7 +266,7 @@ class Limits(_Closed, frozen=True):
     write_mib_s: Annotated[int, Meta(ge=1, le=1_048_576, description="Disk writes in MiB per second.")] | None = None
 
 
-class Waiver(_Closed, frozen=True):
+class Waiver(Closed, frozen=True):
     """A control that may fail for this VM, why and until when. Counts only if the host's policy allows it."""
 
     control: Annotated[str, Meta(pattern=r"^[a-z]+\.[a-z0-9-]+$", max_length=64, description="Id of the control.")]
@@ -281,7 +274,7 @@ class Waiver(_Closed, frozen=True):
     expires: Expires
 
 
-class Passthrough(_Closed, frozen=True):
+class Passthrough(Closed, frozen=True):
     """A PCI function given to the guest through VFIO, e.g. ``0000:3b:02.1``."""
 
     address: Annotated[
@@ -292,7 +285,7 @@ class Passthrough(_Closed, frozen=True):
     expires: Expires
 
 
-class CloudInit(_Closed, frozen=True):
+class CloudInit(Closed, frozen=True):
     """A NoCloud seed: a small read-only disk with the label CIDATA."""
 
     user_data: Annotated[HostPath, Meta(description="#cloud-config or a script that starts with #!.")] | None = None
@@ -312,20 +305,20 @@ class CloudInit(_Closed, frozen=True):
     ) = None
 
 
-class Ignition(_Closed, frozen=True):
+class Ignition(Closed, frozen=True):
     """An Ignition 3.x configuration, handed over as fw_cfg opt/com.coreos/config."""
 
     config: Annotated[HostPath, Meta(description="JSON, specification version 3.0.0 to 3.5.0.")] | None = None
 
 
-class Provision(_Closed, frozen=True):
+class Provision(Closed, frozen=True):
     """What a guest is told at its first boot. Not for secrets: those have [secrets]."""
 
     cloud_init: CloudInit | None = None
     ignition: Ignition | None = None
 
 
-class Secret(_Closed, frozen=True):
+class Secret(Closed, frozen=True):
     """One secret: where it comes from, never the secret itself. Exactly one source."""
 
     file: Annotated[HostPath, Meta(description="A file that nobody else can read (mode 0600 or 0400).")] | None = None
@@ -355,7 +348,7 @@ SecretName = Annotated[
 ]
 
 
-class Spec(_Closed, frozen=True):
+class Spec(Closed, frozen=True):
     """One VM as its owner wants it."""
 
     name: (
@@ -369,5 +362,11 @@ class Spec(_Closed, frozen=True):
     limits: Limits = Limits()
     waivers: Annotated[tuple[Waiver, ...], Meta(max_length=64)] = msgspec.field(default=(), name="waiver")
     passthrough: Annotated[tuple[Passthrough, ...], Meta(max_length=8)] = ()
+    confidential: Confidential | None = None
     provision: Provision = Provision()
-    secrets: Annotated[dict[SecretName, Secret], Meta(max_length=16)] = {}
+    secrets: Annotated[dict[SecretName, Secret], Meta(max_length=16)] = {}  # noqa: RUF012 - msgspec copies it
+
+    @property
+    def has_flash(self) -> bool:
+        """Whether OVMF and its variables lie in flash; the one of a confidential guest is memory that is measured."""
+        return self.boot.has_uefi and self.confidential is None

@@ -10,6 +10,7 @@ import datetime
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
+from casemate.spec.confidential_rules import check_board, check_channels, check_keys, check_measured_boot
 from casemate.spec.faults import Faults
 from casemate.spec.model import (
     ConsoleDevice,
@@ -214,4 +215,8 @@ RULES: tuple[Rule, ...] = (
     Rule(("machine.type",), check_secrets),
     Rule(("provision",), check_provision),
     Rule(("disk", "secrets"), check_encryption),
+    Rule(("confidential.kind", "machine"), check_board),
+    Rule(("confidential.kind", "boot"), check_measured_boot),
+    Rule(("confidential.kind",), check_channels),
+    Rule(("confidential",), check_keys),
 )

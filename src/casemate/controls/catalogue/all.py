@@ -22,7 +22,6 @@ AUDIT_MODULES: tuple[str, ...] = (
     "image_origin_audit",
     "guest_audit",
     "guest_image_audit",
-    "confidential_audit",
     "entropy_audit",
     "provision_audit",
     "emulator_audit",

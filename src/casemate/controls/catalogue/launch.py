@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from casemate.controls.catalogue import confinement, devices, entropy, host, image, image_origin, kvm, network, process
+from casemate.controls.catalogue import (
+    confidential,
+    confinement,
+    devices,
+    entropy,
+    host,
+    image,
+    image_origin,
+    kvm,
+    network,
+    process,
+)
 from casemate.controls.drift import DRIFT
 from casemate.controls.model import Control
 
@@ -13,6 +24,11 @@ def launch_controls() -> tuple[Control, ...]:
     return tuple(control for layer in layers for control in layer.CONTROLS)
 
 
+def confidential_controls() -> tuple[Control, ...]:
+    """What the launch of a confidential guest is judged by: the controls of every launch, and its own."""
+    return (*launch_controls(), *confidential.CONTROLS)
+
+
 def catalogue() -> tuple[Control, ...]:
-    """All controls there are, each id once: those of a launch, and drift."""
-    return (*launch_controls(), DRIFT)
+    """All controls there are, each id once: those of a launch, confidential or not, and drift."""
+    return (*confidential_controls(), DRIFT)

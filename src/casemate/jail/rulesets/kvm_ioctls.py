@@ -1,4 +1,4 @@
-"""KVM's and VFIO's ioctl numbers on x86-64 by name (linux/kvm.h, linux/vfio.h), as far as a rule uses them."""
+"""KVM's, VFIO's and SEV's ioctl numbers on x86-64 by name (linux/kvm.h, linux/vfio.h), as far as a rule uses them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ KVM_IOCTLS: Final = MappingProxyType(
         "KVM_SET_CPUID2": 0x4008AE90,
         "KVM_TPR_ACCESS_REPORTING": 0xC028AE92,
         "KVM_SET_VAPIC_ADDR": 0x4008AE93,
+        "KVM_GET_CPUID2": 0xC008AE91,
         "KVM_GET_MP_STATE": 0x8004AE98,
         "KVM_SET_MP_STATE": 0x4004AE99,
         "KVM_NMI": 0xAE9A,
@@ -72,11 +73,15 @@ KVM_IOCTLS: Final = MappingProxyType(
         "KVM_SET_XCRS": 0x4188AEA7,
         "KVM_KVMCLOCK_CTRL": 0xAEAD,
         "KVM_SMI": 0xAEB7,
+        "KVM_MEMORY_ENCRYPT_OP": 0xC008AEBA,
+        "KVM_S390_PV_COMMAND": 0xC020AEC5,
         "KVM_X86_SET_MSR_FILTER": 0x4188AEC6,
         "KVM_GET_SREGS2": 0x8140AECC,
         "KVM_SET_SREGS2": 0x4140AECD,
         "KVM_GET_STATS_FD": 0xAECE,
         "KVM_GET_XSAVE2": 0x9000AECF,
+        "KVM_SET_MEMORY_ATTRIBUTES": 0x4020AED2,
+        "KVM_CREATE_GUEST_MEMFD": 0xC040AED4,
         "KVM_CREATE_DEVICE": 0xC00CAEE0,
         "KVM_SET_DEVICE_ATTR": 0x4018AEE1,
         "KVM_GET_DEVICE_ATTR": 0x4018AEE2,
@@ -105,3 +110,6 @@ VFIO_IOCTLS: Final = MappingProxyType(
         "VFIO_IOMMU_UNMAP_DMA": 0x3B72,
     }
 )
+
+SEV_IOCTLS: Final = MappingProxyType({"SEV_ISSUE_CMD": 0xC0105300})
+"""Of /dev/sev (linux/psp-sev.h); no other device of an emulator of ours answers to it."""
