@@ -122,8 +122,8 @@ def missing(spec: Spec, host: Host, emulator: Emulator) -> tuple[str, ...]:
         found.append(f"{lacks}: {'.'.join(map(str, _VERSIONS[kind]))} or newer")
     if kind is not Kind.SE and firmware_path(spec, host) is None:
         found.append(
-            f"no firmware descriptor of this host names one for {name}: apt install {_PACKAGES[kind]},"
-            " or say firmware in [confidential]"
+            f"no firmware descriptor of this host names one for {name}: apt install {_PACKAGES[kind]} (Debian 14),"
+            " dnf install edk2-ovmf (Fedora), or say firmware in [confidential]"
         )
     return tuple(found)
 
