@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casemate.scenarios.reading import Audit
     from casemate.scenarios.risk import Settings, Subject
     from casemate.scenarios.risk_model import RiskReport, VmRisk
+    from casemate.scenarios.subjects import Image
 
 __all__ = [
     "WhatIf",
@@ -91,9 +92,13 @@ def analyse(
         InputError: a file is no audit or was made with another catalogue; a target does not exist; a what-if names a
             control or layer that does not exist.
     """
+    from casemate.scenarios.subjects import images_of
+
     audits = list(_audits(targets, progress, pids))
     settings = _settings(context)
-    vms = tuple(vm for audit in audits for vm in _analysed(audit, settings, what_if, with_evidence=with_evidence))
+    images = images_of(audits)
+    found = (_analysed(audit, settings, what_if, images, with_evidence=with_evidence) for audit in audits)
+    vms = tuple(vm for some in found for vm in some)
     return _report(audits, vms, settings.context, what_if)
 
 
@@ -103,6 +108,8 @@ def analyse_stream(
     """One VM after the other out of many audits, in order; little of one file is kept when the next begins.
 
     Args:
+        files: reports of audits, captures, or whatever else `analyse` takes, each judged by itself: what one file says
+            of an image is not joined to a VM of another.
         jobs: processes that work on files; None takes one per core.
 
     Raises:
@@ -115,7 +122,8 @@ def analyse_stream(
     if _processes(files, jobs) == 1:
         settings = _settings(context)
         for name in files:
-            yield from _analysed(load_audit(name), settings, what_if)
+            for audit in _audits([name], _silent):
+                yield from _analysed(audit, settings, what_if)
         return
     decoder = msgspec.json.Decoder(VmRisk)
     for line, _ in lines_of_files(files, context=context, what_if=what_if, jobs=jobs):
@@ -154,8 +162,13 @@ def _lines_of_file(context: Context | None, what_if: WhatIf | None, name: str) -
     global _worker
     if _worker is None or _worker[0] != context:
         _worker = context, _settings(context)
-    found = _analysed(load_audit(name), _worker[1], what_if)
+    settings = _worker[1]
+    found = (vm for audit in _audits([name], _silent) for vm in _analysed(audit, settings, what_if))
     return [(_OPEN if vm.counts["open"] else _QUIET) + line_of(vm) for vm in found]
+
+
+def _silent(done: int, of: int, what: str) -> None:
+    """Progress that nobody watches."""
 
 
 def load_audit(name: str) -> Audit:
@@ -225,11 +238,11 @@ def compare_placements(targets: Sequence[str] = (), *, services: int = 3) -> Com
     from casemate.facts.cve_table import table
     from casemate.scenarios.data import graph
     from casemate.scenarios.placements import compare
-    from casemate.scenarios.reading import subjects_of
+    from casemate.scenarios.subjects import subjects_of
 
     if not 2 <= services <= 10_000:
         raise InputError("number of services", got=str(services), expected="2 to 10000")
-    for audit in _audits(targets, lambda done, of, what: None):
+    for audit in _audits(targets, _silent):
         for subject in subjects_of(audit):
             name = f"{subject.kind} {subject.name} on {subject.host}"
             return compare(graph(), subject.states, subject.history, table(), services=services, evidence=name)
@@ -307,14 +320,19 @@ def _settings(context: Context | None) -> Settings:
 
 
 def _analysed(
-    audit: Audit, settings: Settings, what_if: WhatIf | None, *, with_evidence: bool = False
+    audit: Audit,
+    settings: Settings,
+    what_if: WhatIf | None,
+    images: Sequence[Image] | None = None,
+    *,
+    with_evidence: bool = False,
 ) -> Iterator[VmRisk]:
     import msgspec
 
-    from casemate.scenarios.reading import subjects_of
     from casemate.scenarios.risk import risk_of
+    from casemate.scenarios.subjects import subjects_of
 
-    for subject in subjects_of(audit, with_evidence=with_evidence):
+    for subject in subjects_of(audit, images, with_evidence=with_evidence):
         states = subject.states if what_if is None else _assumed(subject, settings, what_if)
         yield risk_of(msgspec.structs.replace(subject, states=states), settings)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.cell.cell import Cell
-    from casemate.controls.audit_model import TargetReport
+    from casemate.controls.audit_model import FileRef, TargetReport
     from casemate.engine.imagestore import OpenedImage
     from casemate.engine.paths import Paths
     from casemate.facts.root import Root
@@ -204,6 +204,8 @@ def audit_image(
     """
     import datetime
 
+    import msgspec
+
     from casemate.audit.judging import Setting, report_on
     from casemate.audit.text import read_document
     from casemate.cell.guest_audit import guest_facts
@@ -216,12 +218,13 @@ def audit_image(
     waivers = parse_waivers(read_document(waiver_file), waiver_file) if waiver_file else ()
     setting = Setting(named(profile or DEFAULT), datetime.datetime.now(datetime.UTC).date(), waivers)
     lists = _lists(security_lists)
-    with _open_cell(reference, image_format, keys) as cell:
+    with _open_cell(reference, image_format, keys) as (cell, file):
         facts, _root = guest_facts(cell, reference, lists)
     system = facts["guest.os"]
     notes = (f"guest: {system.value}",) if isinstance(system, Known) else ()
     target = Target(TargetKind.IMAGE, reference.rpartition("/")[2], reference)
-    return report_on(target, facts, (), setting, stage=Stage.OBSERVED, notes=notes, controls=CONTROLS)
+    report = report_on(target, facts, (), setting, stage=Stage.OBSERVED, notes=notes, controls=CONTROLS)
+    return msgspec.structs.replace(report, file=file)
 
 
 def build_debian(
@@ -278,7 +281,7 @@ def bill_of_materials(
     from casemate.scan.sbom import build
 
     now = datetime.datetime.now(datetime.UTC)
-    with _open_cell(reference, image_format, keys) as cell:
+    with _open_cell(reference, image_format, keys) as (cell, _file):
         root = guest_root(cell, reference, now.timestamp())
     packages = installed_packages(root)
     if isinstance(packages, Unknown):
@@ -292,16 +295,17 @@ def bill_of_materials(
 
 
 @contextmanager
-def _open_cell(reference: str, image_format: str | None, keys: Sequence[bytes]) -> Iterator[Cell]:
+def _open_cell(reference: str, image_format: str | None, keys: Sequence[bytes]) -> Iterator[tuple[Cell, FileRef]]:
     import os
 
+    from casemate.audit.refs import ref_of_image
     from casemate.cell.cell import open_cell
     from casemate.engine.imagestore import open_reference
 
     opened = open_reference(reference, declared=image_format)
     try:
         with open_cell(opened.fd, opened.header, name=opened.name, keys=keys) as cell:
-            yield cell
+            yield cell, ref_of_image(opened)
     finally:
         os.close(opened.fd)
 

@@ -21,7 +21,8 @@ from casemate.scenarios.context import Context
 from casemate.scenarios.context_file import default_text
 from casemate.scenarios.formula import State, Value
 from casemate.scenarios.model import Node
-from casemate.scenarios.reading import Audit, Audited, parse_audit, subjects_of
+from casemate.scenarios.reading import Audit, Audited, parse_audit
+from casemate.scenarios.subjects import subjects_of
 from casemate.scenarios.verdicts import Verdicts, states_of
 
 DOMAINS = Path(__file__).parents[1] / "data/domains"

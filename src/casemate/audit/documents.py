@@ -8,8 +8,11 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from casemate.audit.judging import Setting, controls_for, report_on
-from casemate.controls.audit_model import Target, TargetKind, TargetReport
+from casemate.audit.refs import disks_of, ref_of_open
+from casemate.controls.audit_model import FileRef, Target, TargetKind, TargetReport
 from casemate.controls.model import Subject
 from casemate.errors import ImageError, InputError
 from casemate.facts.fact import Facts, Known, Stage, Unknown
@@ -113,7 +116,9 @@ def report_machine(machine: Machine, target: Target, setting: Setting) -> Target
     """Judge what a document declares. Nothing in it passes a control that wants the live process."""
     facts = machine_facts(machine, Stage.DECLARED)
     notes = tuple(f"not understood: {part}" for part in machine.unreadable[:8])
-    return report_on(target, facts, (Subject.VM,), setting, stage=Stage.DECLARED, notes=notes)
+    report = report_on(target, facts, (Subject.VM,), setting, stage=Stage.DECLARED, notes=notes)
+    emulator = FileRef(path=machine.emulator) if machine.emulator.startswith("/") else None
+    return msgspec.structs.replace(report, emulator=emulator, disks=disks_of(machine))
 
 
 def report_document(kind: TargetKind, data: bytes, source: str, setting: Setting) -> TargetReport:
@@ -145,7 +150,7 @@ def report_image(descriptor: int, name: str, setting: Setting) -> TargetReport:
             "img.virtual-bytes": Known(header.virtual_size_bytes, f"{name}: header"),
         }
     controls = tuple(c for c in controls_for(Subject.VM, Subject.IMAGE) if _about_image(c.id, c.subject))
-    return report_on(
+    report = report_on(
         Target(TargetKind.IMAGE, name.rpartition("/")[2], name),
         facts,
         (),
@@ -153,6 +158,7 @@ def report_image(descriptor: int, name: str, setting: Setting) -> TargetReport:
         stage=Stage.OBSERVED,
         controls=controls,
     )
+    return msgspec.structs.replace(report, file=ref_of_open(descriptor, name))
 
 
 def _about_image(control_id: str, subject: Subject) -> bool:

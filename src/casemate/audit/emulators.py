@@ -12,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from casemate.audit.judging import Setting, report_on
 from casemate.audit.live import LiveVm
+from casemate.audit.refs import ref_of_path
 from casemate.controls.audit_model import Target, TargetKind, TargetReport
 from casemate.controls.model import Subject
 from casemate.errors import HostError, InputError
@@ -48,7 +51,12 @@ def report_emulator(path: str, setting: Setting, root: Root, *, origin: str = ""
     vmm = facts.get("bin.vmm")
     notes = () if isinstance(vmm, Known) and vmm.value != "unknown" else ("its name is that of no VMM known here",)
     target = Target(TargetKind.EMULATOR, path.rpartition("/")[2], origin or path)
-    return report_on(target, facts, (Subject.EMULATOR,), setting, stage=Stage.OBSERVED, notes=notes)
+    report = report_on(target, facts, (Subject.EMULATOR,), setting, stage=Stage.OBSERVED, notes=notes)
+    digest = facts.get("bin.sha256")
+    file = ref_of_path(root, path)
+    if isinstance(digest, Known):
+        file = msgspec.structs.replace(file, sha256=str(digest.value))
+    return msgspec.structs.replace(report, file=file)
 
 
 def report_named_emulator(name: str, setting: Setting) -> TargetReport:

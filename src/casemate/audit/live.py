@@ -10,6 +10,7 @@ import msgspec
 
 from casemate.audit.patience import Stuck, each
 from casemate.audit.relations import Crowd, helper_faults, images_of_others, relation_facts
+from casemate.controls.audit_model import DiskRef
 from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.process_find import FoundProcess, FoundProcesses, find_processes
 from casemate.facts.root import Root
@@ -25,7 +26,8 @@ _NO_VIEW = HostView({}, "", None, None, (), "", {})
 
 class OwnVm(msgspec.Struct, frozen=True):
     """What is written down about a running VM of ours. ``recorded``: facts that its launch observed, or that its
-    emulator told. ``filters``: those about its filters, which an ordinary user cannot read a second time."""
+    emulator told. ``filters``: those about its filters, which an ordinary user cannot read a second time.
+    ``disks``: of its specification; None when that cannot be read."""
 
     id: str
     name: str
@@ -37,6 +39,7 @@ class OwnVm(msgspec.Struct, frozen=True):
     filters: Facts = {}
     plan: Expected | None = None
     notes: tuple[str, ...] = ()
+    disks: tuple[DiskRef, ...] | None = None
 
 
 class LiveVm(msgspec.Struct, frozen=True):

@@ -16,6 +16,8 @@ import msgspec
 
 from casemate.audit.live import OwnVm
 from casemate.audit.patience import Stuck, once
+from casemate.audit.refs import ref_of_path
+from casemate.controls.audit_model import DiskRef
 from casemate.engine import control
 from casemate.engine.devicetree import device_types
 from casemate.engine.paths import Paths, default_paths
@@ -23,7 +25,9 @@ from casemate.engine.vmfiles import Definition, RunningState, read_struct, salva
 from casemate.engine.wallreport import Expectations
 from casemate.errors import CasemateError, HostError
 from casemate.facts.fact import Facts, Known
+from casemate.facts.root import Root
 from casemate.facts.vmm_process_reach import Expected
+from casemate.spec.model import DiskMode
 
 _ID: Final = re.compile(r"[0-9a-f]{16}")
 _QMP_DEADLINE_S: Final = 2.0
@@ -82,8 +86,31 @@ def filled(vm: OwnVm, paths: Paths | None = None) -> OwnVm:
         plan = Expected(wall.root, wall.files, wall.devices, wall.devices_writable, wall.rlimits)
     seccomp = {k: v for k, v in wall.observed.items() if k.startswith("proc.seccomp-") and isinstance(v, Known)}
     return msgspec.structs.replace(
-        vm, declared=wall.declared, recorded=recorded, filters=seccomp, plan=plan, notes=tuple(notes)
+        vm,
+        declared=wall.declared,
+        recorded=recorded,
+        filters=seccomp,
+        plan=plan,
+        notes=tuple(notes),
+        disks=_disks(where, vm.id),
     )
+
+
+def _disks(paths: Paths, vm_id: str) -> tuple[DiskRef, ...] | None:
+    """The images of its specification; a digest counts where the launch compared it."""
+    try:
+        definition = read_struct(f"{paths.vm_data(vm_id)}/definition.json", Definition)
+    except CasemateError:
+        return None
+    if definition is None:
+        return None
+    found = []
+    for disk in definition.spec.disks:
+        file = ref_of_path(Root(), str(disk.path))
+        # What is written to stays no digest's bytes.
+        sha256 = disk.sha256 if disk.sha256 and disk.mode is not DiskMode.PERSISTENT else ""
+        found.append(DiskRef(path=file.path, identity=file.identity, sha256=sha256))
+    return tuple(found)
 
 
 def _ask_devices(paths: Paths, vm: OwnVm) -> Facts | str:

@@ -19,8 +19,9 @@ from casemate.audit.judging import Setting, report_on
 from casemate.audit.live import LiveHost, LiveVm, OwnVm, live_facts, look_at_host
 from casemate.audit.monitors import monitor_facts
 from casemate.audit.own import filled, own_vms
+from casemate.audit.refs import disks_of, emulator_of
 from casemate.audit.targets import Named, named_targets
-from casemate.controls.audit_model import Report, Target, TargetKind, TargetReport
+from casemate.controls.audit_model import DiskRef, Report, Target, TargetKind, TargetReport
 from casemate.controls.catalogue.launch import launch_controls
 from casemate.controls.drift import drift
 from casemate.controls.model import Finding, Subject
@@ -106,7 +107,7 @@ class HostAudit:
     def report_vm(self, vm: LiveVm) -> TargetReport:
         if vm.own is not None:
             vm = msgspec.structs.replace(vm, own=filled(vm.own))
-        described, files, notes, ways = described_by(vm, self.root)
+        described, files, notes, ways, used = described_by(vm, self.root)
         described |= monitor_facts(vm, self.live, self.root, described, ways)
         if not self.root.is_live:
             described = _without_descriptors(described)
@@ -118,9 +119,11 @@ class HostAudit:
         if vm.own is not None:
             notes = (*notes, *vm.own.notes)
         compared = _compare(vm, facts)
-        return report_on(
+        report = report_on(
             target, facts, (Subject.VM,), self.setting, stage=Stage.OBSERVED, compared=compared, notes=notes
         )
+        disks = vm.own.disks if vm.own is not None else used
+        return msgspec.structs.replace(report, emulator=emulator_of(vm, self.root), disks=disks)
 
     def report_pid(self, pid: int) -> Iterator[TargetReport]:
         found = [vm for vm in self.live.vms if vm.found.pid == pid]
@@ -155,15 +158,17 @@ class HostAudit:
         yield from report_emulators(self.root, self.setting, self.live.vms)
 
 
-def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """(facts out of the VM's own command line, files that it names, notes, its monitors)."""
+def described_by(
+    vm: LiveVm, root: Root
+) -> tuple[Facts, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[DiskRef, ...] | None]:
+    """(facts out of the VM's own command line, files that it names, notes, its monitors, its disks)."""
     source = f"/proc/{vm.found.pid}/cmdline"
     try:
         if vm.found.kind not in _READABLE:
-            return {}, (), (f"the command line of {vm.found.kind} is not read: see its configuration file",), ()
+            return {}, (), (f"the command line of {vm.found.kind} is not read: see its configuration file",), (), None
         machine = read_command(vm.read.process.command, source, vm.found.kind)
     except InputError as error:
-        return {}, (), (f"its command line is not understood: {error.what}",), ()
+        return {}, (), (f"its command line is not understood: {error.what}",), (), None
     files = [disk.path for disk in machine.disks] + [backend.path for backend in machine.backends]
     files += [machine.kernel, machine.initrd, *machine.firmware]
     notes = tuple(f"not understood: {part}" for part in machine.unreadable[:4])
@@ -173,7 +178,7 @@ def described_by(vm: LiveVm, root: Root) -> tuple[Facts, tuple[str, ...], tuple[
         descriptors = vm.read.process.descriptors
         held = None if descriptors is None else frozenset(item.target for item in descriptors)
         facts |= definition_facts(machine, manager, root, held)
-    return facts, tuple(path for path in files if path), notes, machine.monitors
+    return facts, tuple(path for path in files if path), notes, machine.monitors, disks_of(machine, root)
 
 
 def _without_descriptors(described: Facts) -> Facts:

@@ -11,10 +11,11 @@ from casemate.audit.documents import report_document
 from casemate.audit.emulators import report_emulators
 from casemate.audit.host import collect_host_facts
 from casemate.audit.judging import Setting, report_on
+from casemate.audit.run import host_name
 from casemate.controls.audit_model import Target, TargetKind, TargetReport
 from casemate.controls.model import Subject
 from casemate.errors import InputError
-from casemate.facts.fact import Known, Stage
+from casemate.facts.fact import Stage
 from casemate.facts.root import Root
 
 DOMAIN_FOLDERS = ("/etc/libvirt/qemu", "/run/libvirt/qemu", "/qemu", "/")
@@ -36,8 +37,8 @@ def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> It
     is_host = any(_there(root, folder) for folder in ("/proc", "/sys", "/etc/os-release", "/etc/libvirt"))
     if is_host:
         facts, notes = collect_host_facts(root)
-        named = facts.get("host.name")
-        name = host or (str(named.value) if isinstance(named, Known) else origin.rpartition("/")[2])
+        name = host or host_name(root)
+        host = name  # a tree is a host of its own: what is found in it says nothing about this one
         target = Target(TargetKind.HOST, name, origin, host)
         yield report_on(target, facts, (Subject.HOST,), setting, stage=Stage.OBSERVED, notes=notes)
         for report in report_emulators(root, setting):
@@ -46,7 +47,9 @@ def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> It
     for file in domain_files(root):
         found = True
         try:
-            yield report_document(TargetKind.DOMAIN, root.read_bytes(file, _XML_BYTES), f"{origin}{file}", setting)
+            data = root.read_bytes(file, _XML_BYTES)
+            report = report_document(TargetKind.DOMAIN, data, f"{origin}{file}", setting)
+            yield msgspec.structs.replace(report, target=msgspec.structs.replace(report.target, host=host))
         except OSError as error:
             raise InputError(f"cannot read {origin}{file}", got=(error.strerror or str(error)).lower()) from None
     if not is_host and not found:

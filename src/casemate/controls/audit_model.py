@@ -35,16 +35,48 @@ class Target(msgspec.Struct, frozen=True):
     host: str = ""
 
 
+class FileRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A file, by which what was found about it is joined to the VM that uses it. ``path``: absolute, without symbolic
+    links where they could be followed. ``identity``: ``device:inode`` on its host when it was looked at. ``sha256``: of
+    its bytes, where they cannot change (an image of the store, an emulator). What is not known is empty."""
+
+    path: str = ""
+    identity: str = ""
+    sha256: str = ""
+
+    def is_same(self, other: FileRef) -> bool:
+        """Whether both are one file of one host, as far as can be told: everything that both know agrees, and that is
+        something. An inode number alone proves nothing, since a file that is gone leaves it to the next one."""
+        if self.sha256 and other.sha256:
+            return self.sha256 == other.sha256
+        pairs = ((self.path, other.path), (self.identity, other.identity))
+        known = [mine == its for mine, its in pairs if mine and its]
+        return bool(known) and all(known)
+
+
+class DiskRef(FileRef, frozen=True, kw_only=True):
+    """A disk of a VM. ``removable``: a CD or floppy, which holds no system."""
+
+    removable: bool = False
+
+
 class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     """The findings of one target. ``stage``: whether declared or observed facts were judged. ``notes``: what could not
     be looked at as a whole and why (a process that ended meanwhile). ``history``: of a VM, the numbers of all
-    vulnerabilities of the table that would have reached its devices, whether fixed by now or not."""
+    vulnerabilities of the table that would have reached its devices, whether fixed by now or not.
+
+    ``file``: of an emulator or image, what it is. ``emulator``, ``disks``: of a VM, what it runs and the images that it
+    uses, in its order; None where that is not known.
+    """
 
     target: Target
     stage: Stage
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
+    file: FileRef | None = None
+    emulator: FileRef | None = None
+    disks: tuple[DiskRef, ...] | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

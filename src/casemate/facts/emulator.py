@@ -41,6 +41,7 @@ _ELF_FACTS: Final = [
 ]
 _RUN_FACTS: Final = [
     "version",
+    "sha256",
     "version-number",
     "accelerators",
     "device-types",
@@ -165,6 +166,7 @@ def _answer_facts(emulator: Emulator, weight: Callable[[str], int]) -> Facts:
     major, minor, micro = emulator.version
     return {
         "bin.version": Known(emulator.version_text, source),
+        "bin.sha256": Known(emulator.sha256, emulator.path),
         "bin.version-number": Known(major * 10_000 + minor * 100 + micro, source),
         "bin.accelerators": Known(emulator.accelerators, source),
         "bin.device-types": Known(types, source),

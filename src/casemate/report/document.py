@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from casemate.controls.audit_model import Report, Target, TargetKind, TargetReport
+from casemate.controls.audit_model import DiskRef, FileRef, Report, Target, TargetKind, TargetReport
 from casemate.controls.judge import verified_live
 from casemate.controls.model import Finding, Gate, Severity, Verdict
 from casemate.errors import InputError
@@ -45,7 +45,8 @@ class FindingDocument(msgspec.Struct, frozen=True, kw_only=True):
 class TargetDocument(msgspec.Struct, frozen=True, kw_only=True):
     """One thing audited. ``counts``: findings by verdict, those that are pending apart from other unknowns.
     ``verified_live`` of ``applicable`` controls passed on what was read from the live object. ``history``: of a VM,
-    the vulnerabilities of the table that would have reached its devices."""
+    the vulnerabilities of the table that would have reached its devices. ``file``: of an emulator or image, what it is;
+    ``emulator``, ``disks``: of a VM, the files that it runs and uses, or null where that is not known."""
 
     kind: TargetKind
     name: str
@@ -58,6 +59,9 @@ class TargetDocument(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[FindingDocument, ...]
     notes: tuple[str, ...]
     history: tuple[str, ...] = ()
+    file: FileRef | None = None
+    emulator: FileRef | None = None
+    disks: tuple[DiskRef, ...] | None = None
 
 
 class GoneDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +228,9 @@ def _target_document(entry: TargetReport, changes: Changes) -> TargetDocument:
         findings=tuple(_finding_document(entry, finding, changes) for finding in entry.findings),
         notes=entry.notes,
         history=entry.history,
+        file=entry.file,
+        emulator=entry.emulator,
+        disks=entry.disks,
     )
 
 
@@ -286,5 +293,12 @@ def _target_of(document: TargetDocument) -> TargetReport:
     )
     target = Target(document.kind, document.name, document.origin, document.host)
     return TargetReport(
-        target=target, stage=document.stage, findings=findings, notes=document.notes, history=document.history
+        target=target,
+        stage=document.stage,
+        findings=findings,
+        notes=document.notes,
+        history=document.history,
+        file=document.file,
+        emulator=document.emulator,
+        disks=document.disks,
     )

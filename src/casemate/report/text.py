@@ -8,11 +8,11 @@ nothing, so a report that was written as JSON and read back compares equal.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
-from casemate.controls.audit_model import Report, Target, TargetReport
+from casemate.controls.audit_model import FileRef, Report, Target, TargetReport
 from casemate.controls.model import Finding
 
 MAX_CHARS: Final = 4000
@@ -60,7 +60,19 @@ def _clean_target(entry: TargetReport) -> TargetReport:
         findings=tuple(_clean_finding(finding) for finding in entry.findings),
         notes=tuple(one_line(note) for note in entry.notes),
         history=tuple(one_line(number) for number in entry.history),
+        file=entry.file and _clean_file(entry.file),
+        emulator=entry.emulator and _clean_file(entry.emulator),
+        disks=None if entry.disks is None else tuple(_clean_file(disk) for disk in entry.disks),
     )
+
+
+AnyRef = TypeVar("AnyRef", bound=FileRef)
+
+
+def _clean_file(file: AnyRef) -> AnyRef:
+    """A path that is more than one printable line is not comparable after this: it counts as not known."""
+    path = file.path if one_line(file.path) == file.path else ""
+    return msgspec.structs.replace(file, path=path, identity=one_line(file.identity), sha256=one_line(file.sha256))
 
 
 def _clean_finding(finding: Finding) -> Finding:

@@ -6,24 +6,18 @@ of another schema or version of the catalogue, or reduced to what changed since 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
-from casemate.controls.audit_model import Report, TargetKind
-from casemate.controls.model import Verdict
+from casemate.controls.audit_model import DiskRef, FileRef, Report, TargetKind
 from casemate.errors import InputError
 from casemate.facts.fact import Stage
-from casemate.scenarios.risk import Subject
-from casemate.scenarios.verdicts import Verdicts, states_of
+from casemate.scenarios.verdicts import Verdicts
 
 AUDIT_SCHEMA: Final = "casemate.audit/1"
 TARGET_SCHEMA: Final = "casemate.audit-target/1"
-_ABOUT_VMS: Final = frozenset(
-    {TargetKind.VM, TargetKind.PROCESS, TargetKind.DOMAIN, TargetKind.COMMAND_LINE, TargetKind.VMM_CONFIG}
-)
-_OF_THE_HOST: Final = frozenset({TargetKind.HOST, TargetKind.EMULATOR})
 
 
 class Audited(msgspec.Struct, frozen=True):
@@ -36,6 +30,9 @@ class Audited(msgspec.Struct, frozen=True):
     host: str = ""
     history: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    file: FileRef | None = None
+    emulator: FileRef | None = None
+    disks: tuple[DiskRef, ...] | None = None
 
 
 class Audit(msgspec.Struct, frozen=True):
@@ -68,6 +65,9 @@ def audit_of(report: Report, name: str) -> Audit:
             host=entry.target.host,
             history=entry.history,
             notes=entry.notes,
+            file=entry.file,
+            emulator=entry.emulator,
+            disks=entry.disks,
             findings=tuple(
                 Verdicts(found.control_id, found.verdict, found.stage, found.pending, found.evidence, found.why)
                 for found in entry.findings
@@ -126,53 +126,3 @@ def _decode(data: bytes, name: str) -> _Document:
 def is_audit(head: bytes) -> bool:
     """Whether a file that begins so is meant to be a report of an audit."""
     return head.lstrip()[:1] == b"{" and (AUDIT_SCHEMA.encode() in head or TARGET_SCHEMA.encode() in head)
-
-
-def subjects_of(audit: Audit, *, with_evidence: bool = False) -> Iterator[Subject]:
-    """Every VM of an audit with its host; the host alone, as one subject, when no VM was audited.
-
-    Findings about the host hold for all its VMs. Several emulators on one host: a control stands as in the worst of
-    them, since an audit does not say which VM runs which.
-    """
-    shared = [finding for target in audit.targets if target.kind in _OF_THE_HOST for finding in _staged(target)]
-    states = states_of(shared)
-    seen = _evidence(shared) if with_evidence else {}
-    vms = [target for target in audit.targets if target.kind in _ABOUT_VMS]
-    for target in vms:
-        yield Subject(
-            name=target.name,
-            kind=target.kind.value,
-            host=target.host or audit.host,
-            states=states | states_of(_staged(target)),
-            history=target.history,
-            notes=target.notes,
-            evidence=seen | _evidence(target.findings) if with_evidence else {},
-        )
-    if not vms and shared:
-        yield Subject(
-            name=audit.host,
-            kind=TargetKind.HOST.value,
-            host=audit.host,
-            states=states,
-            notes=("no VM was audited: what depends on one is unknown",),
-            evidence=seen,
-        )
-
-
-def _evidence(findings: Iterable[Verdicts]) -> dict[str, str]:
-    """By control: the verdict, the reason where it is no pass, and what was read."""
-    texts: dict[str, str] = {}
-    for found in findings:
-        why = "" if found.verdict is Verdict.PASS else f" ({found.why})"
-        text = f"{found.verdict.value}{why}: {found.evidence}"
-        texts[found.control] = f"{texts[found.control]}; {text}" if found.control in texts else text
-    return texts
-
-
-def _staged(target: Audited) -> Iterator[Verdicts]:
-    """Findings of a declared document are declared, whatever each says of itself."""
-    for finding in target.findings:
-        if target.stage is Stage.DECLARED and finding.stage is not Stage.DECLARED:
-            yield msgspec.structs.replace(finding, stage=Stage.DECLARED)
-        else:
-            yield finding
