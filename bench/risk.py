@@ -7,7 +7,9 @@ differs: the worst case for what is remembered), or drawn anew for each of ten k
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -18,7 +20,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+import msgspec  # noqa: E402
+
 from casemate import assess, reports, risks  # noqa: E402
+from casemate.audit.capture_collect import collect_capture  # noqa: E402
+from casemate.audit.capture_write import write_capture  # noqa: E402
+from casemate.facts.root import Root  # noqa: E402
 
 VERDICTS = ("pass", "pass", "pass", "fail", "unknown")
 
@@ -74,10 +81,15 @@ def fleet(document: dict[str, Any], hosts: int) -> None:
             # Fifty kinds of hosts, each with ten kinds of VMs.
             place.write_bytes(fleet_audit(document, f"h{number}", 20, number % 50, kinds=10 if number % 2 else None))
             files.append(str(place))
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        started, own = time.perf_counter(), time.process_time()
-        total = sum(1 for _ in risks.lines_of_files(files, jobs=2))
-        taken, own = time.perf_counter() - started, time.process_time() - own
+        run(files)
+
+
+def run(files: list[str]) -> None:
+    """Analyse the files and say what it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started, own = time.perf_counter(), time.process_time()
+    total = sum(1 for _ in risks.lines_of_files(files, jobs=2))
+    taken, own = time.perf_counter() - started, time.process_time() - own
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = own + after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -87,11 +99,48 @@ def fleet(document: dict[str, Any], hosts: int) -> None:
     )
 
 
+def written_captures(folder: Path, kinds: int) -> list[Path]:
+    """Captures of this host under other names, each with twenty libvirt domains and a sysctl that differ."""
+    taken = collect_capture(Root(), "bench", "bench")
+    sources = [path.read_bytes() for path in sorted((ROOT / "tests/data/domains").glob("*.xml"))]
+    domains = [data for data in sources if b"<domain" in data]
+    listed = dict(taken.manifest.names) | {"/etc/libvirt/qemu": tuple(f"vm{n}.xml" for n in range(20))}
+    switches = sorted(path for path, data in taken.files.items() if path.startswith("/proc/sys/") and data == b"0\n")
+    written = []
+    for kind in range(kinds):
+        chance = random.Random(kind)
+        files = dict(taken.files) | {"/proc/sys/kernel/hostname": f"host{kind}\n".encode()}
+        files[switches[kind % len(switches)]] = b"1\n"
+        for number in range(20):
+            name = f"<name>vm{number}</name>".encode()
+            files[f"/etc/libvirt/qemu/vm{number}.xml"] = re.sub(
+                b"<name>.*?</name>", name, chance.choice(domains), count=1
+            )
+        manifest = msgspec.structs.replace(taken.manifest, host=f"host{kind}", names=listed)
+        written.append(folder / f"kind{kind}.tar")
+        write_capture(msgspec.structs.replace(taken, files=files, manifest=manifest), str(written[-1]))
+    return written
+
+
+def captures(hosts: int) -> None:
+    """From the archives themselves: audited and analysed in one go."""
+    print(f"captures of {hosts} hosts, 20 libvirt domains each and what runs here, two processes")
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = written_captures(Path(folder), min(hosts, 50))
+        files = []
+        for number in range(hosts):
+            files.append(f"{folder}/{number}.tar")
+            os.link(kinds[number % len(kinds)], files[-1])
+        run(files)
+
+
 def main() -> None:
     quick = "--quick" in sys.argv
     document = one_domain()
     for hosts in (10,) if quick else (100, 1000):  # first: its memory is asked for
         fleet(document, hosts)
+    for hosts in (10,) if quick else (100, 1000):
+        captures(hosts)
     growth(document, (10, 100) if quick else (10, 100, 1000))
 
 
