@@ -6,6 +6,7 @@ imported on use.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from casemate.engine.sealing import Sealing
     from casemate.spec.model import Secret
 
-__all__ = ["DiskKey", "StateKey", "encrypt_image", "rekey_image", "run_from", "save"]
+__all__ = ["DiskKey", "StateKey", "check_luks2", "encrypt_image", "rekey_image", "run_from", "save"]
 
 SAVE_SCHEMA = "casemate.save/1"
 
@@ -74,6 +75,50 @@ def rekey_image(path: str, old: DiskKey, new: DiskKey) -> dict[str, Any]:
     from casemate.engine import diskcrypt
 
     return diskcrypt.rekey(str(Path.cwd() / path), _source(old), old.name, _source(new), new.name)
+
+
+def check_luks2(
+    path: str,
+    *,
+    offset_bytes: int = 0,
+    digest: str = "",
+    keyslots: int = 1,
+    tokens: int = 0,
+    flags: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Whether the LUKS2 volume in a file may be opened with the header that it has.
+
+    Args:
+        offset_bytes: where the volume begins.
+        digest: SHA-256 of the header that is expected; empty: any that is sound.
+
+    Returns:
+        the document of ``casemate image check-luks --json``.
+
+    Raises:
+        ImageError: it is no LUKS2 volume, or its header cannot be read.
+    """
+    import msgspec
+
+    from casemate.image.luks2 import read_luks2
+    from casemate.image.luks2_judge import Luks2Wanted, judge_luks2
+    from casemate.image.opening import open_regular_file
+
+    descriptor = open_regular_file(str(Path.cwd() / path), what="LUKS2 volume")
+    try:
+        header, size = read_luks2(descriptor, path, offset_bytes)
+    finally:
+        os.close(descriptor)
+    faults = judge_luks2(header, size, Luks2Wanted(keyslots, tokens, digest, "", tuple(flags)))
+    return {
+        "schema": "casemate.luks2/1",
+        "name": path,
+        "accepted": not faults,
+        "faults": msgspec.to_builtins(faults),
+        "uuid": header.first.uuid,
+        "digest": header.digest,
+        "header_bytes": 2 * header.first.size_bytes,
+    }
 
 
 def save(

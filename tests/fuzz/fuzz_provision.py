@@ -7,6 +7,7 @@ python tests/fuzz/fuzz_provision.py [libFuzzer options] [corpus directory]
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 
@@ -16,6 +17,8 @@ with atheris.instrument_imports(include=["casemate"]):
     from casemate.engine.statefile import MAGIC, StateReader
     from casemate.errors import ImageError, InputError
     from casemate.image.luks import ITERATIONS_MIN, parse_header
+    from casemate.image.luks2 import parse_luks2
+    from casemate.image.luks2_judge import Luks2Wanted, judge_luks2
     from casemate.provision.cloudinit import check_network_config, check_user_data
     from casemate.provision.ignition import check_ignition
 
@@ -60,6 +63,30 @@ def luks(data: bytes) -> None:
         raise RuntimeError("a weak key slot was accepted")
 
 
+def luks2(data: bytes) -> None:
+    """The bytes as the JSON of a header that is whole otherwise; what is accepted encrypts."""
+    try:
+        header = parse_luks2(luks2_with(data[: 16384 - 4096]), "fuzz")
+    except ImageError:
+        return
+    faults = judge_luks2(header, 1 << 30, Luks2Wanted())
+    if not faults and header.metadata.segments["0"].encryption != "aes-xts-plain64":
+        raise RuntimeError("a null cipher was accepted")
+
+
+def luks2_with(text: bytes) -> bytes:
+    """Both copies of a header with this JSON, their checksums right."""
+    found = b""
+    for magic, offset in ((b"LUKS", 0), (b"SKUL", 16384)):
+        copy = bytearray(16384)
+        copy[:16] = magic + b"\xba\xbe\x00\x02" + (16384).to_bytes(8, "big")
+        copy[72:78], copy[104], copy[256:264] = b"sha256", magic[0], offset.to_bytes(8, "big")
+        copy[4096 : 4096 + len(text)] = text
+        copy[448:480] = hashlib.sha256(copy).digest()
+        found += copy
+    return found
+
+
 def state(data: bytes) -> None:
     """Without a key, and with one."""
     descriptor = os.memfd_create("fuzz")
@@ -78,7 +105,7 @@ def state(data: bytes) -> None:
         os.close(descriptor)
 
 
-READERS = (user_data, network_config, ignition, luks, state)
+READERS = (user_data, network_config, ignition, luks, state, luks2)
 
 
 def one_input(data: bytes) -> None:

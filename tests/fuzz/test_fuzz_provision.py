@@ -15,6 +15,14 @@ from casemate.engine.statefile import MAGIC, Header, Manifest, StateWriter
 from casemate.image.luks import HEADER_BYTES, ITERATIONS_MIN
 from casemate.image.luks_keys import create
 
+LUKS2 = b"""{"keyslots":{"0":{"type":"luks2","key_size":64,"af":{"type":"luks1","stripes":4000,"hash":"sha256"},
+"area":{"type":"raw","offset":"32768","size":"258048","encryption":"aes-xts-plain64","key_size":64},"kdf":{"type":
+"pbkdf2","hash":"sha256","iterations":1000,"salt":"HODbW2wCi22pfIdqNP5OFM4xEUQMrCWfKX+N7VnGGng="}}},"tokens":{},
+"segments":{"0":{"type":"crypt","offset":"16777216","size":"dynamic","iv_tweak":"0","encryption":"aes-xts-plain64",
+"sector_size":4096}},"digests":{"0":{"type":"pbkdf2","keyslots":["0"],"segments":["0"],"hash":"sha256","iterations":
+1000,"salt":"kQqRqML1Pqsbrx52oLM+9OkWrLpf8Sf6jZ4dUoQhGsY=","digest":"O/Llhqj1giQdeLwyC4LznSYzsfG2W4WzC4xsOIH4NQ4="}},
+"config":{"json_size":"12288","keyslots_size":"16744448"}}"""
+
 HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris (x86-64 only) is missing")
@@ -38,6 +46,7 @@ def test_provision(tmp_path: Path) -> None:
         b'{"ignition": {"version": "3.4.0"}, "storage": {"files": [{"path": "/x", "contents": {"source": "data:,"}}]}}',
         create(b"key", ITERATIONS_MIN)[1][:HEADER_BYTES],
         saved(tmp_path / "state"),
+        LUKS2,
     )
     for number, seed in enumerate(seeds):
         (corpus / str(number)).write_bytes(bytes([number]) + seed)

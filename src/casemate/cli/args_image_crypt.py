@@ -44,6 +44,37 @@ def add(commands: Commands) -> None:
     _key(rekey, "", "the present key")
     _key(rekey, "new-", "the new key")
     add_json(rekey)
+    _add_check(commands)
+
+
+_CHECK_EPILOG = """\
+examples:
+  casemate image check-luks data.img
+  casemate image check-luks data.img --expect-digest 5feee3... --keyslots 2
+
+A LUKS2 header is whoever wrote the disk's, and cryptsetup obeys it: null ciphers are how the disks of confidential VMs
+were read (CVE-2025-59054, CVE-2025-58356). Check a copy, and open that copy: cryptsetup open --header COPY. Exit code 1
+when the volume must not be opened with this header.
+"""
+
+
+def _add_check(commands: Commands) -> None:
+    check = add_command(
+        commands,
+        "check-luks",
+        "image_crypt:check_luks",
+        "judge the LUKS2 header of a disk before it is opened",
+        epilog=_CHECK_EPILOG,
+    )
+    check.add_argument("file", metavar="FILE", help="a raw disk, or a copy of its first megabytes")
+    check.add_argument("--offset", type=int, default=0, metavar="BYTES", help="where the volume begins (default 0)")
+    check.add_argument(
+        "--expect-digest", default="", metavar="HEX", help="SHA-256 of the header, as this command prints it"
+    )
+    check.add_argument("--keyslots", type=int, default=1, metavar="N", help="as many key slots (default 1)")
+    check.add_argument("--tokens", type=int, default=0, metavar="N", help="as many tokens (default 0)")
+    check.add_argument("--flag", action="append", default=[], metavar="FLAG", help="expected, such as allow-discards")
+    add_json(check)
 
 
 def _key(parser: Parser, prefix: str, what: str) -> None:

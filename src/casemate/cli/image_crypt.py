@@ -33,6 +33,30 @@ def rekey(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def check_luks(arguments: argparse.Namespace) -> int:
+    """Judge a LUKS2 header; exit 1 when it must not be opened."""
+    found = provisions.check_luks2(
+        arguments.file,
+        offset_bytes=arguments.offset,
+        digest=arguments.expect_digest,
+        keyslots=arguments.keyslots,
+        tokens=arguments.tokens,
+        flags=arguments.flag,
+    )
+    if arguments.json:
+        output.print_json(found)
+    else:
+        print(f"{arguments.file}: {'accepted' if found['accepted'] else 'refused'}")
+        for fault in found["faults"]:
+            print(output.plain(f"  {fault['message']} [{fault['code']}]"))
+        print(
+            output.plain(
+                f"  uuid {found['uuid']}\n  digest {found['digest']} of {found['header_bytes']} bytes", keep_lines=True
+            )
+        )
+    return ExitCode.DONE if found["accepted"] else ExitCode.FINDINGS
+
+
 def _key(arguments: argparse.Namespace, prefix: str) -> provisions.DiskKey:
     def given(name: str) -> object:
         return getattr(arguments, f"{prefix}key_{name}")
