@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from casemate.scenarios.fixes import Cost, Prices
+from casemate.scenarios.fixes import MAX_OPTIONS, Cost, Prices
 from casemate.scenarios.fixes import cheapest as cheapest_of
 from casemate.scenarios.formula import (
     Condition,
@@ -124,6 +124,25 @@ def test_the_bound_is_said() -> None:
     assert not plan.exact
     done = fulfilled({}, plan.controls)
     assert all(evaluate(item.closed_when, done) is Value.YES for item in techniques)
+
+
+def test_options_left_out_are_said() -> None:
+    """One path with more ways to close it than are looked at; the one left out costs nothing."""
+    dear = [_technique(i, every(f"a{i:03}", f"b{i:03}")) for i in range(MAX_OPTIONS)]
+    free = _technique(MAX_OPTIONS, every("x", "y", "z"))
+    prices = dict.fromkeys("xyz", 0.0)
+    for ways, exact, cost in ((dear[1:], True, 0.0), (dear, False, 20.0)):
+        graph = Graph((*ways, free), ())
+        plan = cheapest(graph, [tuple(range(len(ways) + 1))], {}, lambda name: prices.get(name, 10.0))
+        assert (plan.exact, plan.cost) == (exact, cost)
+
+
+def test_a_condition_of_ours_with_too_many_ways_is_our_bug() -> None:
+    """Two to the seventh: none may be left out in silence."""
+    condition = every(*(some(f"a{i}", f"b{i}") for i in range(7)))
+    with pytest.raises(RuntimeError, match="more than 64"):
+        closing_sets(condition, {})
+    assert len(closing_sets(condition, {}, limit=128)) == 128
 
 
 def test_nothing_to_do() -> None:

@@ -26,7 +26,7 @@ from casemate.scenarios.paths import Bits, bits_of, numbers_of
 
 MAX_NODES: Final = 20_000
 MAX_OPTIONS: Final = 96
-"""Options of one path that are considered: the smallest ones."""
+"""Options of one path that are considered: the smallest ones. Where others are left out the plan is not exact."""
 _PER_POINT: Final = 1_000_000
 _PER_COST: Final = 1 << 20
 """Costs are counted in millionths of a point, so that sums are exact, and one more for each control."""
@@ -36,8 +36,8 @@ Options = tuple[Bits, ...]
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to do. ``controls``: numbers of the controls, cheapest first. ``remaining``: places of the paths that
-    nothing closes. ``exact``: whether no cheaper plan exists; otherwise the search stopped at its bound with the best
-    one found so far."""
+    nothing closes. ``exact``: whether no cheaper plan exists; otherwise the search stopped at a bound with the best one
+    found so far."""
 
     controls: tuple[int, ...]
     cost: float
@@ -74,7 +74,8 @@ def cheapest(paths: Sequence[Bits], sets: Mapping[int, Options], prices: Prices,
     closable = bits_of(number for number, options in sets.items() if options)
     remaining = tuple(place for place, path in enumerate(paths) if not path & closable)
     left = _smallest({path & closable for path in paths} - {0})
-    choices = (_smallest({option for number in numbers_of(path) for option in sets[number]}) for path in left)
+    choices = [_smallest({option for number in numbers_of(path) for option in sets[number]}) for path in left]
+    cut = any(len(options) > MAX_OPTIONS for options in choices)
     taken, open_paths = _forced({options[:MAX_OPTIONS] for options in choices if options[0]})
     nodes = max_nodes
     for group in _groups(open_paths):
@@ -84,7 +85,7 @@ def cheapest(paths: Sequence[Bits], sets: Mapping[int, Options], prices: Prices,
         nodes = search.nodes
     chosen = sorted(numbers_of(taken), key=lambda number: (prices.points[number], number))
     cost = float(sum(prices.points[number] for number in sorted(chosen)))
-    return Plan(controls=tuple(chosen), cost=cost, remaining=remaining, exact=nodes >= 0)
+    return Plan(controls=tuple(chosen), cost=cost, remaining=remaining, exact=nodes >= 0 and not cut)
 
 
 def _smallest(found: Iterable[Bits]) -> Options:

@@ -123,8 +123,11 @@ def closing_sets(condition: Condition, states: Mapping[str, State], *, limit: in
     """The smallest sets of controls that would have to pass for the condition to be YES; none when it cannot be.
 
     What is met already needs nothing: a condition that is YES gives one empty set. A control that does not apply
-    cannot be made to pass; an absence that counts, and is only declared, can be observed. At most ``limit`` sets, the
-    smallest ones.
+    cannot be made to pass; an absence that counts, and is only declared, can be observed.
+
+    Raises:
+        RuntimeError: there are more than ``limit``: conditions are our own data, and none may have so many, for a set
+            left out could be part of the cheapest plan.
     """
     if isinstance(condition, Never):
         return ()
@@ -151,10 +154,10 @@ def _smallest(found: set[frozenset[str]], limit: int) -> tuple[frozenset[str], .
     """Those that contain no other one, smallest first, in a fixed order."""
     kept: list[frozenset[str]] = []
     for candidate in sorted(found, key=lambda item: (len(item), sorted(item))):
-        if len(kept) == limit:
-            break
         if not any(other <= candidate for other in kept):
             kept.append(candidate)
+    if len(kept) > limit:
+        raise RuntimeError(f"a condition with more than {limit} closing sets")
     return tuple(kept)
 
 
