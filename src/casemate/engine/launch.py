@@ -27,7 +27,7 @@ from casemate.engine.opening import Opened
 from casemate.engine.readback import observe_process
 from casemate.engine.startup import Startup
 from casemate.engine.state import remove_cgroups
-from casemate.engine.uefi import variables_digest
+from casemate.engine.uefi import observe_variables, variables_digest
 from casemate.errors import HostError, InputError, VmError
 from casemate.facts.fact import Facts, Known, Stage
 from casemate.jail.policy import IdentityMode
@@ -250,7 +250,7 @@ def _observe_beside(
     plan: LaunchPlan, startup: Startup, network: Network | None, feed: SecretFeed | None, opened: Opened
 ) -> Facts:
     """Facts about what not every VM has: a network, things that it reads once."""
-    facts: Facts = {}
+    facts: Facts = observe_variables(plan.spec.boot, opened.by_role, opened.enrolled)
     if network is not None:
         from casemate.engine.network_facts import observe_network
 

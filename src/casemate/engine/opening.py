@@ -11,16 +11,22 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from casemate.engine.content import Promise
 from casemate.engine.paths import Paths
-from casemate.engine.uefi import own_variables
+from casemate.engine.uefi import own_variables, read_enrolled
 from casemate.errors import HostError, InputError
 from casemate.image.headers import inspect_image
 from casemate.image.opening import FileIdentity, identity_of, open_image, open_regular_file, verify_unchanged
 from casemate.image.overlay import write_empty_qcow2
 from casemate.plan.model import OpenFile
-from casemate.spec.model import Disk, DiskMode, Spec
+from casemate.spec.model import Boot, Disk, DiskMode, Spec
+
+if TYPE_CHECKING:
+    from casemate.engine.uefi_keys import Enrolled
+
+_NO_FIRMWARE = Boot()
 
 
 @dataclass
@@ -28,7 +34,7 @@ class Opened:
     """Descriptors by role, sizes for the plan, promised digests, and what must still be true at use.
 
     ``digests``: what boot files must hash to, checked on their copies. ``promises``: what images must be, checked
-    beside the emulator's start-up (`engine.content`).
+    beside the emulator's start-up (`engine.content`). ``enrolled``: Secure Boot's keys at the first start.
     """
 
     by_role: dict[str, int] = field(default_factory=dict)
@@ -37,6 +43,7 @@ class Opened:
     promises: tuple[Promise, ...] = ()
     identities: dict[str, tuple[FileIdentity, str]] = field(default_factory=dict)
     locks: list[int] = field(default_factory=list)
+    enrolled: Enrolled | None = None
 
     def close(self) -> None:
         """Close everything."""
@@ -117,7 +124,9 @@ def _lock(path: str, descriptor: int, writable: bool) -> int:
     return own
 
 
-def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths, vm_id: str) -> None:
+def open_planned_files(
+    files: tuple[OpenFile, ...], opened: Opened, paths: Paths, vm_id: str, boot: Boot = _NO_FIRMWARE
+) -> None:
     """Open what only the plan knows: firmware, the VM's own variables, overlays, entropy."""
     for file in files:
         if file.role in opened.by_role:
@@ -129,7 +138,8 @@ def open_planned_files(files: tuple[OpenFile, ...], opened: Opened, paths: Paths
         elif file.access == "device":
             opened.by_role[file.role] = _open_device(file.path)
         elif file.access == "vars":
-            opened.by_role[file.role] = own_variables(file, f"{paths.vm_data(vm_id)}/vars.fd")
+            opened.by_role[file.role] = own_variables(file, boot, paths.vm_data(vm_id))
+            opened.enrolled = read_enrolled(boot, paths.vm_data(vm_id))
         else:
             opened.by_role[file.role] = open_regular_file(file.path, what=file.role)
         if file.sha256:

@@ -249,7 +249,7 @@ def _open_rest(plan: LaunchPlan, opened: Opened, own: Paths, proof_id: str) -> N
     for file in plan.files:
         if file.access == "device":
             opened.by_role[file.role] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    open_planned_files(plan.files, opened, own, proof_id)
+    open_planned_files(plan.files, opened, own, proof_id, plan.spec.boot)
 
 
 def _judge(

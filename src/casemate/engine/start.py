@@ -181,7 +181,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
             provisioning.fill(plan, opened)
         if restore is not None:
             restore.check(opened, plan)
-        open_planned_files(plan.files, opened, paths, definition.id)
+        open_planned_files(plan.files, opened, paths, definition.id, plan.spec.boot)
         labels.apply_labels(plan, opened, paths)
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
         own_directory(f"{paths.vm_runtime(definition.id)}/root")

@@ -2,22 +2,30 @@
 
 code        read by every VM, never written
 template    copied at a VM's first start; the copy, vms/<id>/vars.fd, is the VM's own and goes with it
+keys.json   beside it, with Secure Boot: what was enrolled (uefi_keys.py)
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from typing import TYPE_CHECKING
 
+from casemate.engine import files
 from casemate.engine.content import Promise
-from casemate.errors import HostError, InputError
+from casemate.errors import HostError
+from casemate.facts.fact import Facts
 from casemate.facts.firmware import Wanted, choose_uefi
 from casemate.facts.root import Root
 from casemate.image.opening import open_regular_file
 from casemate.plan.model import FirmwarePair, OpenFile
 from casemate.spec.model import Boot
 
+if TYPE_CHECKING:
+    from casemate.engine.uefi_keys import Enrolled
+
 CODE, VARIABLES = "firmware-code", "firmware-vars"
+VARS_FILE, NOTE_FILE = "vars.fd", "keys.json"
 _SIZE_MAX_BYTES = 64 << 20
 
 
@@ -30,8 +38,6 @@ def find_firmware(boot: Boot, root: Root) -> FirmwarePair | None:
     if not boot.has_uefi:
         return None
     wanted = Wanted.PLAIN
-    if boot.keys is not None:
-        raise InputError("[boot.keys] cannot be enrolled yet", next_step="leave it out for the distribution's keys")
     if boot.is_secure:
         wanted = Wanted.ENROLLED if boot.keys is None else Wanted.SETUP
     found = choose_uefi(root, wanted)
@@ -39,43 +45,58 @@ def find_firmware(boot: Boot, root: Root) -> FirmwarePair | None:
     return FirmwarePair(
         code,
         variables,
-        _sha256_of(code),
-        _sha256_of(variables),
+        hashlib.sha256(_read(code)).hexdigest(),
+        hashlib.sha256(_read(variables)).hexdigest(),
         found.described_by,
         boot.is_secure,
     )
 
 
-def own_variables(file: OpenFile, path: str) -> int:
-    """The VM's own UEFI variables, copied from the template at the first start.
+def own_variables(file: OpenFile, boot: Boot, directory: str) -> int:
+    """The VM's own UEFI variables, open for reading and writing; made from the template at the first start.
+
+    Args:
+        directory: the VM's data directory.
 
     Raises:
-        HostError: the template is not the one that was planned with.
+        HostError: the template is not the one that was planned with, or keys cannot be enrolled.
+        InputError, RefusedError: the owner's certificates cannot be read, or are others than at the first start.
     """
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        pass
-    data = _read(file.path)
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise HostError(
-            f"{file.path} changed while the VM was planned", next_step="wait for the update, then try again"
-        )
-    temporary = f"{path}.{os.urandom(6).hex()}.tmp"
-    with open(temporary, "xb") as target:
-        os.fchmod(target.fileno(), 0o600)
-        target.write(data)
-        target.flush()
-        os.fsync(target.fileno())
-    os.rename(temporary, path)
+    path = f"{directory}/{VARS_FILE}"
+    if not os.path.lexists(path):
+        _make_variables(file, boot, directory)
+    elif boot.keys is not None:
+        from casemate.engine.uefi_enrol import check_owner
+
+        enrolled = read_enrolled(boot, directory)
+        if enrolled is not None:  # without a note dev.secure-boot is unknown, which refuses too
+            check_owner(boot.keys, enrolled)
     return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
-def firmware_promises(files: tuple[OpenFile, ...]) -> tuple[Promise, ...]:
+def read_enrolled(boot: Boot, directory: str) -> Enrolled | None:
+    """What a VM's variables had enrolled at its first start; None without Secure Boot, or when that is not known."""
+    if not boot.is_secure:
+        return None
+    from casemate.engine.uefi_keys import read_note
+
+    return read_note(f"{directory}/{NOTE_FILE}")
+
+
+def observe_variables(boot: Boot, by_role: dict[str, int], enrolled: Enrolled | None) -> Facts:
+    """What the variables say that a paused VM is about to start with; nothing for a VM without Secure Boot."""
+    if not boot.is_secure:
+        return {}
+    from casemate.engine.uefi_keys import variables_facts
+
+    return variables_facts(os.pread(by_role[VARIABLES], _SIZE_MAX_BYTES, 0), enrolled)
+
+
+def firmware_promises(planned: tuple[OpenFile, ...]) -> tuple[Promise, ...]:
     """That the code which the emulator gets is the one that was planned with."""
     return tuple(
         Promise(file.role, "the firmware", file.path, file.sha256, "sha256", file.sha256)
-        for file in files
+        for file in planned
         if file.role == CODE
     )
 
@@ -87,8 +108,22 @@ def variables_digest(by_role: dict[str, int]) -> dict[str, str]:
     return {VARIABLES: hashlib.sha256(os.pread(by_role[VARIABLES], _SIZE_MAX_BYTES, 0)).hexdigest()}
 
 
-def _sha256_of(path: str) -> str:
-    return hashlib.sha256(_read(path)).hexdigest()
+def _make_variables(file: OpenFile, boot: Boot, directory: str) -> None:
+    data = _read(file.path)
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise HostError(
+            f"{file.path} changed while the VM was planned", next_step="wait for the update, then try again"
+        )
+    if boot.keys is not None:
+        from casemate.engine.uefi_enrol import enrol
+
+        data = enrol(data, boot.keys)
+    if boot.is_secure:
+        from casemate.engine.uefi_keys import note_of
+        from casemate.measure.variables import parse_variables
+
+        files.write_json(f"{directory}/{NOTE_FILE}", note_of(parse_variables(data)))
+    files.write_atomic(f"{directory}/{VARS_FILE}", data)  # last: with it the first start is over
 
 
 def _read(path: str) -> bytes:

@@ -25,6 +25,8 @@ def boot_facts(sayer: Sayer, machine: Machine) -> None:
     if not smm:
         ways.append("system management mode is off")
     sayer.say("dev.boot-variables", tuple(ways), "flash: secure")
+    for name in ("dev.secure-boot", "dev.boot-keys"):
+        sayer.miss(name, "the VM's variables say that, and only a launch of Casemate's looks into them")
 
 
 def _firmware(machine: Machine) -> str:

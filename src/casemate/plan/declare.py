@@ -116,6 +116,7 @@ def _devices(say: object, spec: Spec, board: Board, planned: tuple[str, ...]) ->
     say("dev.smm", spec.boot.is_secure, "argv: smm")
     if spec.boot.is_secure:
         say("dev.boot-variables", (), "argv: smm=on, and secure=on for the flash")
+        say("dev.secure-boot", "on", "specification")
     say("dev.nodefaults", True, "argv: -nodefaults -no-user-config")
     say("dev.display", "none", "argv: -display none")
     say("dev.usb", (), "argv: usb=off")

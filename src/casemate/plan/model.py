@@ -31,8 +31,7 @@ class CgroupBase(msgspec.Struct, frozen=True):
 class FirmwarePair(msgspec.Struct, frozen=True):
     """UEFI code (shared, read-only) and the template of its variables, with their SHA-256.
 
-    ``described_by``: the descriptor in which QEMU's firmware directory offers it. ``platform_key``: SHA-256 of the
-    certificate that Secure Boot's platform key has to be, empty without Secure Boot. ``secure_boot``: the code verifies
+    ``described_by``: the descriptor in which QEMU's firmware directory offers it. ``secure_boot``: the code verifies
     what it starts and keeps its variables behind system management mode.
     """
 
@@ -42,7 +41,6 @@ class FirmwarePair(msgspec.Struct, frozen=True):
     variables_sha256: str = ""
     described_by: str = ""
     secure_boot: bool = False
-    platform_key: str = ""
 
 
 class Emulator(msgspec.Struct, frozen=True):

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from casemate.controls.catalogue.common import (
-    BLUE_PILL,
     HOST,
     OTHERS,
-    S1,
     S2,
     S3,
     S7,
     S9,
-    S10,
     VM,
     cve,
-    kernel,
     lecture,
     libvirt,
     no_device,
     qemu,
 )
 from casemate.controls.expectations import Empty, Equals, Matches, OneOf
-from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Source
+from casemate.controls.model import Check, Control, Cost, Gate, Remedies, Severity
 
 CONTROLS = (
     Control(
@@ -197,50 +193,6 @@ CONTROLS = (
         ),
         sources=(lecture("Durcissement de l'émulateur: le moins possible d'émulateurs de matériel"),),
         limits="The PIT and the PIC have controls of their own.",
-    ),
-    Control(
-        id="dev.smm",
-        title="System management mode is off",
-        question="Is the processor mode above the kernel, which Secure Boot alone has a use for, absent?",
-        severity=Severity.LOW,
-        gate=Gate.REPORT,
-        checks=(Check("dev.smm", Equals(False)),),
-        cuts=(S2, S3),
-        scenarios=(HOST,),
-        cost=Cost(
-            features="Secure Boot: only code in system management mode may write to its variables (dev.boot-variables)"
-        ),
-        remedies=Remedies(
-            libvirt="<features><smm state='off'/></features>, where <loader> is not secure",
-            spec='firmware = "uefi" where nobody needs Secure Boot; with "uefi-secure" this is its price, worth paying',
-        ),
-        sources=(
-            qemu("hw/isa/lpc_ich9.c, docs/system/i386: -machine smm"),
-            kernel("arch/x86/kvm/smm.c: entry and exit, a state save area in guest memory, a second address space"),
-        ),
-        limits="With it on, a guest's kernel calls the firmware's guarded part at will, and KVM or QEMU emulates entry"
-        " and exit for it; what that buys is that it cannot write to Secure Boot's keys.",
-    ),
-    Control(
-        id="dev.boot-variables",
-        title="Only the firmware writes to Secure Boot's variables",
-        question="Does the flash take writes from system management mode alone, and is that mode there?",
-        severity=Severity.HIGH,
-        gate=Gate.LAUNCH,
-        checks=(Check("dev.boot-variables", Empty()),),
-        applies_when=(Condition("vm.firmware", Equals("uefi-secure"), "the guest does not boot with Secure Boot"),),
-        cuts=(S1, S10),
-        scenarios=(VM, BLUE_PILL),
-        cost=Cost(features="system management mode has to be on (dev.smm)"),
-        remedies=Remedies(
-            libvirt="<loader secure='yes'> and <smm state='on'/>", spec="none needed: uefi-secure is started so"
-        ),
-        sources=(
-            qemu("hw/block/pflash_cfi01.c: property secure"),
-            Source("edk2", "OvmfPkg/README: SMM_REQUIRE"),
-        ),
-        limits="Against the guest's own kernel. Whoever owns the host reads and writes the file of the variables; a"
-        " quote of a TPM shows it (PCR 7).",
     ),
     Control(
         id="dev.no-hotplug",

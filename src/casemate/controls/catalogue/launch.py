@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from casemate.controls.catalogue import (
+    boot,
     confidential,
     confinement,
     devices,
@@ -20,7 +21,7 @@ from casemate.controls.model import Control
 
 def launch_controls() -> tuple[Control, ...]:
     """Every control that `judge` takes for a launch, host first. Drift is compared, not judged: see `catalogue`."""
-    layers = (host, kvm, devices, confinement, process, network, image, image_origin, entropy)
+    layers = (host, kvm, devices, boot, confinement, process, network, image, image_origin, entropy)
     return tuple(control for layer in layers for control in layer.CONTROLS)
 
 
