@@ -126,6 +126,7 @@ def _machine(spec: Spec, board: Board) -> str:
             isa_serial=spec.console.device is ConsoleDevice.SERIAL,
             acpi=True,
             pcie=False,
+            smm=False,
             auto_kernel_cmdline=False,
         )
     extra: dict[str, OptionValue] = {}
