@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from casemate.errors import InputError
+from casemate.errors import CasemateError, InputError
 
 if TYPE_CHECKING:
     from casemate.evidence.crl import RevocationList
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from casemate.evidence.x509 import Certificate
 
 __all__ = [
+    "EAR_PROFILES",
     "document_of",
+    "document_of_unreadable",
     "gather",
+    "host_jwk",
     "load_policy",
+    "read_policy",
     "render_text",
+    "signed_ear",
     "verify_evidence",
 ]
 
@@ -49,6 +54,8 @@ def gather(
     nonce: str | None = None,
     at: str | None = None,
     anchors: Sequence[str] = (),
+    signature: str | None = None,
+    pcrs: str | None = None,
 ) -> Inputs:
     """What comes along with evidence, out of files and texts.
 
@@ -56,6 +63,7 @@ def gather(
         certificates: files with certificates and revocation lists, PEM or DER.
         nonce: hexadecimal.
         at: RFC 3339, ``document`` for the evidence's own time, None for now.
+        signature, pcrs: files beside a TPM's quote.
         anchors: files with what is believed: certificates (a maker's root of attestation keys), or public keys.
 
     Raises:
@@ -65,12 +73,13 @@ def gather(
 
     from casemate.engine.authorities import known_authorities
     from casemate.evidence.companions import parse_companions
+    from casemate.evidence.tpm import parse_key
     from casemate.evidence.verify import Inputs
 
     given: list[Certificate] = []
     lists: list[RevocationList] = []
     pinned: list[str] = []
-    keys: list[str] = []
+    keys: list[bytes] = []
     for name in certificates:
         found = parse_companions(_read(name, COMPANION_MAX_BYTES), name)
         given += found.certificates
@@ -79,7 +88,7 @@ def gather(
         found = parse_companions(_read(name, COMPANION_MAX_BYTES), name)
         given += found.certificates
         pinned += [hashlib.sha256(item.encoded).hexdigest() for item in found.certificates]
-        keys += [hashlib.sha256(key).hexdigest() for key in found.keys]
+        keys += found.keys
     return Inputs(
         certificates=(*given, *known_authorities()),
         collateral=None if collateral is None else _read(collateral, COMPANION_MAX_BYTES),
@@ -87,7 +96,10 @@ def gather(
         nonce=None if nonce is None else _nonce(nonce),
         moment=_moment(at),
         anchors=tuple(pinned),
-        keys=tuple(keys),
+        keys=tuple(hashlib.sha256(parse_key(key).key).hexdigest() for key in keys),
+        public_keys=tuple(keys),
+        signature=None if signature is None else _read(signature, COMPANION_MAX_BYTES),
+        pcrs=None if pcrs is None else _read(pcrs, COMPANION_MAX_BYTES),
         revocations=tuple(lists),
     )
 
@@ -120,35 +132,121 @@ def load_policy(path: str | None) -> Policy:
     Raises:
         InputError, SpecError: it cannot be read, or has faults.
     """
+    return read_policy(path)[0]
+
+
+def read_policy(path: str | None) -> tuple[Policy, bytes]:
+    """(the policy of a file, its text); None: the default, which has none.
+
+    Raises:
+        InputError, SpecError: it cannot be read, or has faults.
+    """
     from casemate.evidence.policy import Policy, parse_policy
 
     if path is None:
-        return Policy()
-    return parse_policy(_read(path, EVIDENCE_MAX_BYTES).decode("utf-8", "backslashreplace"), path)
+        return Policy(), b""
+    text = _read(path, EVIDENCE_MAX_BYTES)
+    return parse_policy(text.decode("utf-8", "backslashreplace"), path), text
 
 
 def document_of(name: str, found: Verified) -> dict[str, Any]:
     """One verdict as the document of ``casemate attest verify --json``, schema ``casemate.attest/1``."""
-    return {
-        "schema": "casemate.attest/1",
-        "evidence": name,
-        "kind": found.kind,
-        "true": found.is_true,
-        "accepted": found.is_accepted,
-        "reasons": [{"step": item.step.value, "code": item.code, "message": item.message} for item in found.reasons],
-        "claims": dict(found.claims),
-        "notes": list(found.notes),
-    }
+    from casemate.report import attestation
+
+    return attestation.document_of(name, found)
+
+
+def document_of_unreadable(name: str, error: CasemateError) -> dict[str, Any]:
+    """What stands in the place of a verdict when there can be none; same schema."""
+    from casemate.report import attestation
+
+    return attestation.document_of_unreadable(name, error)
 
 
 def render_text(name: str, found: Verified) -> str:
     """One verdict for a person."""
-    word = "accepted" if found.is_accepted else "true, and refused by the policy" if found.is_true else "refused"
-    lines = [f"{name}: {found.kind}: {word}"]
-    lines += [f"  {item.step.value}: {item.message} [{item.code}]" for item in found.reasons]
-    lines += [f"  note: {text}" for text in found.notes]
-    lines += [f"  {key}: {value}" for key, value in found.claims.items() if value != ""]
-    return "\n".join(lines)
+    from casemate.report import attestation
+
+    return attestation.render_text(name, found)
+
+
+EAR_PROFILES = ("2023", "2026-03")
+EAR_LIFETIME_S = 3600
+
+
+def signed_ear(
+    results: Sequence[Verified],
+    policy: Policy,
+    *,
+    policy_text: bytes,
+    nonce: bytes | None,
+    build: str,
+    profile: str = "2023",
+    lifetime_s: int = EAR_LIFETIME_S,
+) -> str:
+    """An EAT Attestation Result over the verdicts: a JWT (EdDSA) by this host's key, which is made at first use.
+
+    Args:
+        policy_text: the policy as it was read; its digest is the policy's name. Empty for the default policy.
+        build: of this program.
+        profile: one of `EAR_PROFILES`.
+
+    Raises:
+        HostError: the key cannot be read or made.
+    """
+    import hashlib
+    import time
+    import warnings
+    from pathlib import Path
+
+    from joserfc import jwk, jwt
+
+    from casemate.engine.keys import load_or_create_key
+    from casemate.engine.paths import default_paths
+    from casemate.evidence.ear import ear_claims, labelled
+
+    host_key = load_or_create_key(Path(default_paths().data))
+    claims = ear_claims(
+        labelled(results),
+        policy,
+        policy_id=f"sha256:{hashlib.sha256(policy_text).hexdigest()}" if policy_text else "casemate:default",
+        issued_at_s=int(time.time()),
+        lifetime_s=lifetime_s,
+        build=build,
+        nonce=nonce,
+        profile=profile,
+    )
+    public = host_jwk(host_key.public)
+    key = jwk.OKPKey.import_key({**public, "d": _url64(host_key.private.private_bytes_raw())})
+    with warnings.catch_warnings():
+        # RFC 9864 renames it to Ed25519, which the libraries that read attestation results do not know yet.
+        warnings.simplefilter("ignore")
+        return jwt.encode({"alg": "EdDSA", "typ": "JWT", "kid": public["kid"]}, claims, key, algorithms=["EdDSA"])
+
+
+def host_jwk(public: bytes | None = None) -> dict[str, str]:
+    """This host's public key as a JWK (RFC 8037), named by its thumbprint (RFC 7638); made at first use.
+
+    Args:
+        public: the key, 32 bytes; None reads it.
+    """
+    import hashlib
+    from pathlib import Path
+
+    from casemate.engine.keys import load_or_create_key
+    from casemate.engine.paths import default_paths
+
+    if public is None:
+        public = load_or_create_key(Path(default_paths().data)).public
+    x = _url64(public)
+    name = _url64(hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest())
+    return {"kty": "OKP", "crv": "Ed25519", "x": x, "kid": name, "use": "sig"}
+
+
+def _url64(data: bytes) -> str:
+    import base64
+
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _read(name: str, limit: int) -> bytes:

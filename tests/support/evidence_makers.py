@@ -188,6 +188,7 @@ def snp_report(
 # ---- TPM -------------------------------------------------------------------------------------------------------------
 
 _HASH_IDS = {"sha1": 4, "sha256": 11, "sha384": 12, "sha512": 13}
+_LOG_IDS = {**_HASH_IDS, "sha3_256": 0x27}
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     "sha1": hashes.SHA1(),
     "sha256": hashes.SHA256(),
@@ -270,11 +271,11 @@ def event_log(events: list[tuple[int, int, bytes]], banks: tuple[str, ...] = ("s
     """A crypto-agile log: events as (register, type, data), of which the data are measured."""
     spec = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 0, 2) + struct.pack("<I", len(banks))
     sizes = {bank: hashlib.new(bank).digest_size for bank in banks}
-    spec += b"".join(struct.pack("<HH", _HASH_IDS[bank], sizes[bank]) for bank in banks) + b"\0"
+    spec += b"".join(struct.pack("<HH", _LOG_IDS[bank], sizes[bank]) for bank in banks) + b"\0"
     log = struct.pack("<II20sI", 0, 3, bytes(20), len(spec)) + spec
     for register, kind, data in events:
         log += struct.pack("<III", register, kind, len(banks))
-        log += b"".join(struct.pack("<H", _HASH_IDS[bank]) + hashlib.new(bank, data).digest() for bank in banks)
+        log += b"".join(struct.pack("<H", _LOG_IDS[bank]) + hashlib.new(bank, data).digest() for bank in banks)
         log += struct.pack("<I", len(data)) + data
     return log
 

@@ -7,11 +7,13 @@ import datetime
 import hashlib
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.evidence_makers import ATTESTING, Authority, Chip, Hypervisor, Tpm, event_log, snp_report
 
+from casemate.cli.main import main
 from casemate.errors import InputError
 from casemate.evidence import nitro_true, snp_true, verify_nitro, verify_snp
 from casemate.evidence.policy import NitroPolicy, Policy, TpmPolicy
@@ -172,6 +174,109 @@ def test_sha1_alone_proves_no_secure_boot() -> None:
     log, values = secure_boot_log(1, ("sha1",))
     evidence = json_evidence(KEY, values, event_log=base64.b64encode(log).decode())
     assert codes(judged(evidence, policy=Policy(tpm=TpmPolicy(secure_boot=True)))) == {"secure-boot"}
+
+
+# ---- files as tpm2-tools write them ----------------------------------------------------------------------------------
+
+
+def serialized(pcrs: dict[str, dict[int, bytes]]) -> bytes:
+    """What tpm2_quote -o writes: the tool's C structures."""
+    digests = [value for values in pcrs.values() for _, value in sorted(values.items())]
+    lists = [digests[index : index + 8] for index in range(0, len(digests), 8)]
+    data = bytes(132) + struct.pack("<I", len(lists))
+    for items in lists:
+        filled = b"".join(struct.pack("<H", len(item)) + item.ljust(64, b"\0") for item in items)
+        data += struct.pack("<I", len(items)) + filled.ljust(8 * 66, b"\0")
+    return data
+
+
+@pytest.mark.parametrize("scheme", ["rsa", "ecdsa"])
+def test_a_quote_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], scheme: str) -> None:
+    tpm = Tpm(scheme)
+    pcrs = {"sha256": {number: bytes([number]) * 32 for number in range(11)}, "sha1": {4: b"\4" * 20}}
+    message = tpm.quote(pcrs, b"fresh")
+    for name, data in (
+        ("quote.msg", message),
+        ("quote.sig", tpm.sign(message)),
+        ("quote.pcrs", serialized(pcrs)),
+        ("plain.pcrs", b"".join(value for values in pcrs.values() for _, value in sorted(values.items()))),
+        ("ak.pub", tpm.public_area()),
+        ("other.pub", Tpm().public_area()),
+    ):
+        (tmp_path / name).write_bytes(data)
+    pem = base64.encodebytes(tpm.spki()).decode()
+    (tmp_path / "ak.pem").write_text(f"-----BEGIN PUBLIC KEY-----\n{pem}-----END PUBLIC KEY-----\n")
+
+    def run(*more: str) -> int:
+        return main(
+            ["attest", "verify", str(tmp_path / "quote.msg"), *(str(tmp_path / m) if "." in m else m for m in more)]
+        )
+
+    common = ["--signature", "quote.sig", "--nonce", b"fresh".hex()]
+    for values in ("quote.pcrs", "plain.pcrs"):
+        for key in ("ak.pub", "ak.pem"):
+            assert run(*common, "--pcrs", values, "--trust", "other.pub", "--trust", key) == 0
+    assert run(*common, "--pcrs", "quote.pcrs", "--trust", "other.pub") == 1
+    assert "[signature]" in capsys.readouterr().out
+    assert run(*common, "--trust", "ak.pub") == 1
+    assert "[pcrs.missing]" in capsys.readouterr().out
+    assert run("--trust", "ak.pub") == 2
+    assert run("--signature", "quote.sig") == 2
+    (tmp_path / "quote.pcrs").write_bytes(serialized({"sha256": pcrs["sha256"]}))
+    assert run(*common, "--pcrs", "quote.pcrs", "--trust", "ak.pub") == 2
+
+
+def test_a_log_in_the_place_of_the_values() -> None:
+    log, values = secure_boot_log(1)
+    quoted = {"sha256": {**values["sha256"], 14: bytes(32)}}
+    message = KEY.quote(quoted, b"fresh")
+    given: dict[str, Any] = {"signature": KEY.sign(message), "public_keys": (KEY.public_area(),), "event_log": log}
+    found = judged(message, **given)
+    assert (found.reasons, found.claims["secure-boot"]) == ((), True)
+    other = KEY.quote({"sha256": {7: b"\1" * 32}}, b"fresh")
+    assert codes(judged(other, **{**given, "signature": KEY.sign(other)})) == {"pcrs.digest"}
+
+
+def test_logs_with_hashes_that_no_quote_is_over() -> None:
+    log = event_log([(4, 4, b"\0\0\0\0")], ("sha256", "sha3_256"))
+    assert verify(log, Inputs(moment=NOW), Policy()).claims["sha256-pcr4"] == _extended("sha256", bytes(4)).hex()
+    with pytest.raises(InputError, match="hash that is not known"):
+        verify(log.replace(struct.pack("<HH", 0x27, 32), struct.pack("<HH", 0x99, 32)), Inputs(), Policy())
+
+
+def test_a_log_alone_is_never_true() -> None:
+    log, values = secure_boot_log(1)
+    found = verify(log + b"\xff" * 64, Inputs(moment=NOW), Policy())
+    assert codes(found) == {"log.unquoted"}
+    assert (found.is_true, found.claims["secure-boot"]) == (False, True)
+    assert found.claims["sha256-pcr7"] == values["sha256"][7].hex()
+    for cut in (len(log) - 1, len(log) - 40):
+        with pytest.raises(InputError):
+            verify(log[:cut], Inputs(moment=NOW), Policy())
+    with pytest.raises(InputError):
+        verify(log + b"\xff" * 7, Inputs(moment=NOW), Policy())
+
+
+def test_evidence_as_text() -> None:
+    evidence = json_evidence(KEY, {"sha256": VALUES})
+    log = event_log([(4, 4, b"\0\0\0\0")])
+    whole = verify(log, Inputs(), Policy())
+    for text in (
+        log.hex().encode(),
+        b"0x" + log.hex().upper().encode() + b"\n",
+        base64.encodebytes(log),
+        base64.urlsafe_b64encode(log).rstrip(b"="),
+    ):
+        assert verify(text, Inputs(), Policy()) == whole
+    assert judged(base64.b64encode(evidence)).is_accepted
+    with pytest.raises(InputError, match="no known kind"):
+        verify(b"deadbeef" * 20, Inputs(), Policy())
+
+
+def test_an_sgx_quote_is_called_by_its_name() -> None:
+    quote = b"\3\0" + bytes(10) + bytes.fromhex("939a7233f79c4ca9940a0db3957f0607") + bytes(600)
+    with pytest.raises(InputError, match="SGX enclave"):
+        verify(quote, Inputs(moment=NOW), Policy())
 
 
 # ---- Azure -----------------------------------------------------------------------------------------------------------

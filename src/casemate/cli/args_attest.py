@@ -10,12 +10,15 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 examples:
-  casemate attest verify report.bin --certs vcek.der --certs ask_ark_milan.pem
+  casemate attest verify report.bin --certs vcek.der --certs amd-milan.crl --nonce 00112233
   casemate attest verify quote.bin --collateral collateral.json --policy web.toml --nonce 00112233
   casemate attest verify enclave.cbor --at document       as of the time that the document names
+  casemate attest verify report.bin --certs vcek.der --ear - | my-relying-party
+  casemate attest verify quote.msg --signature quote.sig --pcrs quote.pcrs --trust ak.pub --nonce 00112233
 
-Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools), Nitro documents, Azure's
-evidence on SEV-SNP. Nothing is fetched. Exit codes: 0 true and as the policy wants, 1 refused, 2 unreadable.
+Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools, JSON), Nitro and NitroTPM
+documents, Azure's evidence on SEV-SNP and TDX. Nothing is fetched.
+Exit codes: 0 true and as the policy wants, 1 refused, 2 unreadable.
 """
 
 
@@ -36,17 +39,26 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="certificates that came along, PEM or DER; repeat it",
+        help="certificates and revocation lists that came along, PEM or DER; repeat it",
     )
     attest.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="FILE",
-        help="certificates you believe: roots of attestation keys",
+        help="what you believe: certificates above attestation keys, or public keys of TPMs",
     )
     attest.add_argument("--collateral", metavar="FILE", help="Intel's collateral for TDX, as JSON")
     attest.add_argument("--event-log", metavar="FILE", help="the log that has to replay to the registers")
+    attest.add_argument("--signature", metavar="FILE", help="of a TPM's quote (tpm2_quote -s)")
+    attest.add_argument("--pcrs", metavar="FILE", help="the values that a TPM's quote is over (tpm2_quote -o)")
     attest.add_argument("--nonce", metavar="HEX", help="that you asked for: without it evidence may be a replay")
     attest.add_argument("--at", metavar="TIME", help="verify as of this time; document: the evidence's own (Nitro)")
+    attest.add_argument("--ear", metavar="FILE", help="write a signed attestation result (EAR, a JWT); - for stdout")
+    attest.add_argument(
+        "--ear-profile",
+        choices=("2023", "2026-03"),
+        default="2023",
+        help="names of its claims: as today's libraries read them, or as the draft of 2026 has them",
+    )
     add_json(attest)

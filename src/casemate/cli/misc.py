@@ -35,6 +35,11 @@ def version(arguments: argparse.Namespace) -> int:
 
 def key(arguments: argparse.Namespace) -> int:
     """Print the public key."""
+    if arguments.jwk:
+        from casemate import attests
+
+        output.print_json(attests.host_jwk())
+        return ExitCode.DONE
     from casemate import app
 
     print(app.show_key())

@@ -317,6 +317,9 @@ def _trust_commands(commands: Commands) -> None:
     add_json(prove)
     key = add_command(commands, "key", "misc:key", "show the public key that signs launch records")
     key.add_argument("action", choices=("show",), metavar="show", help="print it as an OpenSSH line")
+    key.add_argument(
+        "--jwk", action="store_true", help="as a JSON Web Key, with which attestation results are verified"
+    )
     verify = add_command(commands, "verify-record", "proofs:verify_record", "verify signed launch records")
     verify.add_argument("files", nargs="*", metavar="FILE", help="records; without any, this host's whole chain")
     verify.add_argument("--key", metavar="KEY", help="public key, or a file that holds it; default: this host's")

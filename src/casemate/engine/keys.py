@@ -31,7 +31,7 @@ _NEW_KEY = "remove it, and the next launch makes a new key; records signed with 
 
 @dataclass(frozen=True, slots=True)
 class HostKey:
-    """The host's key. ``private`` is for `evidence.record.sign_record` only and is not part of any text."""
+    """The host's key. ``private`` signs launch records and attestation results, and is not part of any text."""
 
     private: Ed25519PrivateKey = field(repr=False)
     public: bytes

@@ -7,13 +7,13 @@ from typing import Final
 import msgspec
 
 from casemate.errors import InputError
-from casemate.evidence import crl, der, x509
+from casemate.evidence import crl, der, tpm, x509
 
 _LABELS: Final = {"CERTIFICATE": "certificate", "X509 CRL": "list", "PUBLIC KEY": "key"}
 
 
 class Companions(msgspec.Struct, frozen=True):
-    """``keys``: SubjectPublicKeyInfo, DER."""
+    """``keys``: SubjectPublicKeyInfo in DER, or a TPM's public area; `tpm.parse_key` reads both."""
 
     certificates: tuple[x509.Certificate, ...]
     lists: tuple[crl.RevocationList, ...]
@@ -49,6 +49,8 @@ def parse_companions(data: bytes, name: str) -> Companions:
 
 def _kind_of(data: bytes) -> str:
     """By their outlines in DER: a key is two parts; only a list has times in fourth and fifth place."""
+    if tpm.looks_like_public_area(data):
+        return "key"
     try:
         parts = list(der.elements(der.whole(data, der.SEQUENCE).body))
         if len(parts) == 2 and parts[1].tag == der.BIT_STRING:

@@ -9,8 +9,10 @@ beside them counts where its own digest is the event's (`Event.is_data_measured`
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -19,6 +21,9 @@ from casemate.errors import InputError
 from casemate.evidence.octets import Octets
 from casemate.evidence.tpm import DIGEST_BYTES, HASHES
 
+LOG_HASHES: Final = {**HASHES, 0x0012: "sm3", 0x0027: "sha3_256", 0x0028: "sha3_384", 0x0029: "sha3_512"}
+"""By TCG's numbers, as hashlib has their names: a log may have digests that no quote here is over."""
+_SIZES: Final = {**DIGEST_BYTES, "sm3": 32, "sha3_256": 32, "sha3_384": 48, "sha3_512": 64}
 MAX_BYTES: Final = 16 << 20
 MAX_EVENTS: Final = 100_000
 MAX_DATA: Final = 8 << 20
@@ -29,7 +34,23 @@ EV_EFI_VARIABLE_AUTHORITY: Final = 0x800000E0
 _OLD: Final = struct.Struct("<II20sI")
 _MOST_HEAD: Final = 256
 _SPEC_ID: Final = b"Spec ID Event03\0"
+_FIRST_REGISTERS: Final = (bytes(4), b"\x01\0\0\0")
+_FIRST_EVENTS: Final = (b"\x03\0\0\0", b"\x08\0\0\0", b"\x01\0\0\0")
 _LOCALITY: Final = b"StartupLocality\0"
+
+
+def _hash_of(name: str) -> Callable[[bytes], hashlib._Hash]:
+    """The hash as hashlib has it.
+
+    Raises:
+        InputError: this machine's OpenSSL does not have it (SM3).
+    """
+    made = getattr(hashlib, name, None)
+    if made is not None:
+        return made  # type: ignore[no-any-return]
+    if name not in hashlib.algorithms_available:
+        raise InputError(f"this machine has no {name}")
+    return functools.partial(hashlib.new, name)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -44,7 +65,7 @@ class Event(msgspec.Struct, frozen=True):
         """Whether the data beside the digests are what was measured: in every bank, for a log may be made to agree in
         one that no quote covers."""
         return bool(self.digests) and all(
-            hashlib.new(name, self.data).digest() == digest for name, digest in self.digests.items()
+            _hash_of(name)(self.data).digest() == digest for name, digest in self.digests.items()
         )
 
 
@@ -55,10 +76,16 @@ class EventLog(msgspec.Struct, frozen=True):
     banks: tuple[str, ...]
     locality: int
 
+    @property
+    def is_ccel(self) -> bool:
+        """Whether it is of a TD: no event of its register 0, and the announcement in register 1 (RTMR 0)."""
+        return self.events[0].register == 1
+
 
 def looks_like_event_log(data: bytes) -> bool:
-    """Whether it begins like a log: a first event without action, or with a PCR of firmware."""
-    return len(data) > 32 and data[:4] == bytes(4) and data[4:8] in (b"\x03\0\0\0", b"\x08\0\0\0", b"\x01\0\0\0")
+    """Whether it begins like a log: in the first register (the second in a CCEL) an event without action, or of a
+    firmware's version or contents."""
+    return len(data) > 32 and data[:4] in _FIRST_REGISTERS and data[4:8] in _FIRST_EVENTS
 
 
 def parse_event_log(data: bytes) -> EventLog:
@@ -123,9 +150,9 @@ def _agile_events(data: bytes, offset: int, banks: dict[str, int]) -> list[Event
 
     Nearly all events have the announced digests in the announced order: those are read at one go, the rest singly.
     """
-    identifiers = [identifier for identifier, name in HASHES.items() if name in banks]
-    identifiers.sort(key=lambda identifier: list(banks).index(HASHES[identifier]))
     names = tuple(banks)
+    numbers = {name: identifier for identifier, name in LOG_HASHES.items()}
+    identifiers = [numbers[name] for name in names]
     usual = struct.Struct("<III" + "".join(f"H{banks[name]}s" for name in names) + "I")
     head = struct.pack("<I", len(names)) + struct.pack("<H", identifiers[0])
     events: list[Event] = []
@@ -152,11 +179,11 @@ def _agile_events(data: bytes, offset: int, banks: dict[str, int]) -> list[Event
 def _agile_event(data: bytes, offset: int, banks: dict[str, int]) -> tuple[Event, int]:
     octets = Octets(data[offset : offset + _MOST_HEAD], "event log", "little")
     register, kind, count = octets.number(4, "register"), octets.number(4, "event type"), octets.number(4, "digests")
-    if count > len(HASHES):
+    if count > len(LOG_HASHES):
         raise InputError("event log: too many digests of one event", got=str(count))
     digests: dict[str, bytes] = {}
     for _ in range(count):
-        name = HASHES.get(octets.number(2, "hash"), "")
+        name = LOG_HASHES.get(octets.number(2, "hash"), "")
         if name not in banks or name in digests:
             raise InputError("event log: a digest that was not announced, or twice", got=name or "unknown hash")
         digests[name] = octets.take(banks[name], f"{name} digest")
@@ -172,14 +199,14 @@ def _banks(data: bytes) -> dict[str, int]:
     octets = Octets(data, "Spec ID event", "little")
     octets.take(24, "signature, class, versions")
     count = octets.number(4, "number of algorithms")
-    if not 1 <= count <= len(HASHES):
+    if not 1 <= count <= len(LOG_HASHES):
         raise InputError("event log: number of hash algorithms", got=str(count))
     banks = {}
     for _ in range(count):
         identifier, size = octets.number(2, "algorithm"), octets.number(2, "digest size")
-        name = HASHES.get(identifier, "")
-        if DIGEST_BYTES.get(name) != size:
-            raise InputError("event log: a hash of another size", got=f"{identifier:#06x} of {size} bytes")
+        name = LOG_HASHES.get(identifier, "")
+        if _SIZES.get(name) != size:
+            raise InputError("event log: a hash that is not known", got=f"{identifier:#06x} of {size} bytes")
         banks[name] = size
     return banks
 
@@ -193,8 +220,8 @@ def replay(log: EventLog, bank: str) -> dict[int, bytes]:
     if bank not in log.banks:
         raise InputError(f"event log has no {bank} digests", got=", ".join(log.banks))
     found: dict[int, bytes] = {}
-    make = getattr(hashlib, bank)
-    zeros = bytes(DIGEST_BYTES[bank])
+    make = _hash_of(bank)
+    zeros = bytes(_SIZES[bank])
     for event in log.events:
         if event.kind == EV_NO_ACTION:
             continue

@@ -21,7 +21,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """What comes along with evidence. ``moment``: when it has to hold; None: the document's own time, for kinds that
     have one. ``anchors``: SHA-256 of certificates (of attestation keys, or above them) that the caller believes.
     ``keys``: SHA-256 of attestation keys themselves (SubjectPublicKeyInfo), for TPMs that were met before.
-    ``revocations``: lists of whatever authorities."""
+    ``revocations``: lists of whatever authorities. ``signature``, ``pcrs``: files beside a TPM's quote that came alone;
+    ``public_keys``: that may have signed it, as `tpm.parse_key` reads them."""
 
     certificates: tuple[Certificate, ...] = ()
     collateral: bytes | None = None
@@ -31,6 +32,9 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     anchors: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     revocations: tuple[RevocationList, ...] = ()
+    signature: bytes | None = None
+    pcrs: bytes | None = None
+    public_keys: tuple[bytes, ...] = ()
 
 
 def moment_of(inputs: Inputs) -> datetime.datetime:

@@ -17,6 +17,7 @@ from casemate.errors import InputError
 
 MAX_BYTES: Final = 64 << 10
 _TDX: Final = 0x81
+_INTEL_QE: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _SIZES: Final = {1: 384, 2: 584, 3: 648}
 """Bodies of version 5 by type: an SGX report, TD reports 1.0 and 1.5."""
 DEBUG: Final = 1 << 0
@@ -45,6 +46,12 @@ class TdxQuote(msgspec.Struct, frozen=True, kw_only=True):
 def looks_like_tdx(data: bytes) -> bool:
     """Whether it begins like a TDX quote."""
     return len(data) > 632 and data[:2] in (b"\x04\0", b"\x05\0") and data[4:8] == struct.pack("<I", _TDX)
+
+
+def looks_like_sgx(data: bytes) -> bool:
+    """Whether it begins like the quote of an SGX enclave: version 3, or of TEE type 0, by Intel's quoting enclave."""
+    is_version = data[:2] == b"\x03\0" or (data[:2] in (b"\x04\0", b"\x05\0") and data[4:8] == bytes(4))
+    return len(data) > 432 and is_version and data[12:28] == _INTEL_QE
 
 
 def parse_tdx(data: bytes) -> TdxQuote:

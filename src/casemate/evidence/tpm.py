@@ -120,6 +120,12 @@ def parse_signature(data: bytes) -> Signature:
     return Signature(scheme, HASHES[hashed], encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big")))
 
 
+def looks_like_public_area(data: bytes) -> bool:
+    """Whether it begins like a TPM2B_PUBLIC of an RSA or ECC key, and ends where that says."""
+    is_key = data[2:4] in (b"\x00\x01", b"\x00\x23")
+    return is_key and len(data) <= MAX_BYTES and int.from_bytes(data[:2], "big") == len(data) - 2
+
+
 class PublicKey(msgspec.Struct, frozen=True):
     """``key``: SubjectPublicKeyInfo. ``attributes``: TPMA_OBJECT, or None where only the bare key came along."""
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from casemate.errors import InputError
-from casemate.evidence import azure, gotpm, nitro, snp, tdx, tpm_json
+from casemate.evidence import azure, gotpm, nitro, snp, tdx, tpm, tpm_json
+from casemate.evidence.event_log import looks_like_event_log
 from casemate.evidence.inputs import Inputs
 from casemate.evidence.policy import Policy
+from casemate.evidence.textual import binary_of
 from casemate.evidence.verdict import Verified
 from casemate.evidence.verify_azure import verify_azure
+from casemate.evidence.verify_log import verify_log
 from casemate.evidence.verify_nitro import verify_nitro
 from casemate.evidence.verify_snp import verify_snp
 from casemate.evidence.verify_tdx import verify_tdx
-from casemate.evidence.verify_tpm import verify_gotpm, verify_tpm_json
+from casemate.evidence.verify_tpm import verify_gotpm, verify_quote, verify_tpm_json
 
 __all__ = ["Inputs", "verify"]
 
@@ -29,13 +32,25 @@ def verify(data: bytes, inputs: Inputs, policy: Policy) -> Verified:
     Raises:
         InputError: it is of no kind that is known, or cannot be read.
     """
+    data = binary_of(data)
     for looks_like, check in _KINDS:
         if looks_like(data):
             return check(data, inputs, policy)
+    if tdx.looks_like_sgx(data):
+        raise InputError(
+            "the quote of an SGX enclave, not of a TD",
+            got="version 3, or TEE type 0",
+            expected="a quote of a whole virtual machine (TEE type 0x81)",
+        )
+    if data[:4] == azure.MAGIC:
+        raise InputError(
+            "an HCL report alone, which says nothing of what the VM runs",
+            expected="Azure's evidence with the vTPM's quote, as az-snp-vtpm and az-tdx-vtpm write it",
+        )
     raise InputError(
         "evidence of no known kind",
         got=f"{len(data)} bytes beginning {data[:8].hex()}",
-        expected="a SEV-SNP report, TDX quote, TPM attestation, Nitro document or Azure evidence",
+        expected="a SEV-SNP report, TDX quote, TPM attestation, Nitro document, Azure evidence, or an event log",
     )
 
 
@@ -46,5 +61,7 @@ _KINDS: Sequence[tuple[Callable[[bytes], bool], _Check]] = (
     (nitro.looks_like_nitro, verify_nitro),
     (azure.looks_like_azure, verify_azure),
     (tpm_json.looks_like_tpm_json, verify_tpm_json),
+    (tpm.looks_like_quote, verify_quote),
     (gotpm.looks_like_gotpm, verify_gotpm),
+    (looks_like_event_log, verify_log),
 )

@@ -42,7 +42,7 @@ def tdx_parts(data: bytes, inputs: Inputs, policy: Policy) -> TdxParts:
     quote = tdx.parse_tdx(data)
     found, status = truth_of_tdx(quote, inputs.collateral, moment_of(inputs))
     # dcap-qvl asks Intel's two lists, in their time, for every certificate; without an answer of theirs it refuses.
-    revocation = Revocation.CHECKED if status.status else Revocation.UNKNOWN
+    revocation = Revocation.CHECKED if status.status and not found else Revocation.UNKNOWN
     reasons = [*found, *wants_tdx(quote, status, policy.tdx), *wants_revocation(revocation, policy)]
     claims: dict[str, Claim] = {
         "version": quote.version,

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from casemate.evidence import gotpm, tpm, tpm_json
+from casemate.errors import InputError
+from casemate.evidence import gotpm, tpm, tpm_files, tpm_json
 from casemate.evidence.chain import believed_part, order
-from casemate.evidence.event_log import EventLog, parse_event_log, secure_boot
+from casemate.evidence.event_log import EventLog, parse_event_log, replay, secure_boot
 from casemate.evidence.inputs import Inputs, log_of, moment_of, notes_of
 from casemate.evidence.policy import Policy
 from casemate.evidence.policy_wants import wants_revocation, wants_tpm
@@ -60,6 +61,35 @@ def verify_tpm_json(data: bytes, inputs: Inputs, policy: Policy) -> Verified:
     log = parse_event_log(found.event_log) if found.event_log is not None else log_of(inputs)
     quote = Quoted(tpm.parse_quote(found.quote), tpm.parse_signature(found.signature), found.pcrs)
     return _verified(tpm.parse_key(found.key), chain, [quote], log, inputs, policy)
+
+
+def verify_quote(data: bytes, inputs: Inputs, policy: Policy) -> Verified:
+    """A quote whose signature, PCR values and key are files of their own (`tpm_files.py`)."""
+    quote = tpm.parse_quote(data)
+    if inputs.signature is None or not inputs.public_keys:
+        raise InputError(
+            "a TPM's quote alone",
+            expected="its signature and the key that you believe",
+            next_step="--signature FILE --trust FILE (public area or PEM), --pcrs FILE or --event-log FILE",
+        )
+    signature = tpm_files.parse_signature_file(inputs.signature)
+    log = log_of(inputs)
+    pcrs = _replayed(quote, log) if inputs.pcrs is None else tpm_files.parse_pcr_file(inputs.pcrs, quote)
+    keys = [tpm.parse_key(item) for item in inputs.public_keys]
+    signed = [key for key in keys if not list(truth_of_quote(quote, signature, key.key))]
+    return _verified((signed or keys)[0], (), [Quoted(quote, signature, pcrs)], log, inputs, policy)
+
+
+def _replayed(quote: tpm.Quote, log: EventLog | None) -> dict[str, dict[int, bytes]]:
+    """What a log says that the quoted PCRs are; those that it says nothing of are as a TPM starts them."""
+    found: dict[str, dict[int, bytes]] = {}
+    for bank, numbers in quote.selected:
+        if log is None or bank not in log.banks:
+            continue
+        values = replay(log, bank)
+        zeros = bytes(tpm.DIGEST_BYTES[bank])
+        found[bank] = {number: values.get(number, zeros) for number in numbers}
+    return found
 
 
 def _verified(
