@@ -36,7 +36,8 @@ LOG_MAX_BYTES = 32 << 20
 class Choices(msgspec.Struct, frozen=True, kw_only=True):
     """What a specification does not say. File names, except where noted; None: what the host offers, or nothing.
 
-    ``kind``: one of `KINDS`; None: SEV-SNP when a CPU model is given, the TPM's registers otherwise. ``variables``:
+    ``kind``: one of `KINDS`; None: the confidential guest's, else SEV-SNP when a CPU model is given, else the TPM's
+    registers. ``variables``:
     the variable store that the VM starts with. ``reference_log``: of a trusted boot of the same firmware and machine.
     ``files``: what GRUB reads from file systems that are not read here, GRUB's path to file. ``others``: tried by
     ``reported``, input to file (or text, for ``cmdline``). ``reported``: ``HEX`` or ``NAME=HEX``.
@@ -88,13 +89,18 @@ def measure(spec: str | None, choices: Choices) -> Measured:
     from casemate.measure.explain import explain
     from casemate.measure.inputs import measured
 
+    loaded = _load(spec)
+    choices = _with_confidential(loaded, choices)
     kind = choices.kind or ("sev-snp" if choices.cpu is not None else "tpm")
     if kind not in KINDS:
         raise InputError(f"there is no measurement {kind!r}", expected=", ".join(KINDS))
-    loaded = _load(spec)
     described: dict[str, str | int] = {}
     inputs = _inputs(kind, loaded, choices, described)
     expected = measured(inputs, described)
+    if loaded is not None and loaded.confidential is not None and choices.reported is None and kind == "sev-snp":
+        from casemate.measure.confidential import check_id_block
+
+        check_id_block(loaded.confidential, expected.values["measurement"])
     explained = None
     if choices.reported is not None:
         name, value = _reported(choices.reported)
@@ -108,6 +114,28 @@ def _load(path: str | None) -> Spec | None:
     if path is None:
         return None
     return load_spec(path, today=datetime.datetime.now(datetime.UTC).date())
+
+
+def _with_confidential(spec: Spec | None, choices: Choices) -> Choices:
+    """What a confidential guest's specification says itself, where the choices leave it open.
+
+    Raises:
+        InputError: the choices are about another kind of guest.
+    """
+    from casemate.facts.confidential import FEATURES, measured_firmwares
+    from casemate.facts.root import Root
+    from casemate.spec.confidential import Kind
+
+    wanted = spec.confidential if spec is not None else None
+    if wanted is None:
+        return choices
+    if choices.kind not in (None, wanted.kind.value):
+        raise InputError(f"--kind {choices.kind} of a guest of kind {wanted.kind}", expected=wanted.kind.value)
+    firmware = choices.firmware or wanted.firmware
+    if firmware is None and wanted.kind.value in FEATURES:
+        firmware = next(iter(measured_firmwares(Root(), FEATURES[wanted.kind.value])), None)
+    cpu = choices.cpu or (wanted.cpu if wanted.kind is Kind.SEV_SNP else None)
+    return msgspec.structs.replace(choices, kind=wanted.kind.value, firmware=firmware, cpu=cpu)
 
 
 def _inputs(kind: str, spec: Spec | None, choices: Choices, described: dict[str, str | int]) -> Inputs:
@@ -136,6 +164,10 @@ def _from_spec(spec: Spec, choices: Choices, described: dict[str, str | int]) ->
 
     fields: dict[str, Any] = {"memory_bytes": spec.machine.memory_mib << 20}
     fields["vcpus"] = choices.vcpus or spec.machine.vcpus
+    if spec.confidential is not None:
+        from casemate.measure.confidential import wanted_policy
+
+        fields["wanted"] = wanted_policy(spec.confidential)
     if spec.boot.kernel is not None:
         fields["kernel"] = _read(spec.boot.kernel, KERNEL_MAX_BYTES)
         fields["initrd"] = None if spec.boot.initrd is None else _read(spec.boot.initrd, KERNEL_MAX_BYTES)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from casemate.errors import InputError
-from casemate.evidence.policy import NitroPolicy, Policy, SnpPolicy, TdxPolicy, TpmPolicy
+from casemate.evidence.policy import NitroPolicy, Policy, TpmPolicy
 from casemate.measure.registers import Prediction, Step
 
 KINDS: Final = ("sev-snp", "sev-es", "tdx", "tpm", "nitro")
@@ -24,7 +25,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
     ``values``: lower-case hexadecimal by name: ``measurement`` (SEV-SNP, SEV-ES), ``sha256.4`` (bank and PCR of a
     TPM), ``mrtd`` and ``rtmr1`` (TDX), ``pcr0`` (Nitro). ``unpredictable``: by the same names, why there is no value.
-    ``inputs``: what it was made from. ``steps``: the events that give the values, of kinds that have a log.
+    ``inputs``: what it was made from. ``steps``: the events that give the values, of kinds that have a log. ``wanted``:
+    what evidence has to say beside the values.
     """
 
     kind: str
@@ -32,6 +34,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, str | int]
     unpredictable: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
+    wanted: Policy = Policy()
 
     def policy(self) -> Policy:
         """What evidence of this launch has to say.
@@ -42,11 +45,11 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
         if not self.values:
             raise InputError("there is nothing to want", got="no value that can be computed", expected="one at least")
         if self.kind == "sev-snp":
-            return Policy(sev_snp=SnpPolicy(measurement=(self.values["measurement"],)))
+            return Policy(sev_snp=replace(self.wanted.sev_snp, measurement=(self.values["measurement"],)))
         if self.kind == "tdx":
             rtmrs = {name.removeprefix("rtmr"): value for name, value in self.values.items() if name != "mrtd"}
             mrtd = (self.values["mrtd"],) if "mrtd" in self.values else ()
-            return Policy(tdx=TdxPolicy(mrtd=mrtd, rtmr=rtmrs))
+            return Policy(tdx=replace(self.wanted.tdx, mrtd=mrtd, rtmr=rtmrs))
         if self.kind == "nitro":
             return Policy(nitro=NitroPolicy({name.removeprefix("pcr"): value for name, value in self.values.items()}))
         if self.kind == "tpm":

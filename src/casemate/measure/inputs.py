@@ -11,6 +11,7 @@ import msgspec
 
 from casemate.errors import InputError
 from casemate.evidence.event_log import EventLog
+from casemate.evidence.policy import Policy
 from casemate.measure import boot, expected
 from casemate.measure.disk import Disk, predict_disk
 from casemate.measure.expected import Expected
@@ -32,7 +33,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     boots from its disk. ``memory_bytes``: guest RAM. ``cpu``: QEMU's model. ``features``: SEV_FEATURES.
     ``kernel_hashes``: whether SEV firmware is to check the kernel. ``secure_boot_off``: as if it were switched off in
     the store. ``foreign_roms``: devices of the host are passed through, with option ROMs of their own. ``reference``:
-    an event log that is trusted, for what firmware alone decides.
+    an event log that is trusted, for what firmware alone decides. ``wanted``: what evidence has to say beside it.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     reference: EventLog | None = None
     banks: tuple[str, ...] = ("sha256",)
     registers: tuple[int, ...] = boot.REGISTERS
+    wanted: Policy = Policy()
 
 
 def measured(inputs: Inputs, described: dict[str, str | int]) -> Expected:
@@ -65,7 +67,8 @@ def measured(inputs: Inputs, described: dict[str, str | int]) -> Expected:
     """
     if inputs.kind in ("sev-snp", "sev-es"):
         digest = snp_digest if inputs.kind == "sev-snp" else seves_digest
-        return Expected(kind=inputs.kind, values={"measurement": digest(_guest(inputs)).hex()}, inputs=described)
+        values = {"measurement": digest(_guest(inputs)).hex()}
+        return Expected(kind=inputs.kind, values=values, inputs=described, wanted=inputs.wanted)
     if inputs.kind == "tpm":
         return expected.of_tpm(_predict(inputs), inputs.registers, described)
     raise InputError(f"there is no measurement {inputs.kind!r}", expected=", ".join(expected.KINDS))
