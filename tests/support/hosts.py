@@ -46,6 +46,7 @@ HOST = Host(
     cgroup=CgroupBase(2, dict.fromkeys(("memory", "cpu", "pids"), "/sys/fs/cgroup/casemate")),
     uefi=FirmwarePair("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "c" * 64, "d" * 64),
     passt="/usr/bin/passt",
+    swtpm="/usr/bin/swtpm",
     rootless=False,
 )
 

@@ -103,6 +103,10 @@ MUTATIONS: dict[tuple[str, str], Value] = {
     ("img.local-origin", "img.origin-local"): ("disk0: disk.img",),
     ("img.enforced", "img.launch-only"): ("disk0",),
     ("ent.virtio-rng", "ent.virtio-rng"): "/dev/hwrng",
+    ("tpm.state-encrypted", "tpm.state-encrypted"): False,
+    ("tpm.state-encrypted", "tpm.key-in-arguments"): True,
+    ("tpm.confined", "tpm.wall-faults"): ("proc.caps: ('cap_chown',), planned ()",),
+    ("tpm.own-uid", "tpm.own-uid"): False,
 }
 
 # (control, context fact) -> a value with which the control does not apply.
@@ -125,6 +129,9 @@ NOT_APPLICABLE: dict[tuple[str, str], Value] = {
     ("img.local-origin", "img.formats"): (),
     ("img.enforced", "img.formats"): (),
     ("img.enforced", "img.origin-pinned"): (),
+    ("tpm.state-encrypted", "tpm.backend"): "none",
+    ("tpm.confined", "tpm.backend"): "emulator",
+    ("tpm.own-uid", "tpm.backend"): "passthrough",
 }
 
 

@@ -40,6 +40,8 @@ CASES = {
     "q35-sev-snp": CONFIDENTIAL_HOSTS["sev-snp"],
     "q35-tdx": CONFIDENTIAL_HOSTS["tdx"],
     "s390-se": CONFIDENTIAL_HOSTS["se"],
+    "microvm-tpm": HOST,
+    "q35-tpm": KVM_HOST,
 }
 
 

@@ -61,6 +61,7 @@ CASES: list[tuple[str, str, set[tuple[str, str]]]] = [
     ("tcg", Q35 + 'accel = "tcg"\n' + KERNEL + SNP, {("machine.accel", "confidential.accel")}),
     ("irqchip", Q35 + 'irqchip = "off"\n' + KERNEL + TDX, {("machine.irqchip", "confidential.irqchip")}),
     ("saveable", Q35 + "saveable = true\n" + KERNEL + SNP, {("machine.saveable", "confidential.saveable")}),
+    ("tpm", Q35 + KERNEL + SNP + "[tpm]\nenabled = true\n", {("tpm.enabled", "confidential.tpm")}),
     (
         "passthrough",
         Q35 + KERNEL + SNP + '[[passthrough]]\naddress = "0000:3b:02.1"\nreason = "for a test"\nexpires = 2027-01-01\n',

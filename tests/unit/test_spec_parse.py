@@ -395,6 +395,17 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
         },
     ),
     (
+        "a TPM that may be saved, with an unknown key, and a key for none",
+        KERNEL
+        + '[machine]\nsaveable = true\n[tpm]\nenabled = true\nkey = "k"\n[secrets.s]\nfile = "/s"\nuse = "tpm"\n',
+        {("tpm.enabled", "tpm.saveable"), ("tpm.key", "tpm.key"), ("secrets.s", "tpm.key")},
+    ),
+    (
+        "a key for no TPM",
+        KERNEL + '[tpm]\nkey = "s"\n[secrets.s]\nfile = "/s"\nuse = "tpm"\n',
+        {("tpm.key", "tpm.unused-key")},
+    ),
+    (
         "endless faults",
         KERNEL + "[[disk]]\nx=1\n" * 8 + "".join(f"k{index} = 1\n" for index in range(200)),
         {

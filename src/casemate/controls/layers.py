@@ -42,6 +42,7 @@ _LAYERS = {
     "ent": Layer.ENTROPY,
     "guest": Layer.GUEST,
     "cc": Layer.CONFIDENTIAL,
+    "tpm": Layer.CONFIDENTIAL,
 }
 
 

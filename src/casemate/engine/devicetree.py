@@ -61,6 +61,8 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     if not any("-net" in kind for kind in types):
         _no_network(know)
     facts.update(observe_confidential(plan, ask))
+    if not any(kind.startswith("tpm-") for kind in types):
+        know("tpm.backend", "none", "qom-list: no TPM")
     argv = plan.wall.argv
     # QMP has no question for these three; proc.argv compares the live argument vector with the plan's, whole.
     live = f"/proc/{startup.spawned.pid}/cmdline, which is the plan's (proc.argv)"

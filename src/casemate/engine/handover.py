@@ -84,6 +84,8 @@ def _configuration(
     helper_pidfds = {}
     if network is not None:
         helper_pidfds = {str(network.pidfd): "passt", str(network.broker_pidfd): "the network's broker"}
+    if launched.tpm is not None:
+        helper_pidfds[str(launched.tpm.spawned.pidfd)] = "swtpm"
     locks = [*prepared.locks, *prepared.opened.locks]
     streams = {
         "console_fd": launched.console.fileno(),

@@ -56,7 +56,8 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
         lsms=_lsms(mac),
         cgroup=cgroups.find_base(root),
         uefi=find_firmware(spec.boot, root) if spec.has_flash else None,
-        passt=next((path for path in ("/usr/bin/passt", "/usr/local/bin/passt") if os.access(path, os.X_OK)), None),
+        passt=_program("passt"),
+        swtpm=_program("swtpm") if spec.tpm.enabled else None,
         rootless=os.geteuid() != 0,
         mac=mac,
         pci=tuple(read_function(root, item.address) for item in spec.passthrough),
@@ -94,6 +95,10 @@ def _kvm(spec: Spec, paths: Paths) -> dict[str, object]:
         "kvm_refused_flags": {chip.mode.value: refused_cpu_flags(chip) for chip in report.irqchips},
         "kvm_device": _kvm_device(),
     }
+
+
+def _program(name: str) -> str | None:
+    return next((path for path in (f"/usr/bin/{name}", f"/usr/local/bin/{name}") if os.access(path, os.X_OK)), None)
 
 
 def _kvm_device() -> str:

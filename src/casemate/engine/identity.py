@@ -52,6 +52,17 @@ def claim(paths: Paths, reserved: range) -> tuple[Identity, int]:
     return Identity(uid, os.getgid(), IdentityMode.CALLER, keep_groups=True, groups=groups), lock
 
 
+def claim_beside(paths: Paths, reserved: range, who: Identity) -> tuple[Identity, list[int]]:
+    """A second identity for a helper of the VM that runs as ``who``, and what holds it.
+
+    An ordinary user without subordinate ids has one uid: there the helper shares it, behind a wall of its own.
+    """
+    if who.mode is IdentityMode.CALLER:
+        return who, []
+    second, lock = claim(paths, reserved)
+    return second, [lock]
+
+
 def _root_identity(uid: int) -> Identity:
     return Identity(uid, uid, IdentityMode.ROOT)
 

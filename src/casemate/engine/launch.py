@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from casemate.engine.network import Network
     from casemate.engine.restore import Restore
     from casemate.engine.secretfeed import SecretFeed
+    from casemate.engine.swtpm import Tpm
+    from casemate.engine.tpm_state import Home
 
 STARTUP_DEADLINE_S = 30.0
 # hw/i386/x86.c and load_elf, QEMU 7.2 to 10
@@ -66,6 +68,7 @@ class Launched:
     clone: socket.socket | None = None
     digests: dict[str, str] = field(default_factory=dict)
     observed: Facts = field(default_factory=dict)
+    tpm: Tpm | None = None
 
 
 def launch(
@@ -76,11 +79,13 @@ def launch(
     waivers: tuple[AppliedWaiver, ...],
     controls: tuple[Control, ...],
     restore: Restore | None = None,
+    tpm: Home | None = None,
 ) -> Launched:
     """Start, read back, judge, release.
 
     Args:
         restore: the saved state that the guest goes on from; it is read before the read-back.
+        tpm: where the TPM of a VM that has one lives.
 
     Raises:
         CasemateError: with the reason; nothing is left running.
@@ -91,7 +96,7 @@ def launch(
     held = _Held(plan, restore)
     try:
         sources = held.open_ends(opened)
-        held.start_helpers(sources, clock)  # 2
+        held.start_helpers(sources, tpm, clock)  # 2
         opened.verify_unchanged()
         spawned = held.spawned = _spawn(plan, program, sources, staging)  # 3
         copies = held.copies = CopyDigests(spawned, plan.wall)
@@ -108,7 +113,7 @@ def launch(
         digests = copies.result(opened.digests) | contents.result()
         observed = observe(plan, startup, spawned, opened, digests)  # 5
         digests |= variables_digest(opened.by_role)
-        observed.update(_observe_beside(plan, startup, held.network, held.feed, opened))
+        observed.update(_observe_beside(plan, startup, held, opened))
         clock.lap("read-back")
         findings = judge_launch(plan, observed, waivers, controls)  # 6
         clock.lap("judge")
@@ -135,6 +140,7 @@ class _Held:
         self.log_read = self._log_write = -1
         self.clone: socket.socket | None = None
         self.network: Network | None = None
+        self.tpm: Tpm | None = None
         self.spawned: Spawned | None = None
         self.copies: CopyDigests | None = None
         self.feed: SecretFeed | None = None
@@ -152,18 +158,24 @@ class _Held:
         sources["log"] = self._log_write
         return sources
 
-    def start_helpers(self, sources: dict[str, int], clock: _Clock) -> None:
-        """The network's helper, when the VM has a network."""
+    def start_helpers(self, sources: dict[str, int], tpm: Home | None, clock: _Clock) -> None:
+        """The network's helper, when the VM has a network; its TPM, when it has one."""
         plan = self._plan
-        if not plan.helpers:
-            return
-        from casemate.engine.network import start_network
+        names = {helper.name for helper in plan.helpers}
+        if "passt" in names:
+            from casemate.engine.network import start_network
 
-        self.network = start_network(
-            plan, plan.run_as.uid, plan.run_as.gid, plan.cgroup.directories, log_fd=self._log_write
-        )
-        sources["net"] = self.network.qemu_socket_fd
-        clock.lap("helpers")
+            self.network = start_network(
+                plan, plan.run_as.uid, plan.run_as.gid, plan.cgroup.directories, log_fd=self._log_write
+            )
+            sources["net"] = self.network.qemu_socket_fd
+        if tpm is not None:
+            from casemate.engine.swtpm import start_tpm
+
+            self.tpm = start_tpm(plan, tpm, sources, self.log_read)
+            sources["tpm"] = self.tpm.qemu_socket_fd
+        if names:
+            clock.lap("helpers")
 
     def hand_over(self) -> None:
         """The emulator has its ends: ours of them are closed, so that its end shows as an end of file."""
@@ -171,6 +183,8 @@ class _Held:
             end.close()
         if self.network is not None:
             self.network.unlink()
+        if self.tpm is not None:
+            self.tpm.unlink()
         os.close(self._log_write)
         self._log_write = -1
 
@@ -181,6 +195,8 @@ class _Held:
         _end_threads(self.copies, self.feed, self._restore)
         if self.network is not None:
             self.network.stop()
+        if self.tpm is not None:
+            self.tpm.stop()
         for end in (*self.ours, *self._theirs):
             end.close()
         for descriptor in (self.log_read, self._log_write):
@@ -212,6 +228,7 @@ class _Held:
             self.clone,
             digests,
             observed,
+            self.tpm,
         )
 
 
@@ -246,20 +263,22 @@ def _feed(plan: LaunchPlan, spawned: Spawned, opened: Opened) -> SecretFeed | No
     return SecretFeed(spawned, plan.wall, opened.by_role, STARTUP_DEADLINE_S)
 
 
-def _observe_beside(
-    plan: LaunchPlan, startup: Startup, network: Network | None, feed: SecretFeed | None, opened: Opened
-) -> Facts:
-    """Facts about what not every VM has: a network, things that it reads once."""
+def _observe_beside(plan: LaunchPlan, startup: Startup, held: _Held, opened: Opened) -> Facts:
+    """Facts about what not every VM has: a network, a TPM, things that it reads once."""
     facts: Facts = observe_variables(plan.spec.boot, opened.by_role, opened.enrolled)
-    if network is not None:
+    if held.network is not None:
         from casemate.engine.network_facts import observe_network
 
-        facts.update(observe_network(plan, network))
-    if feed is not None:
+        facts.update(observe_network(plan, held.network))
+    if held.tpm is not None:
+        from casemate.engine.tpm_facts import observe_tpm
+
+        facts.update(observe_tpm(plan, held.tpm, opened.by_role))
+    if held.feed is not None:
         from casemate.engine.provisioning import forget_keys, observe_provisioning
 
         forget_keys(plan, startup)
-        facts.update(observe_provisioning(plan, feed.result(), opened))
+        facts.update(observe_provisioning(plan, held.feed.result(), opened))
     return facts
 
 

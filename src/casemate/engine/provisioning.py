@@ -91,6 +91,8 @@ def fill(plan: LaunchPlan, opened: Opened) -> None:
     values: dict[str, bytearray] = {}
     try:
         for name, secret in spec.secrets.items():
+            if secret.use is SecretUse.TPM:
+                continue  # tpm_state.py asks for it
             values[name] = read_secret(name, secret, _limit(secret.use))
         for channel in channels(spec):
             opened.by_role[channel.role] = _channel(spec, channel, values, documents)

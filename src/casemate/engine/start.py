@@ -56,6 +56,7 @@ from casemate.sys.process import start_time_ticks
 if TYPE_CHECKING:
     from casemate.engine.attendance import Attendance
     from casemate.engine.restore import Restore
+    from casemate.engine.tpm_state import Home
 
 RESULT_MAX_BYTES = 1 << 20
 LAUNCH_DEADLINE_S = 120.0
@@ -73,6 +74,7 @@ class Prepared:
     locks: list[int]
     restore: Restore | None = None
     attendants: dict[str, int] = field(default_factory=dict)
+    tpm: Home | None = None
 
     def close(self) -> None:
         """Close files and locks; the supervisor has its own copies."""
@@ -101,11 +103,21 @@ def waivers_of(spec: Spec, policy: HostPolicy) -> tuple[AppliedWaiver, ...]:
 
 
 def make_plan(
-    spec: Spec, paths: Paths, vm_id: str, name: str, who: Identity, sizes: dict[str, int], *, incoming: bool = False
+    spec: Spec,
+    paths: Paths,
+    vm_id: str,
+    name: str,
+    who: Identity,
+    sizes: dict[str, int],
+    *,
+    incoming: bool = False,
+    tpm_identity: Identity | None = None,
+    keeps_state: bool = True,
 ) -> LaunchPlan:
     """Collect host facts and plan; nothing is started."""
     host, emulator = hostview.collect(spec, paths)
-    return build_plan(spec, host, emulator, Request(vm_id, name, who, sizes, incoming=incoming))
+    request = Request(vm_id, name, who, sizes, incoming=incoming, tpm_identity=tpm_identity, keeps_state=keeps_state)
+    return build_plan(spec, host, emulator, request)
 
 
 def launch_controls_of(spec: Spec) -> tuple[Control, ...]:
@@ -159,6 +171,10 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
         opened.digests = _promised_digests(definition.spec, paths)
         who, uid_lock = identity.claim(paths, policy.identity.uids())
         locks.append(uid_lock)
+        tpm_who = None
+        if definition.spec.tpm.enabled:
+            tpm_who, tpm_locks = identity.claim_beside(paths, policy.identity.uids(), who)
+            locks += tpm_locks
         plan = make_plan(
             definition.spec,
             paths,
@@ -167,6 +183,8 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
             who,
             opened.sizes,
             incoming=restore is not None,
+            tpm_identity=tpm_who,
+            keeps_state=not definition.remove_on_exit,
         )
         check_host(plan)
         opened.promises = declare_origin(plan, paths, policy) + firmware_promises(plan.files)
@@ -181,6 +199,11 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
             provisioning.fill(plan, opened)
         if restore is not None:
             restore.check(opened, plan)
+        tpm = None
+        if plan.spec.tpm.enabled:
+            from casemate.engine import tpm_state
+
+            tpm = tpm_state.prepare(plan, paths, opened)
         open_planned_files(plan.files, opened, paths, definition.id, plan.spec.boot)
         labels.apply_labels(plan, opened, paths)
         program = cached_program(plan.profile, os.uname().machine, Path(paths.cache) / "filters")
@@ -192,7 +215,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
         for descriptor in locks:
             os.close(descriptor)
         raise
-    return Prepared(plan, program, opened, waivers, controls, locks, restore)
+    return Prepared(plan, program, opened, waivers, controls, locks, restore, tpm=tpm)
 
 
 def _promised_digests(spec: Spec, paths: Paths) -> dict[str, str]:
@@ -352,6 +375,7 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
             prepared.waivers,
             prepared.controls,
             prepared.restore,
+            prepared.tpm,
         )
         listener = listen(f"{runtime}/control.sock")
         running = _running_state(definition, plan, launched, ourselves, started_at)
@@ -382,6 +406,8 @@ def _undo(plan: LaunchPlan, launched: Launched | None) -> None:
             kill_and_reap(launched.spawned)
         if launched.network is not None:
             launched.network.stop()
+        if launched.tpm is not None:
+            launched.tpm.stop()
         state.remove_cgroups(plan.cgroup.directories)
 
 
@@ -390,6 +416,8 @@ def _running_state(
 ) -> RunningState:
     spawned, network = launched.spawned, launched.network
     helpers = [("passt", network.pid), ("broker", network.broker_pid)] if network is not None else []
+    if launched.tpm is not None:
+        helpers.append(("swtpm", launched.tpm.spawned.pid))
     return RunningState(
         id=definition.id,
         name=definition.name,

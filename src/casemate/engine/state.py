@@ -14,6 +14,7 @@ Locks, in the order in which they are taken: a VM's ``lock`` (start, rm, clean-u
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -35,7 +36,7 @@ from casemate.engine.vmfiles import (
     read_struct,
     salvage_struct,
 )
-from casemate.errors import HostError, InputError
+from casemate.errors import CasemateError, HostError, InputError
 from casemate.spec.model import Spec
 
 __all__ = [
@@ -141,6 +142,8 @@ def _sweep_torn(paths: Paths, vm_ids: list[str]) -> None:
     try:
         for vm_id in vm_ids:
             if not os.path.lexists(f"{paths.vm_data(vm_id)}/definition.json"):
+                with contextlib.suppress(CasemateError, OSError):  # what stays is swept by the next command
+                    _discard_tpm(paths, vm_id)
                 files.remove_tree(paths.vm_data(vm_id))
     finally:
         os.close(lock)
@@ -390,5 +393,20 @@ def remove(paths: Paths, definition: Definition) -> None:
 
 def _delete(paths: Paths, vm_id: str) -> None:
     files.unlink_if_there(f"{paths.vm_data(vm_id)}/definition.json")
-    files.remove_tree(paths.vm_data(vm_id))
+    try:
+        _discard_tpm(paths, vm_id)
+    finally:
+        files.remove_tree(paths.vm_data(vm_id))
     files.remove_tree(paths.vm_runtime(vm_id))
+
+
+def _discard_tpm(paths: Paths, vm_id: str) -> None:
+    """The TPM's directory, which belongs to another uid.
+
+    Raises:
+        HostError: it is still there.
+    """
+    if os.path.lexists(f"{paths.vm_data(vm_id)}/tpm"):
+        from casemate.engine import tpm_state  # here: ``ps`` shall not import what a launch needs
+
+        tpm_state.discard(paths, vm_id)

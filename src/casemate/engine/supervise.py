@@ -326,8 +326,11 @@ class Supervisor:
             status = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
             how = f"signal {status.si_status}" if status and status.si_code != os.CLD_EXITED else "it ended"
         except ChildProcessError:  # the child of another helper
-            how = "it ended"
-        self.health.append(f"{name} died ({how}): the VM has no network until it is restarted")
+            status, how = None, "it ended"
+        if name == "swtpm" and status and (status.si_code, status.si_status) == (os.CLD_EXITED, 0):
+            return  # the emulator told it to end, and is about to end itself
+        what = "TPM" if name == "swtpm" else "network"
+        self.health.append(f"{name} died ({how}): the VM has no {what} until it is restarted")
         self.event("helper-died", helper=name, how=how)
         self.save_state()
 

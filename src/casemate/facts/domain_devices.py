@@ -348,7 +348,9 @@ def _filesystem(draft: DomainDraft, element: Element, origin: str) -> None:
 
 def _tpm(draft: DomainDraft, element: Element, origin: str) -> None:
     backend = element.child("backend")
-    draft.backend("tpmdev", backend.get("type"), {"id": "tpm0", "path": backend.child("device").get("path")}, origin)
+    secret = backend.child("encryption").get("secret")
+    properties = {"id": "tpm0", "path": backend.child("device").get("path"), "state": "libvirt", "secret": secret}
+    draft.backend("tpmdev", backend.get("type"), {k: v for k, v in properties.items() if v}, origin)
     draft.device(element.get("model") or "tpm-tis", {"tpmdev": "tpm0"}, origin)
 
 

@@ -30,7 +30,8 @@ _HIDING: Final = frozenset(
     emu.debug qmp.transport vmm.console-listen vmm.console-open vm.secrets guest.agent
     ent.virtio-rng ent.vmgenid net.unfiltered net.not-isolated mem.shared mem.files vmm.raw-args dev.shared-folders
     ent.rng-unlimited dev.surface dev.hotplug-ports vmm.console-wide vmm.console-clear vmm.serial-network img.remote
-    img.remote-clear img.unencrypted net.bridged guest.channels vm.tpm dev.backends net.mmds""".split()  # noqa: SIM905  one name a word
+    img.remote-clear img.unencrypted net.bridged guest.channels vm.tpm tpm.backend
+    tpm.state-encrypted tpm.key-in-arguments tpm.own-uid dev.backends net.mmds""".split()  # noqa: SIM905  one name a word
 )
 """Facts that a part which nobody could read may change."""
 
@@ -363,7 +364,26 @@ def _guest(sayer: Sayer, machine: Machine) -> None:
     sayer.say("guest.agent", any(name.startswith("org.qemu.guest_agent") for name in channels), "virtio-serial ports")
     _confidential(sayer, machine)
     boot_facts(sayer, machine)
-    sayer.say("vm.tpm", any(d.type.startswith(("tpm-", "spapr-tpm")) for d in machine.devices), "devices")
+    _tpm(sayer, machine)
+
+
+def _tpm(sayer: Sayer, machine: Machine) -> None:
+    """Whether there is one, whose it is, and what a document says of an emulated one's state."""
+    has_tpm = any(device.type.startswith(("tpm-", "spapr-tpm")) for device in machine.devices)
+    sayer.say("vm.tpm", has_tpm, "devices")
+    backend = next((item for item in machine.backends if item.kind == "tpmdev"), None)
+    kind = (backend.type if backend is not None and backend.type else "unknown") if has_tpm else "none"
+    sayer.say("tpm.backend", kind, "TPM back-end")
+    if backend is None or kind != "emulator":
+        return
+    if backend.properties.get("state") == "libvirt":
+        # libvirt hands swtpm the secret by descriptor, and runs every swtpm as one user (swtpm_user in qemu.conf).
+        sayer.say("tpm.state-encrypted", bool(backend.properties.get("secret")), "TPM back-end, encryption")
+        sayer.say("tpm.key-in-arguments", False, "TPM back-end: libvirt hands keys over by descriptor")
+        sayer.say("tpm.own-uid", False, "TPM back-end: libvirt has one swtpm_user for all domains")
+        return
+    for name in ("tpm.state-encrypted", "tpm.key-in-arguments", "tpm.own-uid"):
+        sayer.miss(name, "swtpm was started apart, and what it was told does not stand here")
 
 
 def _confidential(sayer: Sayer, machine: Machine) -> None:

@@ -88,7 +88,22 @@ class OneShot(msgspec.Struct, frozen=True, tag="pipe"):
     size_max_bytes: int
 
 
-RootEntry = BindFile | CopyFile | Device | Link | Directory | OneShot
+class StateDirectory(msgspec.Struct, frozen=True, tag="state"):
+    """A directory of the host, writable at ``target``, without devices, set-user-ID or programs: state that stays."""
+
+    source: str
+    target: str
+
+
+class Scratch(msgspec.Struct, frozen=True, tag="scratch"):
+    """A small writable tmpfs of the process's own: state that ends with it. ``files_max``: directory included."""
+
+    target: str
+    size_bytes: int
+    files_max: int
+
+
+RootEntry = BindFile | CopyFile | Device | Link | Directory | OneShot | StateDirectory | Scratch
 
 
 class Rlimit(msgspec.Struct, frozen=True):
@@ -99,7 +114,9 @@ class Rlimit(msgspec.Struct, frozen=True):
 
 
 class LandlockPath(msgspec.Struct, frozen=True):
-    """Rights that stay on a path: any of ``read``, ``execute``, ``write``, ``ioctl``."""
+    """Rights that stay on a path: any of ``read``, ``execute``, ``write``, ``ioctl``; ``replace``: make, rename and
+    remove files of a directory.
+    """
 
     path: str
     rights: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Seccomp profiles: which rule sets make the allowlist of one process. Pure; the rules are data in `rulesets/`.
 
 qemu-<accel>+<devices>   base + accelerator + one part per device
-passt, supervisor, qemu-img   one set each
+passt, swtpm, supervisor, qemu-img   one set each
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from casemate.jail.rulesets import (
     qemu_tcg,
     reader,
     supervisor,
+    swtpm,
 )
 
 ACCELERATORS: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType({"tcg": qemu_tcg.RULES, "kvm": qemu_kvm.RULES})
@@ -58,6 +59,11 @@ def qemu_profile(accel: str, devices: frozenset[str]) -> Profile:
 def passt_profile() -> Profile:
     """The allowlist of passt, from its exec on; passt loads a filter of its own on top."""
     return Profile(name="passt", rules=passt.RULES, parts=("passt",))
+
+
+def swtpm_profile() -> Profile:
+    """The allowlist of swtpm, from its exec on; swtpm loads a filter of its own on top."""
+    return Profile(name="swtpm", rules=swtpm.RULES, parts=("swtpm",))
 
 
 def supervisor_profile() -> Profile:

@@ -10,7 +10,19 @@ from pathlib import PurePosixPath
 import msgspec
 
 from casemate.jail.context import Context
-from casemate.jail.policy import BindFile, CopyFile, Device, Directory, IdentityMode, Link, OneShot, RootEntry, Wall
+from casemate.jail.policy import (
+    BindFile,
+    CopyFile,
+    Device,
+    Directory,
+    IdentityMode,
+    Link,
+    OneShot,
+    RootEntry,
+    Scratch,
+    StateDirectory,
+    Wall,
+)
 from casemate.sys import mount
 
 DEVICE_NUMBERS = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9), "kvm": (10, 232)}
@@ -66,6 +78,10 @@ class NewRoot(msgspec.Struct, frozen=True):
                     lines.append(f"  {target}/ (empty)")
                 case OneShot(role=role, target=target):
                     lines.append(f"  {target} <- descriptor {role} (FIFO, read once)")
+                case StateDirectory(source=source, target=target):
+                    lines.append(f"  {target}/ <- {source} (bind, writable, nodev, noexec)")
+                case Scratch(target=target, size_bytes=size_bytes, files_max=files_max):
+                    lines.append(f"  {target}/ (tmpfs of {size_bytes} bytes and {files_max} files, writable, noexec)")
         return "\n".join(lines)
 
     def apply(self, context: Context) -> None:
@@ -89,6 +105,8 @@ class NewRoot(msgspec.Struct, frozen=True):
             # Rootless devices are binds with their own mounts; the tmpfs itself can be nodev. As root they are nodes.
             mount.mount_setattr(new, mount.MOUNT_ATTR_NODEV)
         mount.mount_setattr(new, attributes, recursive=True)
+        for entry in self.wall.root:  # after everything was made read-only
+            self._writable(entry, new)
         os.chdir(new)
         mount.pivot_root(".", ".")
         mount.umount2(".", mount.MNT_DETACH)
@@ -116,6 +134,22 @@ class NewRoot(msgspec.Struct, frozen=True):
             case OneShot():
                 # Read by the process, written by whoever made the root; a read-only mount does not keep a FIFO closed.
                 os.mkfifo(target, 0o644)
+            case StateDirectory() | Scratch():
+                os.mkdir(target, 0o755)
+
+    def _writable(self, entry: RootEntry, new: str) -> None:
+        flags = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
+        who = self.wall.identity
+        match entry:
+            case StateDirectory(source=source, target=target):
+                mount.mount(source, new + target, None, mount.MS_BIND)
+                attributes = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC
+                mount.mount_setattr(new + target, attributes)
+            case Scratch(target=target, size_bytes=size_bytes, files_max=files_max):
+                options = f"size={size_bytes},nr_inodes={files_max},mode=700,uid={who.uid},gid={who.gid}"
+                if context_of_root(self.wall) is not None:
+                    options += f",context={context_of_root(self.wall)}"
+                mount.mount("casemate-state", new + target, "tmpfs", flags, options)
 
     def _copy(self, entry: CopyFile, target: str, context: Context) -> None:
         source = context.sources[entry.role]

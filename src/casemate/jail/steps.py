@@ -28,6 +28,7 @@ _RIGHTS = {
     "execute": landlock.EXECUTE,
     "write": landlock.WRITE_FILE,
     "ioctl": landlock.IOCTL_DEV,
+    "replace": landlock.MAKE_REG | landlock.REMOVE_FILE | landlock.TRUNCATE,
 }
 
 

@@ -23,6 +23,8 @@ BUSES = {MachineType.MICROVM: "device", MachineType.Q35: "pci", MachineType.S390
 KERNEL = "/boot/kernel"
 INITRD = "/boot/initrd"
 CLONE_PORT = "org.casemate.clone.0"
+TPM_CMDLINE = "tpm_tis.force=1 tpm_tis.interrupts=0"
+"""Linux: look for the TPM at its fixed address, which no ACPI table of a microvm names (drivers/char/tpm/tpm_tis.c)."""
 SANDBOX = option("on", obsolete="deny", elevateprivileges="deny", spawn="deny", resourcecontrol="deny")
 
 
@@ -89,6 +91,8 @@ def build_argv(
         argv += _provision(spec, numbering, bus)
     argv += _network(spec, numbering, bus)
     argv += _passthrough(spec, numbering)
+    if spec.tpm.enabled:
+        argv += _tpm(numbering, spec.machine.type is MachineType.MICROVM)
     if channel:
         argv += _channel(numbering, bus)
     if spec.machine.saveable:
@@ -155,7 +159,8 @@ def kernel_cmdline(spec: Spec, board: str = "") -> str:
         board: what the machine adds (`Board.cmdline`): nothing on a q35.
     """
     pinned = SEED_CMDLINE if wants_seed(spec) else ""
-    return " ".join(words for words in (spec.boot.cmdline, board, pinned) if words)
+    tpm = TPM_CMDLINE if spec.tpm.enabled and spec.machine.type is MachineType.MICROVM else ""
+    return " ".join(words for words in (spec.boot.cmdline, board, pinned, tpm) if words)
 
 
 def _boot(spec: Spec, board: Board, numbering: Numbering) -> list[str]:
@@ -271,6 +276,13 @@ def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:
     return argv
 
 
+def _tpm(numbering: Numbering, microvm: bool) -> list[str]:
+    """The command interface where ACPI describes it (q35); microvm's tables know no TPM, and its guest is told."""
+    argv = ["-chardev", option("socket", id="tpm-link", fd=numbering.inherit("tpm", "socket"))]
+    argv += ["-tpmdev", option("emulator", id="tpm0", chardev="tpm-link")]
+    return [*argv, "-device", option("tpm-tis" if microvm else "tpm-crb", id="tpm", tpmdev="tpm0")]
+
+
 def devices_of(spec: Spec, accel: str) -> frozenset[str]:
     """The device parts of the seccomp profile that this VM needs."""
     parts = {"rng", "console"}
@@ -288,4 +300,6 @@ def devices_of(spec: Spec, accel: str) -> frozenset[str]:
         parts.add("save")
     if spec.boot.is_secure and accel == "kvm":  # TCG enters system management mode without a system call
         parts.add("smm")
+    if spec.tpm.enabled:
+        parts.add("tpm")
     return frozenset(parts)

@@ -19,6 +19,7 @@ from casemate.plan.label import process_label
 from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
 from casemate.plan.passt import plan_passt
 from casemate.plan.passthrough import check_passthrough, passthrough_files
+from casemate.plan.swtpm import plan_swtpm
 from casemate.plan.wall import build_wall, needs_group_kvm, open_files
 from casemate.spec.model import AccelChoice, NetworkMode, Spec
 
@@ -31,6 +32,7 @@ class Request(msgspec.Struct, frozen=True):
     ``sizes``: role -> virtual size in bytes (disks, firmware variables) or file size (kernel, initrd).
     ``incoming``: it goes on from a saved state.
     ``channel``: a virtio-serial port whose other end is the descriptor of that role: the cell's agent speaks there.
+    ``tpm_identity``: who the TPM's emulator runs as, for a VM with a TPM; ``keeps_state``: the VM can be started again.
     """
 
     vm_id: str
@@ -39,6 +41,8 @@ class Request(msgspec.Struct, frozen=True):
     sizes: dict[str, int] = {}
     channel: bool = False
     incoming: bool = False
+    tpm_identity: Identity | None = None
+    keeps_state: bool = True
 
 
 def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> LaunchPlan:
@@ -82,6 +86,10 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
         if host.passt is None:
             raise HostError('network.mode = "user" needs passt', next_step="apt-get install passt")
         helpers = (plan_passt(spec, host.passt),)
+    if spec.tpm.enabled:
+        if host.swtpm is None:
+            raise HostError("[tpm] needs swtpm", next_step="apt-get install swtpm")
+        helpers += (plan_swtpm(host.swtpm, request.tpm_identity or identity, keeps_state=request.keeps_state),)
     return LaunchPlan(
         vm_id=request.vm_id,
         name=request.name,
@@ -93,7 +101,7 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
         profile=profile,
         files=files,
         helpers=helpers,
-        declared=declare(spec, board, host, wall, profile, files, request.vm_id),  # 7
+        declared=declare(spec, board, host, wall, profile, files, request.vm_id, helpers),  # 7
         warnings=_warnings(spec, board, host),  # 8
         run_as=identity,
         missing=missing(spec, host, emulator),

@@ -15,7 +15,7 @@ from casemate.plan.accel import Board
 from casemate.plan.argv import SANDBOX, program_of
 from casemate.plan.confidential import promise
 from casemate.plan.label import observed_form
-from casemate.plan.model import Host, OpenFile
+from casemate.plan.model import HelperPlan, Host, OpenFile
 from casemate.plan.provisioning import channel_facts, is_provisioned
 from casemate.spec.model import Egress, MachineType, NetworkMode, Spec
 
@@ -24,7 +24,14 @@ SECCOMP_FILTERS = 2
 
 
 def declare(
-    spec: Spec, board: Board, host: Host, wall: Wall, profile: Profile, files: tuple[OpenFile, ...], vm_id: str
+    spec: Spec,
+    board: Board,
+    host: Host,
+    wall: Wall,
+    profile: Profile,
+    files: tuple[OpenFile, ...],
+    vm_id: str,
+    helpers: tuple[HelperPlan, ...],
 ) -> Facts:
     """All declared facts of a launch."""
     facts: Facts = {}
@@ -47,6 +54,7 @@ def declare(
     if is_provisioned(spec):
         say("prov.channels", channel_facts(spec), "specification")
         say("prov.in-arguments", False, "argv: files and descriptors only, never string=")
+    _tpm(say, wall, helpers)
     say("vm.passthrough", tuple(item.address for item in spec.passthrough), "specification")
     _network(say, spec)
     _confidential(say, spec)
@@ -150,6 +158,17 @@ def _confidential(say: object, spec: Spec) -> None:
     ):
         if value is not None:
             say(name, value, "argv: -object")
+
+
+def _tpm(say: object, wall: Wall, helpers: tuple[HelperPlan, ...]) -> None:
+    assert callable(say)
+    swtpm = next((helper for helper in helpers if helper.name == "swtpm"), None)
+    say("tpm.backend", "swtpm" if swtpm is not None else "none", "specification")
+    if swtpm is not None:
+        say("tpm.state-encrypted", True, "argv of swtpm: --key")
+        say("tpm.key-in-arguments", False, "argv of swtpm: --key fd=")
+        say("tpm.own-uid", swtpm.run_as is not None and swtpm.run_as.uid != wall.identity.uid, "plan: identities")
+        say("tpm.wall-faults", (), "plan: wall of swtpm")
 
 
 def _network(say: object, spec: Spec) -> None:

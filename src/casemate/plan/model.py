@@ -102,6 +102,7 @@ class Host(msgspec.Struct, frozen=True):
     pci: tuple[PciFunction, ...] = ()
     unsafe_interrupts: bool | None = None
     confidential: ConfidentialHost | None = None
+    swtpm: str | None = None
 
 
 class OpenFile(msgspec.Struct, frozen=True):
@@ -137,7 +138,8 @@ class EgressPlan(msgspec.Struct, frozen=True):
 class HelperPlan(msgspec.Struct, frozen=True):
     """A helper process beside the emulator, in a wall of its own, described in ``wall``.
 
-    ``program``: its file on the host. ``egress``: for the network's helper.
+    ``program``: its file on the host. ``egress``: for the network's helper. ``descriptors``: what it inherits.
+    ``run_as``: for a helper with a uid of its own. ``keeps_state``: it has state that outlives the run.
     """
 
     name: str
@@ -146,6 +148,9 @@ class HelperPlan(msgspec.Struct, frozen=True):
     profile: str
     program: str = ""
     egress: EgressPlan | None = None
+    descriptors: tuple[Descriptor, ...] = ()
+    run_as: Identity | None = None
+    keeps_state: bool = False
 
 
 class LaunchPlan(msgspec.Struct, frozen=True):

@@ -69,7 +69,8 @@ def wants_ignition(spec: Spec) -> bool:
 
 def is_provisioned(spec: Spec) -> bool:
     """Whether anything here is asked for at all."""
-    return bool(spec.secrets) or wants_seed(spec) or wants_ignition(spec)
+    told = any(secret.use is not SecretUse.TPM for secret in spec.secrets.values())
+    return told or wants_seed(spec) or wants_ignition(spec)
 
 
 def credentials(spec: Spec) -> tuple[str, ...]:

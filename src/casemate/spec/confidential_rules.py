@@ -81,6 +81,9 @@ def check_channels(spec: Spec, _today: datetime.date, faults: Faults) -> None:
     if spec.provision.cloud_init is not None or spec.provision.ignition is not None:
         message = "the guest obeys it as root and nothing measures it; put it into the image or into the initrd"
         faults.add("provision", "confidential.provision", message)
+    if spec.tpm.enabled:
+        message = "the host emulates the TPM and could make it say anything; the guest's evidence is its own report"
+        faults.add("tpm.enabled", "confidential.tpm", message)
     if spec.passthrough:
         message = "nothing attests the device, and it reads and writes only what the guest shares with the host"
         faults.add("passthrough", "confidential.passthrough", message)

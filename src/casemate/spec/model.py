@@ -15,6 +15,7 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
     [confidential] kind firmware … (spec/confidential.py)
     [provision.cloud_init] user_data network_config hostname instance_id
     [provision.ignition]   config
+    [tpm]      enabled key
     [secrets.NAME] file | descriptor | systemd_creds | command | age identity, use
 
 Constraints written here (ranges, patterns, lengths) are enforced by ``spec/walk.py``; those between fields stand in
@@ -106,14 +107,15 @@ class Egress(enum.StrEnum):
 
 
 class SecretUse(enum.StrEnum):
-    """Where a secret goes: a systemd credential of the guest, all of its user-data or Ignition config, or to the
-    emulator as the key of disks, which the guest never sees.
+    """Where a secret goes: a systemd credential of the guest, all of its user-data or Ignition config, to the emulator
+    as the key of disks, or to the TPM's emulator as the key of its state; the guest never sees the last two.
     """
 
     CREDENTIAL = "credential"
     USER_DATA = "user-data"
     IGNITION = "ignition"
     DISK = "disk"
+    TPM = "tpm"
 
 
 class ConsoleDevice(enum.StrEnum):
@@ -342,6 +344,25 @@ class Secret(Closed, frozen=True):
     use: Annotated[SecretUse, Meta(description="credential: for systemd in the guest.")] = SecretUse.CREDENTIAL
 
 
+class Tpm(Closed, frozen=True):
+    """A TPM 2.0 of the VM's own, emulated by swtpm in a wall of its own; its state is always encrypted.
+
+    Without ``key`` Casemate keeps a random key beside the VM's definition, for its owner alone.
+    """
+
+    enabled: Annotated[bool, Meta(description="Give the VM a TPM 2.0.")] = False
+    key: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$",
+                description='A secret with use = "tpm" that encrypts the TPM\'s state; otherwise a key is kept.',
+            ),
+        ]
+        | None
+    ) = None
+
+
 SecretName = Annotated[
     str,
     Meta(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="Name of the secret, and of the credential."),
@@ -365,6 +386,7 @@ class Spec(Closed, frozen=True):
     confidential: Confidential | None = None
     provision: Provision = Provision()
     secrets: Annotated[dict[SecretName, Secret], Meta(max_length=16)] = {}  # noqa: RUF012 - msgspec copies it
+    tpm: Tpm = Tpm()
 
     @property
     def has_flash(self) -> bool:

@@ -23,7 +23,7 @@ from casemate.spec.model import (
     SecretUse,
     Spec,
 )
-from casemate.spec.secret_rules import check_encryption, check_provision, check_secrets
+from casemate.spec.secret_rules import check_encryption, check_provision, check_secrets, check_tpm
 
 MICROVM_TRANSPORTS = 8
 """virtio-mmio devices of QEMU's microvm (include/hw/i386/microvm.h)."""
@@ -219,4 +219,5 @@ RULES: tuple[Rule, ...] = (
     Rule(("confidential.kind", "boot"), check_measured_boot),
     Rule(("confidential.kind",), check_channels),
     Rule(("confidential",), check_keys),
+    Rule(("tpm", "secrets", "machine.saveable"), check_tpm),
 )

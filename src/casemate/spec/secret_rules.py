@@ -57,6 +57,20 @@ def check_encryption(spec: Spec, _today: datetime.date, faults: Faults) -> None:
         faults.add(f"secrets.{name}", "disk.key", "is the key of no disk")
 
 
+def check_tpm(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    """A TPM's key is a secret of this specification, and a VM with a TPM is not saved."""
+    keys = {name for name, secret in spec.secrets.items() if secret.use is SecretUse.TPM}
+    if spec.tpm.key is not None and not spec.tpm.enabled:
+        faults.add("tpm.key", "tpm.unused-key", "there is no TPM; add enabled = true to [tpm]")
+    if spec.tpm.key is not None and spec.tpm.key not in keys:
+        faults.add("tpm.key", "tpm.key", 'key names a table [secrets.NAME] with use = "tpm"')
+    for name in sorted(keys - {spec.tpm.key}):
+        faults.add(f"secrets.{name}", "tpm.key", "is the key of no TPM")
+    if spec.tpm.enabled and spec.machine.saveable:
+        message = "a VM with a TPM cannot be saved: its clones would share the TPM's keys; leave saveable or [tpm] out"
+        faults.add("tpm.enabled", "tpm.saveable", message)
+
+
 def check_provision(spec: Spec, _today: datetime.date, faults: Faults) -> None:
     """One way to provision, and one source for each document of it."""
     cloud_init, ignition = spec.provision.cloud_init, spec.provision.ignition

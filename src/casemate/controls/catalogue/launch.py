@@ -14,6 +14,7 @@ from casemate.controls.catalogue import (
     kvm,
     network,
     process,
+    tpm,
 )
 from casemate.controls.drift import DRIFT
 from casemate.controls.model import Control
@@ -21,7 +22,7 @@ from casemate.controls.model import Control
 
 def launch_controls() -> tuple[Control, ...]:
     """Every control that `judge` takes for a launch, host first. Drift is compared, not judged: see `catalogue`."""
-    layers = (host, kvm, devices, boot, confinement, process, network, image, image_origin, entropy)
+    layers = (host, kvm, devices, boot, confinement, process, network, image, image_origin, entropy, tpm)
     return tuple(control for layer in layers for control in layer.CONTROLS)
 
 

@@ -18,6 +18,8 @@ from casemate.jail.policy import (
     Link,
     OneShot,
     RootEntry,
+    Scratch,
+    StateDirectory,
     Wall,
 )
 from casemate.jail.probe.model import Node, Sight
@@ -160,3 +162,5 @@ def _is(
             return node.kind == "directory"
         case OneShot():
             return node.kind == "fifo"
+        case StateDirectory() | Scratch():
+            return node.kind == "directory"
