@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from tests.support import measured_boot as oracle
 from tests.support.measured_boot import CMDLINE, OVMF, MeasuredBoot
-from tests.support.signed_boot import SigningKey, make_uki, sign_efi, uki_disk
+from tests.support.signed_boot import SigningKey, grub_disk, make_uki, sign_efi, uki_disk
 from tests.support.tpm_evidence import TestKey
 
 from casemate.cli.main import main
@@ -167,3 +167,31 @@ def test_a_signed_uki_under_secure_boot(
     reported = f"sha256.7={real.pcrs['sha256'][7].hex()}"
     assert main(["measure", spec, "--firmware", str(code), *others, "--explain", reported]) == 0
     assert capsys.readouterr().out == f"variables {variables}\n"
+
+
+def test_the_distributions_chain_under_secure_boot(
+    guest: BuiltinGuest, initrd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """shim signed by Microsoft, GRUB and kernel by Debian, each measured by the one before."""
+    code, variables = OVMF / "OVMF_CODE_4M.secboot.fd", OVMF / "OVMF_VARS_4M.ms.fd"
+    oracle.needs(code, variables)
+    disk = grub_disk(tmp_path / "disk", guest.kernel, initrd, CMDLINE)
+    real = oracle.boot(
+        tmp_path, oracle.disk_arguments(disk, secure=True), code=code, variables=variables, machine="q35,smm=on"
+    )
+    log = tmp_path / "log"
+    log.write_bytes(real.log)
+    spec = disk_spec(tmp_path, disk)
+    line = [spec, "--firmware", str(code), "--variables", str(variables)]
+    check(
+        document(capsys, *line, "--bank", "sha256", "--bank", "sha1", "--reference-log", str(log)),
+        real,
+        (0, *REGISTERS),
+    )
+    assert main(["measure", *line, "--compare", str(log)]) == 0
+    capsys.readouterr()
+    other = grub_disk(tmp_path / "other", guest.kernel, initrd, CMDLINE.replace("quiet", "debug"))
+    reported = f"sha256.8={real.pcrs['sha256'][8].hex()}"
+    line[0] = disk_spec(tmp_path, other)
+    assert main(["measure", *line, "--other", f"disk={disk}", "--explain", reported]) == 0
+    assert capsys.readouterr().out == f"disk {disk}\n"

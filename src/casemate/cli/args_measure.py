@@ -57,6 +57,13 @@ def _add_machine(measure: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="TPM: the log of a boot that you trust, of the same firmware and machine; it gives PCR 0",
     )
+    measure.add_argument(
+        "--grub-file",
+        action="append",
+        default=[],
+        metavar="PATH=FILE",
+        help="TPM: what GRUB reads from a partition that is not the ESP, by its path: (hd0,gpt2)/boot/vmlinuz",
+    )
 
 
 def _add_confidential(measure: argparse.ArgumentParser) -> None:

@@ -28,7 +28,8 @@ def measure(arguments: argparse.Namespace) -> int:
             kernel_hashes=not arguments.no_kernel_hashes,
             banks=tuple(dict.fromkeys(arguments.bank or ("sha256",))),
             reference_log=arguments.reference_log,
-            others=[_pair(text) for text in arguments.other],
+            files=dict(_pair("--grub-file", text) for text in arguments.grub_file),
+            others=[_pair("--other", text) for text in arguments.other],
             reported=arguments.explain,
             observed_log=arguments.compare,
         ),
@@ -51,10 +52,10 @@ def _write(place: str, text: str) -> None:
     write_whole(Path(place), text, mode=0o644)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(flag: str, text: str) -> tuple[str, str]:
     name, found, value = text.partition("=")
     if not found:
-        raise InputError(f"--other {text}", expected="INPUT=FILE, such as firmware=OVMF.fd")
+        raise InputError(f"{flag} {text}", expected=f"{flag} NAME=FILE")
     return name, value
 
 

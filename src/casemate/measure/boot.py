@@ -74,7 +74,7 @@ def predict_direct(platform: Platform, boot: Direct, banks: tuple[str, ...] = ("
     steps.digest(4, "kernel", parse_pe(kernel, "the kernel").digest)
     steps.data(4, "boot option", CALLING)
     hand_over(steps)
-    measure_linux(steps, boot.kernel, _options(platform, boot), boot.initrd)
+    measure_linux(steps, boot.kernel, _utf16(_options(platform, boot)), boot.initrd)
     leave(steps)
     return steps.prediction()
 
@@ -167,15 +167,20 @@ def measure_uki(steps: Steps, platform: Platform, image: Pe) -> None:
             steps.unknown(4, "kernel of the UKI", "it is signed itself, and an old stub lets the firmware check it")
     elif stub.loads_kernel_by_firmware(image):
         steps.digest(4, "kernel of the UKI", kernel.digest)
-    measure_linux(steps, kernel.data, stub.command_line(image) or "", stub.initrd(image))
+    measure_linux(steps, kernel.data, _utf16(stub.command_line(image) or ""), stub.initrd(image))
 
 
-def measure_linux(steps: Steps, kernel: bytes, options: str, initrd: bytes | None) -> None:
-    """What the kernel's EFI stub measures into PCR 9."""
+def measure_linux(steps: Steps, kernel: bytes, options: bytes, initrd: bytes | None) -> None:
+    """What the kernel's EFI stub measures into PCR 9. ``options``: its load options, as they are in memory."""
     if options and linux.measures_options(kernel):
-        steps.data(9, "command line", (options + "\0").encode("utf-16-le"))
+        steps.data(9, "command line", options)
     if initrd and linux.measures_initrd(kernel):
         steps.data(9, "initrd", initrd)
+
+
+def _utf16(text: str) -> bytes:
+    """Load options: UTF-16 with its NUL; none for an empty text."""
+    return (text + "\0").encode("utf-16-le") if text else b""
 
 
 def _options(platform: Platform, boot: Direct) -> str:

@@ -15,9 +15,12 @@ from typing import Final
 import msgspec
 
 from casemate.errors import InputError
-from casemate.measure import boot, stub
+from casemate.measure import boot, shim, stub
 from casemate.measure.fat import Fat
 from casemate.measure.gpt import Gpt, Partition, Read, read_gpt
+from casemate.measure.grub import run_grub
+from casemate.measure.grub_script import NotUnderstoodError
+from casemate.measure.pe import Pe
 from casemate.measure.registers import Prediction, Steps
 from casemate.measure.variables import GLOBAL, Variables
 
@@ -65,9 +68,46 @@ def predict_disk(platform: boot.Platform, disk: Disk, banks: tuple[str, ...] = (
     if stub.stub_version(image) is not None:
         boot.measure_uki(steps, platform, image)
         boot.leave(steps)
+    elif shim.is_shim(image):
+        stage = Stage(image, path, volume, f"hd0,gpt{table.esp.number}", disk.files)
+        _measure_shim(steps, platform, stage)
+        boot.leave(steps)
     else:
         _unknown(steps, path)
     return steps.prediction()
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """A boot loader and where it came from. ``device``: GRUB's name of that partition."""
+
+    image: Pe
+    path: str
+    volume: Fat
+    device: str
+    files: Mapping[str, bytes]
+
+
+def _measure_shim(steps: Steps, platform: boot.Platform, stage: Stage) -> None:
+    """shim, and GRUB behind it."""
+    folder = stage.path.rpartition("/")[0]
+    why = shim.unpredictable(stage.volume, folder, platform.variables)
+    second = f"{folder}/{shim.SECOND_STAGE}"
+    data = stage.volume.file(second)
+    if data is None:
+        why = why or f"{second} is not there"
+    if why or data is None:
+        for register in (4, 7, 8, 9):
+            steps.unknown(register, "shim", why)
+        return
+    steps.unknown(14, "shim", "lists of the machine owner's keys")
+    shim.measure_level(steps, platform, stage.image)
+    vendor = shim.Vendor(steps, platform, stage.image)
+    image = vendor.start(data, second)
+    try:
+        run_grub(steps, image, vendor, stage.volume, stage.device, stage.files)
+    except NotUnderstoodError as error:
+        for register in (4, 7, 8, 9):
+            steps.unknown(register, "GRUB", f"what it does cannot be followed: {error}")
 
 
 def _unknown(steps: Steps, path: str) -> None:

@@ -17,6 +17,8 @@ import msgspec
 from casemate.errors import InputError
 
 MAX_SECTIONS: Final = 96
+_MAX_NAMES: Final = 1 << 16
+_MAX_NAME: Final = 64
 _PKCS: Final = 2
 _SECURITY: Final = 4
 
@@ -82,7 +84,8 @@ def parse_pe(data: bytes, what: str) -> Pe:
     if not table + 40 * count <= headers <= len(data) or directory - 4 > optional + optional_size:
         raise _fault(what, "section headers outside of it")
     entries = int.from_bytes(data[directory - 4 : directory], "little")
-    sections = tuple(_section(data, table + 40 * index, what) for index in range(count))
+    names = _long_names(data, at)
+    sections = tuple(_section(data, table + 40 * index, names, what) for index in range(count))
     has_entry = entries > _SECURITY and directory + 8 * (_SECURITY + 1) <= optional + optional_size
     entry = directory + 8 * _SECURITY if has_entry else None
     certificates, size = struct.unpack_from("<II", data, entry) if entry is not None else (0, 0)
@@ -98,11 +101,23 @@ def parse_pe(data: bytes, what: str) -> Pe:
     return Pe(data, tuple(covered), sections, tuple(_signatures(data, certificates, size, what)))
 
 
-def _section(data: bytes, at: int, what: str) -> PeSection:
-    name, size, _, raw_size, offset = struct.unpack_from("<8sIIII", data, at)
+def _long_names(data: bytes, at: int) -> bytes:
+    """The COFF string table, which names of more than eight characters lie in; empty when there is none."""
+    symbols, count = struct.unpack_from("<II", data, at + 12)
+    start = symbols + 18 * count
+    if not symbols or start + 4 > len(data):
+        return b""
+    return data[start : start + min(int.from_bytes(data[start : start + 4], "little"), _MAX_NAMES)]
+
+
+def _section(data: bytes, at: int, names: bytes, what: str) -> PeSection:
+    field, size, _, raw_size, offset = struct.unpack_from("<8sIIII", data, at)
     if raw_size and offset + raw_size > len(data):
         raise _fault(what, "a section outside of it")
-    return PeSection(name.rstrip(b"\0").decode("latin-1"), size, offset, raw_size)
+    name = field.rstrip(b"\0")
+    if name[:1] == b"/" and name[1:].isdigit() and int(name[1:]) < len(names):
+        name = names[int(name[1:]) :].split(b"\0", 1)[0][:_MAX_NAME]
+    return PeSection(name.decode("latin-1"), size, offset, raw_size)
 
 
 def _around(end: int, skipped: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

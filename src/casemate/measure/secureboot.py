@@ -102,6 +102,11 @@ def vouches(image: Pe, database: bytes) -> Authority | None:
     return None
 
 
+def vouched_by(image: Pe, certificate: bytes) -> bool:
+    """Whether a certificate is among those of an image's signatures, or signed one of them."""
+    return any(_is_above(certificate, _certificates(signature)) for signature in image.signatures)
+
+
 def measure_authority(steps: Steps, name: str, entry: Authority) -> None:
     """The event that says which entry vouched."""
     steps.data(7, f"authority in {name}", variable_event(SECURITY, name, entry.measured))
