@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Choices", "Measured", "measure"]
 
-KINDS = ("sev-snp", "sev-es", "tpm")
+KINDS = ("sev-snp", "sev-es", "tpm", "nitro")
 FIRMWARE_MAX_BYTES = 64 << 20
 KERNEL_MAX_BYTES = 1 << 30
 LOG_MAX_BYTES = 32 << 20
@@ -36,8 +36,8 @@ LOG_MAX_BYTES = 32 << 20
 class Choices(msgspec.Struct, frozen=True, kw_only=True):
     """What a specification does not say. File names, except where noted; None: what the host offers, or nothing.
 
-    ``kind``: one of `KINDS`; None: the confidential guest's, else SEV-SNP when a CPU model is given, else the TPM's
-    registers. ``variables``:
+    ``kind``: one of `KINDS`; None: the confidential guest's, Nitro for an EIF, SEV-SNP when a CPU model is given, else
+    the TPM's registers. ``variables``:
     the variable store that the VM starts with. ``reference_log``: of a trusted boot of the same firmware and machine.
     ``files``: what GRUB reads from file systems that are not read here, GRUB's path to file. ``others``: tried by
     ``reported``, input to file (or text, for ``cmdline``). ``reported``: ``HEX`` or ``NAME=HEX``.
@@ -89,13 +89,14 @@ def measure(spec: str | None, choices: Choices) -> Measured:
     from casemate.measure.explain import explain
     from casemate.measure.inputs import measured
 
-    loaded = _load(spec)
+    is_image = choices.kind == "nitro" or (choices.kind is None and _is_eif(spec))
+    loaded = None if is_image else _load(spec)
     choices = _with_confidential(loaded, choices)
-    kind = choices.kind or ("sev-snp" if choices.cpu is not None else "tpm")
+    kind = choices.kind or ("nitro" if is_image else "sev-snp" if choices.cpu is not None else "tpm")
     if kind not in KINDS:
         raise InputError(f"there is no measurement {kind!r}", expected=", ".join(KINDS))
     described: dict[str, str | int] = {}
-    inputs = _inputs(kind, loaded, choices, described)
+    inputs = _eif(spec, described) if kind == "nitro" else _inputs(kind, loaded, choices, described)
     expected = measured(inputs, described)
     if loaded is not None and loaded.confidential is not None and choices.reported is None and kind == "sev-snp":
         from casemate.measure.confidential import check_id_block
@@ -106,6 +107,25 @@ def measure(spec: str | None, choices: Choices) -> Measured:
         name, value = _reported(choices.reported)
         explained = explain(inputs, name, value, _others(choices)) or ""
     return Measured(expected, explained, _differences(expected, choices))
+
+
+def _eif(path: str | None, described: dict[str, str | int]) -> Inputs:
+    from casemate.measure.inputs import Inputs
+
+    if path is None:
+        raise InputError("an enclave is measured from its image", expected="an EIF in place of the specification")
+    described["eif"] = path
+    return Inputs(kind="nitro", eif=_reader(path))
+
+
+def _is_eif(path: str | None) -> bool:
+    """Whether a file begins like an enclave image; what cannot be read is none, and said later."""
+    if path is None or path == "-":
+        return False
+    try:
+        return _reader(path)(0, 4) == b".eif"
+    except InputError:
+        return False
 
 
 def _load(path: str | None) -> Spec | None:
@@ -279,9 +299,13 @@ def _others(choices: Choices) -> dict[str, list[tuple[str, Any]]]:
     for kind, name in choices.others:
         if kind not in OTHERS:
             raise InputError(f"there is no input {kind!r} to try", expected=", ".join(OTHERS))
-        value: Any = (
-            name if kind == "cmdline" else Disk(_reader(name)) if kind == "disk" else _read(name, KERNEL_MAX_BYTES)
-        )
+        value: Any
+        if kind == "cmdline":
+            value = name
+        elif kind == "disk":
+            value = Disk(_reader(name))
+        else:
+            value = _reader(name) if kind == "eif" else _read(name, KERNEL_MAX_BYTES)
         found.setdefault(kind, []).append((name, value))
     return found
 

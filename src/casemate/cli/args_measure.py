@@ -16,6 +16,7 @@ examples:
   casemate measure web.toml --policy web-policy.toml            what attest verify, and key release, will want
   casemate measure web.toml --explain sha256.4=5feee3...        which single change gives that value
   casemate measure web.toml --firmware OVMF.fd --cpu EPYC-Milan          SEV-SNP
+  casemate measure enclave.eif                                  the registers of a Nitro enclave
 
 The same specification gives the guest and what it will measure. Pure: no root, no QEMU, no hardware. What cannot be
 computed beforehand is listed with the reason, never guessed. Exit code 1 when --explain finds nothing, or
@@ -29,13 +30,13 @@ def add(commands: Commands) -> None:
         commands,
         "measure",
         "measure:measure",
-        "what a launch will measure, before it runs: TPM, SEV-SNP, SEV-ES",
+        "what a launch will measure, before it runs: TPM, SEV-SNP, SEV-ES, Nitro",
         epilog=_EPILOG,
     )
-    measure.add_argument("spec", nargs="?", metavar="SPEC", help="the specification that starts the VM")
     measure.add_argument(
-        "--kind", choices=("tpm", "sev-snp", "sev-es"), help="default: sev-snp when --cpu is given, else tpm"
+        "spec", nargs="?", metavar="SPEC", help="the specification that starts the VM, or a Nitro enclave image"
     )
+    measure.add_argument("--kind", choices=("tpm", "sev-snp", "sev-es", "nitro"), help="default: told by what is given")
     measure.add_argument("--firmware", metavar="FILE", help="the OVMF that the guest starts from")
     _add_machine(measure)
     _add_confidential(measure)

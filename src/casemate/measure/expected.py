@@ -107,6 +107,18 @@ def of_tpm(prediction: Prediction, registers: tuple[int, ...], inputs: dict[str,
     )
 
 
+def of_registers(kind: str, prefix: str, prediction: Prediction, inputs: dict[str, str | int]) -> Expected:
+    """Registers of SHA-384 that a kind has by name (``pcr0`` of Nitro, ``rtmr1`` of TDX)."""
+    registers = sorted({step.register for step in prediction.steps})
+    return Expected(
+        kind=kind,
+        values={f"{prefix}{n}": value.hex() for n, value in prediction.values("sha384", registers).items()},
+        inputs=inputs,
+        unpredictable={f"{prefix}{number}": why for number, why in prediction.unpredictable().items()},
+        steps=prediction.steps,
+    )
+
+
 def policy_lines(policy: Policy) -> list[str]:
     """A policy as TOML, without what is default; `parse_policy` gives the same policy."""
     plain = msgspec.to_builtins(policy)

@@ -14,7 +14,9 @@ from casemate.evidence.event_log import EventLog
 from casemate.evidence.policy import Policy
 from casemate.measure import boot, expected
 from casemate.measure.disk import Disk, predict_disk
+from casemate.measure.eif import measure_eif
 from casemate.measure.expected import Expected
+from casemate.measure.gpt import Read
 from casemate.measure.ovmf import parse_firmware
 from casemate.measure.registers import Prediction
 from casemate.measure.sev import SNP_ACTIVE, Guest, hash_kernel, seves_digest, snp_digest
@@ -29,7 +31,8 @@ _volumes = functools.lru_cache(maxsize=4)(parse_volumes)
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """Of every kind; a kind takes what it measures.
 
-    ``firmware``: OVMF, as the launch loads it. ``variables``: the variable store. ``kernel``: None when the guest
+    ``firmware``: OVMF, as the launch loads it. ``variables``: the variable store. ``eif``: a Nitro
+    enclave image. ``kernel``: None when the guest
     boots from its disk. ``memory_bytes``: guest RAM. ``cpu``: QEMU's model. ``features``: SEV_FEATURES.
     ``kernel_hashes``: whether SEV firmware is to check the kernel. ``secure_boot_off``: as if it were switched off in
     the store. ``foreign_roms``: devices of the host are passed through, with option ROMs of their own. ``reference``:
@@ -43,6 +46,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     initrd: bytes | None = None
     cmdline: str = ""
     disk: Disk | None = None
+    eif: Read | None = None
     memory_bytes: int = 0
     vcpus: int = 1
     cpu: str = ""
@@ -71,6 +75,8 @@ def measured(inputs: Inputs, described: dict[str, str | int]) -> Expected:
         return Expected(kind=inputs.kind, values=values, inputs=described, wanted=inputs.wanted)
     if inputs.kind == "tpm":
         return expected.of_tpm(_predict(inputs), inputs.registers, described)
+    if inputs.kind == "nitro" and inputs.eif is not None:
+        return expected.of_registers("nitro", "pcr", measure_eif(inputs.eif).prediction(), described)
     raise InputError(f"there is no measurement {inputs.kind!r}", expected=", ".join(expected.KINDS))
 
 
