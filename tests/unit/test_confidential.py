@@ -11,7 +11,10 @@ from tests.support.cli_runner import Cli
 from tests.support.hosts import CONFIDENTIAL_EMULATORS, CONFIDENTIAL_HOSTS, EMULATOR, KVM_HOST, plan_of
 from tests.unit.test_plan import load
 
+from casemate.engine.paths import Paths
 from casemate.engine.start import check_host
+from casemate.engine.unit import systemd_unit
+from casemate.engine.vmfiles import Definition
 from casemate.errors import HostError
 from casemate.facts.confidential import FEATURES, ConfidentialHost, collect_confidential, measured_firmwares
 from casemate.facts.kvm_collect import decode_cpuid
@@ -263,3 +266,10 @@ def test_run_refuses_and_plan_shows_on_a_host_without_it(tmp_path: Path, kind: s
         assert reason in refusal
     assert any(f'"qom-type":"{"s390-pv" if kind == "se" else kind}-guest"' in word for word in document["argv"])
     assert "Missing on this host" in cli("plan", spec).stdout
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("sev-snp", True), ("tdx", False)])
+def test_a_unit_may_use_the_security_processor_when_the_guest_needs_it(kind: str, expected: bool) -> None:
+    definition = Definition("0123456789abcdef", "vm", load(SPECS[Kind(kind)]), "2026-01-01T00:00:00Z")
+    text = systemd_unit(definition, Paths("/run/casemate", "/var/lib/casemate", "/var/cache/casemate"), rootless=False)
+    assert ("DeviceAllow=/dev/sev rwm" in text) is expected

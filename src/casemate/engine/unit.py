@@ -11,6 +11,7 @@ import sys
 
 from casemate.engine.paths import Paths
 from casemate.engine.state import Definition
+from casemate.spec.confidential import Kind
 from casemate.spec.model import AccelChoice, DiskMode
 
 STOP_GRACE_S = 10
@@ -87,6 +88,8 @@ def _hardening(definition: Definition, paths: Paths, rootless: bool) -> list[str
     ]
     if definition.spec.machine.accel is not AccelChoice.TCG:
         lines.insert(-1, "DeviceAllow=/dev/kvm rwm")
+    if definition.spec.confidential is not None and definition.spec.confidential.kind is Kind.SEV_SNP:
+        lines.insert(-1, "DeviceAllow=/dev/sev rwm")
     if any(secret.systemd_creds is not None for secret in definition.spec.secrets.values()):
         lines.insert(-1, "DeviceAllow=/dev/tpmrm0 rw")
     return lines

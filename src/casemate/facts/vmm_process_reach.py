@@ -15,7 +15,7 @@ import msgspec
 from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.process import Descriptor, FileIdentity, ProcessFacts, RootListing
 
-NO_FILES: Final = ("anon_inode:", "socket:", "pipe:", "/memfd:")
+NO_FILES: Final = ("anon_inode:", "socket:", "pipe:", "/memfd:", "/[kvm-gmem]")
 HOST_TREE: Final = "/ is the host's own file tree"
 _HARMLESS_DEVICES: Final = frozenset(
     {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/kvm", "/dev/net/tun", "/dev/ptmx"}

@@ -66,7 +66,7 @@ def surroundings(machine: Machine, notes: Notes) -> None:
             "launch security",
             f"{machine.launch_security} is not in the specification",
             Reason.DECIDE,
-            "Casemate starts no confidential guests: keep this VM where it is",
+            "write its [confidential] table (docs/confidential.md), or keep this VM where it is",
         )
     if not any(d.type.startswith("virtio-rng") for d in machine.devices):
         notes.change(
