@@ -26,12 +26,24 @@ __all__ = [
 ]
 
 
-def render_text(report: RiskReport, *, colour: bool = False, everything: bool = False) -> str:
-    """The analysis for a terminal."""
+def render_text(
+    report: RiskReport,
+    *,
+    colour: bool = False,
+    everything: bool = False,
+    width: int | None = None,
+    height: int | None = None,
+) -> str:
+    """The analysis for a terminal.
+
+    Args:
+        everything: nothing left out.
+        width, height: of the screen, in columns and lines; None for no limit.
+    """
     from casemate.report.risk_clean import clean
     from casemate.report.risk_text import to_text
 
-    return to_text(clean(report), colour=colour, everything=everything)
+    return to_text(clean(report), colour=colour, everything=everything, width=width, height=height)
 
 
 FORMATS = ("json", "html", "dot", "sarif", "ebios-md", "ebios-html", "ebios-json")

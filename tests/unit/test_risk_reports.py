@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import unicodedata
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.unit.test_risk_examples import NOBODY_TRUSTED, risk, states
 
 from casemate import risk_reports, risks
 from casemate.cli.main import main
+from casemate.controls.catalogue.all import all_controls
 from casemate.errors import InputError
 from casemate.facts.cve_table import table
 from casemate.report.risk_clean import clean
@@ -30,6 +32,7 @@ from casemate.scenarios.model import GOODS, POSITIONS
 from casemate.scenarios.placements import compare
 from casemate.scenarios.risk_model import RiskReport, VmRisk
 
+CONTROLS = tuple(control.id for control in all_controls())
 HOSTILE = "<script>alert(1)</script>\"'`|*_[x](javascript:1)\x1b[2J\u202e\n# h {{7*7}} & \\"
 ROOT = Path(__file__).parents[2]
 
@@ -321,3 +324,47 @@ def test_dates_are_not_read_from_a_clock_in_the_core() -> None:
         path.name for path in source if re.search(r"datetime\.(now|today|utcnow)|date\.today", path.read_text())
     ]
     assert datetime.date(2026, 11, 23)
+
+
+# ---- the screen -------------------------------------------------------------------------------------------
+
+
+def _screens() -> list[RiskReport]:
+    """One VM with everything wrong, with nothing wrong, with notes and long names; many of them."""
+    every_wrong = msgspec.structs.replace(risk(states(fail=CONTROLS)), name="n" * 90)
+    noted = msgspec.structs.replace(risk(states(unknown=CONTROLS)), notes=("x" * 300,) * 9)
+    wide = msgspec.structs.replace(risk(states(fail=CONTROLS[::2])), name="仮想計算機" * 12, host="h" * 90)
+    named = [msgspec.structs.replace(wide, name=f"vm{number}") for number in range(50)]
+    said = {"assumed": ("a" * 200,) * 7, "notes": ("b" * 200,) * 7}
+    return [
+        *(_report_of(vm) for vm in (every_wrong, noted, wide, risk(states()))),
+        _report_of(*named),
+        msgspec.structs.replace(_report_of(every_wrong), **said),
+        msgspec.structs.replace(_report_of(*named), **said),
+        _report_of(),
+    ]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 25), (100, 30), (120, 40), (200, 60)])
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_summary_fits_one_screen(width: int, height: int, colour: bool) -> None:
+    for item in _screens():
+        text = risk_reports.render_text(item, colour=colour, width=width, height=height)
+        lines = re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()
+        assert len(lines) < height, "one line is the shell's"
+        taken = [sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line) for line in lines]
+        assert max(taken) <= width
+        assert text.count("\x1b[0m") == len(re.findall("\x1b\\[[1-9][0-9;]*m", text)), "no colour is left on"
+        if item.vms:
+            assert re.search(r"\d+ open, \d+ residual", text)
+    assert "--all" in risk_reports.render_text(_screens()[0], width=width, height=height)
+
+
+def test_all_leaves_nothing_out() -> None:
+    (vm,) = (report := _screens()[0]).vms
+    text = risk_reports.render_text(report, everything=True, width=80, height=24)
+    assert "--all" not in text
+    assert all(f" {fix.control} " in text for fix in vm.fixes if fix.of_plan)
+    assert all(
+        f"{titles[item.technique]}: held" in text for item in vm.residuals for titles in [technique_titles("en")]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from casemate.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
     from casemate.scenarios.context import Context
+    from casemate.scenarios.risk_model import RiskReport
 
 DEFAULT_CONTEXT = "risk.toml"
 
@@ -43,10 +45,18 @@ def risk(arguments: argparse.Namespace) -> int:
     if formats:
         text = risk_reports.render(report, formats[0], context=context, language=arguments.lang)
     else:
-        colour = arguments.output is None and colours(sys.stdout)
-        text = risk_reports.render_text(report, colour=colour, everything=arguments.all)
+        text = _text(report, arguments)
     _write(text, arguments.output)
     return ExitCode.FINDINGS if any(vm.counts["open"] for vm in report.vms) else ExitCode.DONE
+
+
+def _text(report: RiskReport, arguments: argparse.Namespace) -> str:
+    """For the screen that it is written to; whole lines where it is none."""
+    if arguments.output is not None or not sys.stdout.isatty():
+        return risk_reports.render_text(report, everything=arguments.all)
+    screen = os.get_terminal_size(sys.stdout.fileno())
+    size = {"width": screen.columns or None, "height": screen.lines or None}
+    return risk_reports.render_text(report, colour=colours(sys.stdout), everything=arguments.all, **size)
 
 
 def _formats(arguments: argparse.Namespace) -> list[str]:
