@@ -99,8 +99,13 @@ def _ebios(report: RiskReport, name: str, context: Context | None, language: str
     return to_page(document) if name == "ebios-html" else json.dumps(document, indent=1, ensure_ascii=True) + "\n"
 
 
-def render_comparison(comparison: Comparison) -> str:
-    """The four columns as text."""
+def render_comparison(comparison: Comparison, *, page: bool = False) -> str:
+    """The four columns as text, or as one self-contained page."""
+    if page:
+        from casemate.audit.run import tool_version
+        from casemate.report.risk_compare_html import compare_page
+
+        return compare_page(comparison, tool_version())
     from casemate.report.risk_compare import compare_text
 
     return compare_text(comparison)

@@ -225,7 +225,14 @@ def init_context(path: Path | str, *, replace: bool = False) -> None:
         raise InputError(f"cannot write {path}", got=(error.strerror or str(error)).lower()) from None
 
 
-def compare_placements(targets: Sequence[str] = (), *, services: int = 3) -> Comparison:
+def compare_placements(
+    targets: Sequence[str] = (),
+    *,
+    pids: Sequence[int] = (),
+    services: int = 3,
+    what_if: WhatIf | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, of, what: None,
+) -> Comparison:
     """The same services on separate machines, on one system, in one VM, in one VM each, judged by one VM's controls.
 
     Args:
@@ -238,14 +245,24 @@ def compare_placements(targets: Sequence[str] = (), *, services: int = 3) -> Com
     from casemate.facts.cve_table import table
     from casemate.scenarios.data import graph
     from casemate.scenarios.placements import compare
-    from casemate.scenarios.subjects import subjects_of
+    from casemate.scenarios.subjects import images_of, subjects_of
 
     if not 2 <= services <= 10_000:
         raise InputError("number of services", got=str(services), expected="2 to 10000")
-    for audit in _audits(targets, _silent):
-        for subject in subjects_of(audit):
-            name = f"{subject.kind} {subject.name} on {subject.host}"
-            return compare(graph(), subject.states, subject.history, table(), services=services, evidence=name)
+    audits = list(_audits(targets, progress, pids))
+    images = images_of(audits)
+    for audit in audits:
+        for subject in subjects_of(audit, images):
+            return compare(
+                graph(),
+                subject.states if what_if is None else _assumed(subject, _settings(None), what_if),
+                subject.history,
+                table(),
+                services=services,
+                evidence=f"{subject.kind} {subject.name} on {subject.host}",
+                audited=audit.time,
+                assumed=() if what_if is None else what_if.texts(),
+            )
     raise InputError("nothing was audited", next_step="name a VM, a libvirt domain or an audit")
 
 

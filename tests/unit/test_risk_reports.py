@@ -259,6 +259,9 @@ def test_compare_worked_out_by_hand() -> None:
     assert system.isolation.counts["residual"] >= 1
     assert one.isolation.counts["residual"] >= 1
     assert each.isolation.counts["open"] == 1
+    assert next(way.techniques for way in each.isolation.worst) == ("guest.local-known-bug", "side.shared-disk")
+    ways = {step for way in system.isolation.worst for step in way.techniques}
+    assert ways == {"host.user-unknown-bug"}, "a system without VMs has no VMM, no emulator and no /dev/kvm"
     assert machines.exposure is system.exposure is None
     assert one.exposure is not None
     assert each.exposure is not None
@@ -267,6 +270,30 @@ def test_compare_worked_out_by_hand() -> None:
     assert [item.inventory.emulators for item in found.placements] == [0, 0, 1, 3]
     with pytest.raises(RuntimeError):
         compare(graph(), {}, (), table(), services=1, evidence="")
+
+
+def test_the_page_of_four_columns() -> None:
+    found = compare(
+        graph(), states(fail=["guest.updates"]), (), table(), services=3, evidence=HOSTILE, assumed=(HOSTILE,)
+    )
+    text = risk_reports.render_comparison(found, page=True)
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert not page.tags & {"script", "img", "a"}
+    assert "<script>" not in text
+    tree = lxml.etree.HTML(text)
+    headers = [node.text for node in tree.findall(".//th[@scope='col']")]
+    assert headers == [item.title for item in found.placements]
+    rows = {node.findtext("th"): node for node in tree.findall(".//tr") if node.find("th[@scope='row']") is not None}
+    assert rows.keys() >= {"kernels", "user spaces", "networks", "administration interfaces", "isolation gained"}
+    for row in rows.values():
+        assert [cell.get("data-column") for cell in row.findall("td")] == headers
+    kernels = [cell.findtext(".//span[@class='figure']") for cell in rows["kernels"].findall("td")]
+    assert kernels == [str(item.inventory.kernels) for item in found.placements]
+    assert "".join(map(str, rows["exposure added"].itertext())).count("−") == sum(
+        len(item.added) for item in found.placements
+    )
 
 
 def _report_of(*vms: VmRisk, audited: str = "2026-01-01T00:00:00Z") -> RiskReport:
@@ -308,6 +335,13 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["services"] == 5
     assert main(["risk", "compare", domain]) == 0
     assert "one VM each" in capsys.readouterr().out
+    assert main(["risk", "compare", domain, "--html", "-o", str(page)]) == 0
+    assert "placed four ways" in page.read_text()
+    for wrong in (["--dot"], ["--context", "x"], ["--baseline", "x"], ["--jsonl"], ["--assume", "cpu.smtt=pass"]):
+        assert main(["risk", "compare", domain, *wrong]) == 2
+    capsys.readouterr()
+    assert main(["risk", "compare", domain, "--assume", "cpu.smt=pass", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["assumed"] == ["cpu.smt is assumed to pass"]
     assert main(["risk", domain, "--html", "--dot"]) == 2
     assert main(["risk", "compare", domain, "--services", "1"]) == 2
     assert main(["audit", domain, "--json", "-o", str(tmp_path / "old.json")]) in (0, 1)

@@ -27,7 +27,8 @@ _NO_VIEW = HostView({}, "", None, None, (), "", {})
 class OwnVm(msgspec.Struct, frozen=True):
     """What is written down about a running VM of ours. ``recorded``: facts that its launch observed, or that its
     emulator told. ``filters``: those about its filters, which an ordinary user cannot read a second time.
-    ``disks``: of its specification; None when that cannot be read."""
+    ``disks``: of its specification; None when that cannot be read. ``sealed``: digest of the emulator whose sealed copy
+    it runs, if it runs one."""
 
     id: str
     name: str
@@ -40,6 +41,7 @@ class OwnVm(msgspec.Struct, frozen=True):
     plan: Expected | None = None
     notes: tuple[str, ...] = ()
     disks: tuple[DiskRef, ...] | None = None
+    sealed: str = ""
 
 
 class LiveVm(msgspec.Struct, frozen=True):

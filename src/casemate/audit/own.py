@@ -16,7 +16,7 @@ import msgspec
 
 from casemate.audit.live import OwnVm
 from casemate.audit.patience import Stuck, once
-from casemate.audit.refs import ref_of_path
+from casemate.audit.refs import ref_of_path, sealed_copy
 from casemate.controls.audit_model import DiskRef
 from casemate.engine import control
 from casemate.engine.devicetree import device_types
@@ -93,6 +93,7 @@ def filled(vm: OwnVm, paths: Paths | None = None) -> OwnVm:
         plan=plan,
         notes=tuple(notes),
         disks=_disks(where, vm.id),
+        sealed=sealed_copy(f"{where.cache}/emulators", vm.pid),
     )
 
 

@@ -55,26 +55,23 @@ def emulator_of(vm: LiveVm, root: Root) -> FileRef | None:
     if not root.is_live:
         return FileRef(path=path) if path.startswith("/") else None
     if vm.own is not None:
-        copy = _sealed_copy((status.st_dev, status.st_ino))
-        if copy:
-            return FileRef(sha256=copy)
+        if vm.own.sealed:
+            return FileRef(sha256=vm.own.sealed)
         path = ""  # as its own root names it
     return FileRef(path=path if path.startswith("/") else "", identity=f"{status.st_dev}:{status.st_ino}")
 
 
-def _sealed_copy(identity: tuple[int, int]) -> str:
-    """The digest that names this file among the copies of a launch; empty when it is none."""
-    from casemate.engine.paths import default_paths
-
-    folder = f"{default_paths().cache}/emulators"
+def sealed_copy(folder: str, pid: int) -> str:
+    """The digest that names what this process runs among the emulators that launches copied; empty when it is none."""
     try:
+        runs = os.stat(f"/proc/{pid}/exe")  # noqa: PTH116  a descriptor's worth, not a Path
         with os.scandir(folder) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                if (status.st_dev, status.st_ino) == identity and _DIGEST.fullmatch(entry.name):
+                if os.path.samestat(status, runs) and _DIGEST.fullmatch(entry.name):
                     return entry.name
     except OSError:
-        return ""
+        return ""  # gone, or not ours to look at: it stays a file that nobody can name
     return ""
 
 

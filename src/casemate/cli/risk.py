@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -89,11 +90,23 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    comparison = risks.compare_placements(arguments.targets[1:], services=arguments.services)
-    if arguments.json:
-        output.print_json(risk_reports.plain(comparison))
+    formats = _formats(arguments)
+    idle = [name for name in ("context", "baseline", "jsonl", "jobs", "all") if getattr(arguments, name)]
+    if idle or formats not in ([], ["json"], ["html"]):
+        got = [f"--{name}" for name in (*idle, *formats)]
+        raise InputError("compare is shown as text, with --json or with --html", got=" ".join(got))
+    with progress_bar() as progress:
+        comparison = risks.compare_placements(
+            arguments.targets[1:],
+            pids=arguments.pid,
+            services=arguments.services,
+            what_if=_what_if(arguments),
+            progress=progress,
+        )
+    if formats == ["json"]:
+        _write(json.dumps(risk_reports.plain(comparison), indent=2) + "\n", arguments.output)
     else:
-        _write(risk_reports.render_comparison(comparison), arguments.output)
+        _write(risk_reports.render_comparison(comparison, page=formats == ["html"]), arguments.output)
     return ExitCode.DONE
 
 

@@ -20,6 +20,7 @@ def compare_text(comparison: Comparison) -> str:
 def _compare_lines(comparison: Comparison) -> Iterator[str]:
     columns = comparison.placements
     yield f"{comparison.services} services, judged by the controls of {one_line(comparison.evidence)}"
+    yield from (f"what if: {one_line(text)}" for text in comparison.assumed)
     yield ""
     yield _row("", [column.title for column in columns])
     for title, name in (

@@ -23,7 +23,7 @@ from casemate.scenarios.risk_model import Action, Fix, Level, RiskReport, Scenar
 
 MAX_VMS: Final = 60
 """VMs with a section of their own; the others are in the table."""
-_MARKS: Final = {
+MARKS: Final = {
     Status.OPEN: "✕",
     Status.UNKNOWN: "?",
     Status.PAPER: "◌",
@@ -88,7 +88,7 @@ def to_html(report: RiskReport) -> str:
         "levels": {level: names[0] for level, names in LEVELS.items()},
         "likelihoods": [names[0] for names in LIKELIHOODS],
         "gravities": [names[0] for names in GRAVITIES],
-        "marks": _MARKS,
+        "marks": MARKS,
         "actions": _ACTIONS,
         "given": GIVEN,
         "worst": worst_level,
@@ -100,12 +100,12 @@ def to_html(report: RiskReport) -> str:
     return environment.get_template("risk.html.j2").render(values)
 
 
-def page_style() -> str:
-    """The style of pages about risk."""
+def page_style(*more: str) -> str:
+    """The style of pages about risk, and what one of them has besides."""
     from importlib.resources import files
 
     page = files("casemate.report") / "page"
-    return (page / "style.css").read_text("utf-8") + (page / "risk.css").read_text("utf-8")
+    return "".join((page / name).read_text("utf-8") for name in ("style.css", "risk.css", *more))
 
 
 def page_policy(style: str) -> str:

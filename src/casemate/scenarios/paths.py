@@ -12,7 +12,7 @@ at a time:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -95,9 +95,13 @@ class Judged(msgspec.Struct, frozen=True):
         """Of the easiest of these paths, 1 to 4; 0 when there is none."""
         return next((level for level in (4, 3, 2, 1) if paths & self.by_likelihood[level - 1]), 0)
 
-    def status(self, path: Bits) -> Status:
-        """Of one path, given as a set of one."""
-        return next(status for status, paths in self.by_status.items() if path & paths)
+    def worst_first(self, by_status: Mapping[Status, Bits]) -> Iterator[tuple[int, Status, int]]:
+        """(number, status, likelihood) of some paths: by status, then the likeliest, then the shortest."""
+        for status, paths in by_status.items():
+            if paths:
+                for level in (4, 3, 2, 1):
+                    for number in numbers_of(paths & self.by_likelihood[level - 1]):
+                        yield number, status, level
 
     def any_of(self, *statuses: Status) -> Bits:
         """The paths that stand in one of these ways."""

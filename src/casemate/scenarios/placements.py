@@ -14,6 +14,7 @@ The counts of things to patch and guard follow from the number of services alone
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -26,6 +27,8 @@ from casemate.scenarios.paths import Bits, Judged
 from casemate.scenarios.weigh import Weigher
 
 COMPARE_SCHEMA: Final = "casemate.risk-compare/1"
+SHOWN_WAYS: Final = 4
+"""Paths of one question that are written out."""
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -39,11 +42,20 @@ class Inventory(msgspec.Struct, frozen=True):
     admin_interfaces: int
 
 
+class Way(msgspec.Struct, frozen=True):
+    """One path that is not closed, as ids of techniques."""
+
+    techniques: tuple[str, ...]
+    status: Status
+    likelihood: int
+
+
 class Tally(msgspec.Struct, frozen=True):
-    """Paths by status, and the likelihood of the easiest one that is not closed (0: none)."""
+    """Paths by status, the likelihood of the easiest one that is not closed (0: none), and the worst ones."""
 
     counts: dict[str, int]
     likelihood: int
+    worst: tuple[Way, ...]
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -60,10 +72,13 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """The page. ``services``: their number. ``evidence``: whose controls were judged."""
+    """The page. ``services``: their number. ``evidence``: whose controls were judged; ``audited``: when. ``assumed``:
+    what-if statements in force."""
 
     services: int
     evidence: str
+    audited: str
+    assumed: tuple[str, ...]
     placements: tuple[Placement, ...]
     schema: str = COMPARE_SCHEMA
 
@@ -112,8 +127,8 @@ _KINDS: Final = (
         # Every service is a user of the one system; its kernel has all data.
         _question("one-system", Node.HOST_USER, Node.HOST_ROOT),
         None,
-        ("the least to patch: one kernel, one user space",),
-        ("one local bug of the kernel gives every service away", "users and files are all that keeps services apart"),
+        ("users and file permissions between the services, and nothing else",),
+        ("one local bug of the kernel gives every service away",),
     ),
     _Kind(
         "one-vm",
@@ -148,6 +163,8 @@ def compare(
     *,
     services: int,
     evidence: str,
+    audited: str = "",
+    assumed: tuple[str, ...] = (),
 ) -> Comparison:
     """The four placements, judged by the controls of one VM and its host.
 
@@ -160,17 +177,20 @@ def compare(
     questions = [question for kind in _KINDS for question in (kind.isolation, kind.exposure) if question]
     weigher = Weigher(Graph(graph.techniques, tuple(questions)), table)
     judged = weigher.judge(weigher.weigh(weigher.codes_of(states), history))
-    paths = weigher.paths.of
+    paths = dict(weigher.paths.of)
+    paths["one-system"] &= ~_with_vms(weigher)
     return Comparison(
         services=services,
         evidence=evidence,
+        audited=audited,
+        assumed=assumed,
         placements=tuple(
             Placement(
                 id=kind.id,
                 title=kind.title,
                 inventory=kind.inventory(services),
-                isolation=_tally(paths[kind.isolation.id], judged),
-                exposure=_tally(paths[kind.exposure.id], judged) if kind.exposure else None,
+                isolation=_tally(paths[kind.isolation.id], judged, weigher),
+                exposure=_tally(paths[kind.exposure.id], judged, weigher) if kind.exposure else None,
                 gained=kind.gained,
                 added=kind.added,
             )
@@ -179,7 +199,26 @@ def compare(
     )
 
 
-def _tally(paths: Bits, judged: Judged) -> Tally:
-    counts = {status.value: (paths & found).bit_count() for status, found in judged.by_status.items()}
-    left = judged.any_of(Status.OPEN, Status.UNKNOWN, Status.PAPER, Status.RESIDUAL)
-    return Tally(counts, judged.likelihood(paths & left))
+def _with_vms(weigher: Weigher) -> Bits:
+    """Paths that need what only a host of VMs has: a VMM, an emulator, its helpers, the device of KVM."""
+    paths = 0
+    for technique, on in zip(weigher.graph.techniques, weigher.paths.on, strict=True):
+        if technique.target in _OF_VMS or technique.id in _OF_KVM:
+            paths |= on
+    return paths
+
+
+_OF_VMS: Final = (Node.VMM_API, Node.EMULATOR, Node.HELPER)
+_OF_KVM: Final = ("kvm.device-node",)
+_LEFT: Final = (Status.OPEN, Status.UNKNOWN, Status.PAPER, Status.RESIDUAL)
+
+
+def _tally(paths: Bits, judged: Judged, weigher: Weigher) -> Tally:
+    by_status = {status: paths & found for status, found in judged.by_status.items()}
+    left = {status: by_status[status] for status in _LEFT}
+    worst = islice(judged.worst_first(left), SHOWN_WAYS)
+    return Tally(
+        {status.value: found.bit_count() for status, found in by_status.items()},
+        judged.likelihood(paths & judged.any_of(*_LEFT)),
+        tuple(Way(weigher.paths.names[number], status, level) for number, status, level in worst),
+    )

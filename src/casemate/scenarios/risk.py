@@ -182,7 +182,7 @@ def _scenarios(now: _View, after: Judged, gravities: tuple[int, ...], settings: 
         paths = table.of[variant.id]
         likelihood, later = now.paths.likelihood(paths & not_sure), after.likelihood(paths & still)
         by_status = {status: paths & found for status, found in now.paths.by_status.items()}
-        worst = list(islice(_worst_first(by_status, now.paths), SHOWN_PATHS))
+        worst = list(islice(now.paths.worst_first(by_status), SHOWN_PATHS))
         for number, status, level in worst:
             if number not in written:
                 written[number] = _path(number, status, level, now, settings)
@@ -203,15 +203,6 @@ def _scenarios(now: _View, after: Judged, gravities: tuple[int, ...], settings: 
             set_aside=settings.set_aside[variant.id],
             accepted=settings.accepted.get(variant.id, ""),
         )
-
-
-def _worst_first(by_status: dict[Status, Bits], judged: Judged) -> Iterator[tuple[int, Status, int]]:
-    """(number, status, likelihood) of paths, by status, then the likeliest, then the shortest."""
-    for status, paths in by_status.items():
-        if paths:
-            for level in (4, 3, 2, 1):
-                for number in numbers_of(paths & judged.by_likelihood[level - 1]):
-                    yield number, status, level
 
 
 def _path(number: int, status: Status, likelihood: int, now: _View, settings: Settings) -> PathRisk:
