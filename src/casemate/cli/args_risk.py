@@ -19,6 +19,7 @@ examples:
   casemate risk web --html -o web.html           the page for a decision: picture, matrix, plan, evidence
   casemate risk web --ebios --lang fr            a draft of the five EBIOS RM workshops, in French
   casemate risk compare web --services 5         separate machines, one system, one VM, or one VM each
+  casemate risk compare web --html -o four.html  the same as one page with four columns
 
 Paths are open, closed by what was observed, closed on paper (only declared), or unknown; paths that need a bug nobody
 knows yet are residual, and never counted as closed. Exit code 1 when a path is open.
@@ -62,7 +63,7 @@ def add(commands: Commands) -> None:
     add_json(risk)
     risk.add_argument("--jsonl", action="store_true", help="a line for each VM, as soon as it is analysed")
     risk.add_argument("--jobs", type=int, metavar="N", help="--jsonl: so many processes (default: one per core)")
-    risk.add_argument("--html", action="store_true", help="one page: attack graph, matrix, plan, evidence")
+    risk.add_argument("--html", action="store_true", help="one page: attack graph, matrix, plan, evidence; compare: four columns")
     risk.add_argument("--dot", action="store_true", help="the attack graph for Graphviz")
     risk.add_argument("--sarif", action="store_true", help="for dashboards, with the paths as code flows")
     risk.add_argument(
