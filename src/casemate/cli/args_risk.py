@@ -63,7 +63,9 @@ def add(commands: Commands) -> None:
     add_json(risk)
     risk.add_argument("--jsonl", action="store_true", help="a line for each VM, as soon as it is analysed")
     risk.add_argument("--jobs", type=int, metavar="N", help="--jsonl: so many processes (default: one per core)")
-    risk.add_argument("--html", action="store_true", help="one page: attack graph, matrix, plan, evidence; compare: four columns")
+    risk.add_argument(
+        "--html", action="store_true", help="one page: attack graph, matrix, plan, evidence; of compare: four columns"
+    )
     risk.add_argument("--dot", action="store_true", help="the attack graph for Graphviz")
     risk.add_argument("--sarif", action="store_true", help="for dashboards, with the paths as code flows")
     risk.add_argument(

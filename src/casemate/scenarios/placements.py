@@ -21,7 +21,7 @@ import msgspec
 
 from casemate.controls.model import Scenario
 from casemate.facts.cve_table import CveTable
-from casemate.scenarios.formula import State
+from casemate.scenarios.formula import UNJUDGED, State
 from casemate.scenarios.model import Graph, Node, Status, Variant
 from casemate.scenarios.paths import Bits, Judged
 from casemate.scenarios.weigh import Weigher
@@ -176,7 +176,9 @@ def compare(
         raise RuntimeError("comparing placements needs at least two services")
     questions = [question for kind in _KINDS for question in (kind.isolation, kind.exposure) if question]
     weigher = Weigher(Graph(graph.techniques, tuple(questions)), table)
-    judged = weigher.judge(weigher.weigh(weigher.codes_of(states), history))
+    # What a service is to others, it is over a network: a VM without one is not the service that is placed here.
+    served = {name: UNJUDGED if name.startswith("net.") and state.absent else state for name, state in states.items()}
+    judged = weigher.judge(weigher.weigh(weigher.codes_of(served), history))
     paths = dict(weigher.paths.of)
     paths["one-system"] &= ~_with_vms(weigher)
     return Comparison(
