@@ -1,13 +1,15 @@
 """Secure Boot end to end: what is signed starts, what was changed by one bit does not, with the same specification.
 
 Debian's own chain (shim with Microsoft's signature, grub and kernel with Debian's) under the distribution's keys, and a
-unified kernel image under keys of an owner's own.
+unified kernel image under keys of an owner's own. Then the attack: a program that the firmware trusts writes to the
+flash that holds those keys, as a hostile kernel would.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +32,10 @@ from tests.support.signed_boot import (
     uki_disk,
     write_efi_file,
 )
+from tests.support.tiny_guests import FLASH_CLOSED, FLASH_MARK, FLASH_WRITTEN, flash_writer
 
 from casemate.engine.paths import default_paths
+from casemate.engine.uefi_enrol import find_program
 from casemate.image.builtin import READY_MARKER, build_builtin
 
 pytestmark = pytest.mark.boot
@@ -132,4 +136,29 @@ def test_an_owners_image_starts_and_a_changed_one_is_refused_by_the_firmware(cli
         shell.expect(rb"failed to load Boot[0-9A-F]{4} [^\n]*: Access Denied", LOGIN_S)
         shell.expect(rb"No bootable option or device was found", LOGIN_S)
     cli.ok("kill", "guarded")
+
+    variables = next((cli.data / "vms").glob("*/vars.fd"))
+    program = find_program()
+    assert program is not None
+    subprocess.run([program, "--inplace", variables, "--set-false", "SecureBootEnable"], check=True, timeout=60)
+    message = cli.fails(4, "start", "guarded")
+    assert "refused by control dev.secure-boot" in message
+    assert "SecureBootEnable is 0" in message
+    cli.ok("rm", "guarded")
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_kernel_writes_to_the_keys_only_where_nobody_guards_them(cli: Cli, tmp_path: Path, secure: bool) -> None:
+    """The same program, which firmware trusts: without Secure Boot it writes, so the attack is one."""
+    program, keys = flash_writer(tmp_path / "attack.efi"), owner_keys(tmp_path / "keys")
+    disk = uki_disk(tmp_path / "disk.img", sign_efi(program, keys.db, tmp_path / "signed.efi"))
+    spec = specification(tmp_path, disk, keys if secure else None)
+    if not secure:
+        spec.write_text(spec.read_text().replace('"uefi-secure"', '"uefi"'))
+    cli.ok("run", "-d", spec)
+    cli.ok("wait", "guarded")
+    said = cli.ok("logs", "guarded")
+    assert (FLASH_CLOSED in said, FLASH_WRITTEN in said) == (secure, not secure)
+    last = next((cli.data / "vms").glob("*/vars.fd")).read_bytes()[-1]
+    assert (last == FLASH_MARK) is not secure
     cli.ok("rm", "guarded")

@@ -1,7 +1,8 @@
-"""Two guests of a few dozen instructions, for boards where a Linux would be too slow or has nothing to do.
+"""Three guests of a few dozen instructions, for boards where a Linux would be too slow or has nothing to do.
 
 `bios_disk` boots through SeaBIOS: a boot sector that prints sector 1 of its disk on COM1 and does what byte 16 of that
-sector says. `pvh_kernel` is a kernel for ``-kernel``: it prints one line on COM1 and halts for ever.
+sector says. `pvh_kernel` is a kernel for ``-kernel``: it prints one line on COM1 and halts for ever. `flash_writer`
+is an EFI program that attacks the flash with the firmware's variables, says on COM1 what came of it and powers off.
 
 The machine code was assembled by GNU as from the listings beside it; nothing here needs an assembler.
 """
@@ -15,6 +16,8 @@ SECTOR_BYTES = 512
 BIOS_UP, BIOS_WROTE, BIOS_OFF = "bios-guest: up", "bios-guest: wrote", "bios-guest: off"
 BIOS_IDLE, BIOS_FAILED = "bios-guest: idle", "bios-guest: disk failed"
 PVH_UP = "kvm-guest: up"
+FLASH_WRITTEN, FLASH_CLOSED = "flash: written", "flash: closed"
+FLASH_MARK = 0xA5
 
 _PVH_ADDRESS = 0x100000
 _XEN_PHYS32_ENTRY = 18
@@ -72,4 +75,28 @@ def pvh_kernel(path: Path) -> Path:
     load = struct.pack("<IIIIIIII", 1, code_at, _PVH_ADDRESS, _PVH_ADDRESS, size, size, 7, 4096)
     notes = struct.pack("<IIIIIIII", 4, note_at, 0, 0, len(note), len(note), 4, 4)
     path.write_bytes((header + load + notes + note).ljust(code_at, b"\0") + _PVH_CODE)
+    return path
+
+
+# The last byte of the variables lies right below OVMF's code, which ends at 4 GiB (its builds of 4 MiB).
+_FLASH_CODE = bytes.fromhex(
+    "fabfff3fc8ff"  # cli; edi = 0xffc83fff
+    "c60740c607a5c607ff8a07"  # byte program, 0xa5, back to reading; al = what is there
+    "488d35310000003ca57407488d3537000000"  # "written" where it is 0xa5, else "closed"
+    "ac84c0741488c466bafd03eca82074f766baf80388e0eeebe7"  # print: poll 0x3fd, write to 0x3f8, until NUL
+    "66ba040666b8002066eff4ebfd"  # 0x2000 to port 0x604, ACPI's PM1a control: S5; hlt for ever
+) + b"".join(f"{text}\r\n\0".encode() for text in (FLASH_WRITTEN, FLASH_CLOSED))
+
+
+def flash_writer(path: Path) -> Path:
+    """Write an EFI program (PE32+, one section) that programs the last byte of the variables' flash to `FLASH_MARK`."""
+    size, alignment, page = 512, 512, 4096
+    header_at = 64
+    dos = b"MZ".ljust(60, b"\0") + struct.pack("<I", header_at)
+    coff = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 1, 0, 0, 0, 240, 0x0002)
+    optional = struct.pack("<HBBIIIIIQ", 0x20B, 0, 0, size, 0, 0, page, page, 0)
+    optional += struct.pack("<IIHHHHHHIIIIHH", page, alignment, 0, 0, 0, 0, 0, 0, 0, 2 * page, alignment, 0, 10, 0)
+    optional += struct.pack("<QQQQII", 0, 0, 0, 0, 0, 16) + bytes(16 * 8)
+    section = struct.pack("<8sIIIIIIHHI", b".text", len(_FLASH_CODE), page, size, alignment, 0, 0, 0, 0, 0x60000020)
+    path.write_bytes((dos + coff + optional + section).ljust(alignment, b"\0") + _FLASH_CODE.ljust(size, b"\0"))
     return path

@@ -130,11 +130,24 @@ def _summary(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("started", document["started_at"] or ""),
         ("emulator", f"pid {pid}, uid {document['uid']}" if pid else ""),
         ("machine", f"{machine['type']}, {machine['vcpus']} vCPU, {machine['memory_mib']} MiB"),
+        ("boot", _boot(document["boot"])),
         ("accel", f"{document['accel'] or ''} ({document['accel_why']})" if document["accel"] else ""),
         ("ports", ", ".join(document["ports"])),
         ("health", "; ".join(document["health"])),
         ("timings", ", ".join(f"{name} {value:.0f} ms" for name, value in document["timings"].items())),
     ]
+
+
+def _boot(boot: dict[str, Any]) -> str:
+    words = [boot["firmware"]]
+    if boot["keys"]:
+        words.append("keys of the distribution" if boot["keys"] == "distribution" else "keys of its own")
+    seen = boot["observed"]
+    if seen["secure_boot"]:
+        words.append(
+            f"observed: Secure Boot {seen['secure_boot']}, system management mode {'on' if seen['smm'] else 'off'}"
+        )
+    return ", ".join(words)
 
 
 def logs(arguments: argparse.Namespace) -> int:

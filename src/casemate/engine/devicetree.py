@@ -135,13 +135,15 @@ def _firmware(know: Callable[[str, Value, str], None], ask: Callable[..., Any], 
     ]
     if not smm:
         opened.append("system management mode is off")
+    if not flashes:
+        opened.append("there is no flash")
     if plan.spec.boot.is_secure:
         know("dev.boot-variables", tuple(opened), "qom-get of each flash")
     # A board without flash takes its kernel from fw_cfg, where there is one, and else looks for a boot sector; a
     # confidential one starts OVMF out of memory.
     without = "kernel" if "-kernel" in plan.wall.argv else "bios" if plan.spec.confidential is None else "uefi"
-    found = ("uefi" if opened else "uefi-secure") if flashes else without
-    know("vm.firmware", found, "qom-list /machine, qom-get of each flash")
+    # Flash holds the planned firmware: its digest was compared (img.digest-checked).
+    know("vm.firmware", plan.spec.boot.firmware.value if flashes else without, "qom-list /machine: flash, or none")
 
 
 def _names_in(ask: Callable[..., Any], folder: str) -> tuple[str, ...]:

@@ -15,8 +15,10 @@ import msgspec
 from casemate.engine import cgroups
 from casemate.engine.labels import detect_mac, emulator_domain
 from casemate.engine.paths import Paths
+from casemate.engine.uefi_enrol import INSTALL, PROGRAM, find_program
 from casemate.errors import HostError
 from casemate.facts.fact import Facts, Known, Value
+from casemate.facts.firmware import Wanted, choose_uefi
 from casemate.facts.host import HostFacts, collect_host
 from casemate.facts.kvm import cached_probe, summary_lines
 from casemate.facts.kvm_report import Verdict
@@ -59,7 +61,7 @@ def diagnose(paths: Paths) -> dict[str, Any]:
         ("Acceleration", (kvm,)),
         ("Wall", _wall(host, root)),
         ("Identity", (_identity(host),)),
-        ("Network, firmware, TPM", _helpers(host)),
+        ("Network, firmware, TPM", (*_helpers(host), *_secure_boot(root))),
         ("Built-in guest", (_guest(paths),)),
         ("Directories", tuple(_directory(host.facts, path) for path in directories)),
     )
@@ -268,6 +270,26 @@ def _helpers(host: HostFacts) -> tuple[Check, ...]:
                 next_step=part.command if part else "",
             )
         )
+    return tuple(checks)
+
+
+def _secure_boot(root: Root) -> tuple[Check, ...]:
+    """The firmware of ``uefi-secure``, with the distribution's keys and for an owner's own."""
+    checks = []
+    for name, title, wanted, why in (
+        ("secure-boot", "Secure Boot", Wanted.ENROLLED, 'needed for firmware = "uefi-secure"'),
+        ("secure-boot-keys", "Secure Boot with keys of yours", Wanted.SETUP, "needed for [boot.keys]"),
+    ):
+        try:
+            found, status, step = choose_uefi(root, wanted).code, "ok", ""
+        except HostError as error:
+            found, status, step = f"{error.what} in {error.got}", "missing", error.next_step
+        if wanted is Wanted.SETUP and status == "ok":
+            program = find_program()
+            found = f"{found}, {program or f'no {PROGRAM}'}"
+            status, step = ("ok", "") if program else ("missing", INSTALL)
+        lacking = why if status != "ok" else ""
+        checks.append(Check(id=name, title=title, status=status, found=found, why=lacking, next_step=step))
     return tuple(checks)
 
 

@@ -13,7 +13,7 @@ from casemate.engine import files
 from casemate.engine.paths import Paths
 from casemate.engine.state import Definition, Vm
 from casemate.errors import CasemateError
-from casemate.spec.model import Publish
+from casemate.spec.model import Boot, Publish
 
 PS_SCHEMA = "casemate.ps/1"
 INSPECT_SCHEMA = "casemate.inspect/1"
@@ -60,6 +60,7 @@ def inspect_view(paths: Paths, vm: Vm) -> dict[str, Any]:
         "wall": [_recorded(finding) for finding in report.findings],
         "profile": report.profile,
         "accel_why": report.accel_why,
+        "boot": _boot_view(definition.spec.boot, report.observed),
         "qemu_version": report.qemu_version,
         "timings": report.timings_ms,
         "startup_notifications": report.startup_notifications,
@@ -74,6 +75,23 @@ def inspect_view(paths: Paths, vm: Vm) -> dict[str, Any]:
             "events": f"{paths.vm_data(definition.id)}/events.jsonl",
         },
         "spec": msgspec.to_builtins(definition.spec),
+    }
+
+
+def _boot_view(boot: Boot, observed: dict[str, Any]) -> dict[str, Any]:
+    """What starts the guest: as the specification has it, and as the last launch read it back."""
+
+    def seen(name: str) -> Any:
+        return observed.get(name, {}).get("value")
+
+    return {
+        "firmware": "kernel" if boot.kernel is not None else boot.firmware.value,
+        "keys": ("distribution" if boot.keys is None else "own") if boot.is_secure else None,
+        "observed": {
+            "firmware": seen("vm.firmware"),
+            "secure_boot": seen("dev.secure-boot"),
+            "smm": seen("dev.smm"),
+        },
     }
 
 
@@ -101,6 +119,7 @@ class _WallReport(msgspec.Struct, frozen=True):
     timings_ms: dict[str, float] = {}
     startup_notifications: dict[str, int] = {}
     warnings: tuple[str, ...] = ()
+    observed: dict[str, dict[str, Any]] = {}
 
 
 def _wall_report(paths: Paths, definition: Definition) -> _WallReport:
