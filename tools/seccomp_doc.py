@@ -14,9 +14,19 @@ from casemate.jail.profiles import (
     qemu_profile,
     reader_profile,
     supervisor_profile,
+    swtpm_profile,
 )
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
-from casemate.jail.rulesets import passt, qemu_base, qemu_confidential, qemu_devices, qemu_img, reader, supervisor
+from casemate.jail.rulesets import (
+    passt,
+    qemu_base,
+    qemu_confidential,
+    qemu_devices,
+    qemu_img,
+    reader,
+    supervisor,
+    swtpm,
+)
 
 CORE = frozenset({"blk", "rng", "console"})
 HEAD = """# System calls of each process
@@ -72,7 +82,7 @@ def counts(profile: Profile) -> str:
 def render() -> str:
     """The whole document."""
     profiles = [qemu_profile(accel, devices) for accel in ACCELERATORS for devices in (CORE, CORE | {"net"})]
-    profiles += [passt_profile(), supervisor_profile(), qemu_img_profile(), reader_profile()]
+    profiles += [passt_profile(), supervisor_profile(), qemu_img_profile(), reader_profile(), swtpm_profile()]
     lines = [HEAD, "## How many", "", "| profile | calls allowed | of them after start-up |", "|---|---|---|"]
     lines += [counts(profile) for profile in profiles]
     lines += [
@@ -85,7 +95,7 @@ def render() -> str:
     parts += [(f"Device part {name}", qemu_devices.PARTS[name]) for name in DEVICES]
     parts += [(f"Confidential guest, {name}", rules) for name, rules in qemu_confidential.PARTS.items()]
     parts += [("passt", passt.RULES), ("supervisor", supervisor.RULES), ("qemu-img", qemu_img.RULES)]
-    parts += [("reader", reader.RULES)]
+    parts += [("reader", reader.RULES), ("swtpm", swtpm.RULES)]
     for title, rules in parts:
         lines += [f"## {title}", "", *(table(rules) if rules else ["Nothing beyond the rest."]), ""]
     lines += ["## Calls that QEMU tries again after start-up, and survives", ""]

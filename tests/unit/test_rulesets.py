@@ -26,6 +26,7 @@ from casemate.jail.profiles import (
     qemu_profile,
     reader_profile,
     supervisor_profile,
+    swtpm_profile,
 )
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
 from casemate.jail.rulesets import qemu_base, qemu_confidential, qemu_devices
@@ -35,7 +36,7 @@ from casemate.jail.rulesets.values import AF_UNIX, CLONE_THREAD_GLIBC, int_is
 ROOT = Path(__file__).resolve().parents[2]
 TRACES = sorted((ROOT / "tests/data/traces").glob("*.json"))
 CORE = frozenset({"blk", "rng", "console"})
-HELPERS = [passt_profile(), supervisor_profile(), qemu_img_profile(), reader_profile()]
+HELPERS = [passt_profile(), supervisor_profile(), qemu_img_profile(), reader_profile(), swtpm_profile()]
 
 _DANGEROUS_WORDS = """
     execve execveat fork vfork clone3 ptrace bpf mount umount2 pivot_root chroot move_mount open_tree fsopen fsmount
@@ -90,6 +91,8 @@ def profile_of(trace: dict[str, Any]) -> Profile:
         return passt_profile()
     if trace["program"] == "supervisor":
         return supervisor_profile()
+    if trace["program"] == "swtpm":
+        return swtpm_profile()
     if trace["program"] == "reader":
         return reader_profile()
     if trace["program"] == "qemu-img":
@@ -124,7 +127,7 @@ def test_there_are_traces_of_both_accelerators_both_versions_and_the_helpers() -
     traces = [load(path) for path in TRACES]
     assert {trace.get("accel") for trace in traces if trace["program"] == "qemu"} == {"tcg", "kvm"}
     assert len({trace["version"].split(".")[0] for trace in traces if trace["program"] == "qemu"}) >= 2
-    assert {trace["program"] for trace in traces} == {"qemu", "passt", "supervisor", "qemu-img", "reader"}
+    assert {trace["program"] for trace in traces} == {"qemu", "passt", "supervisor", "qemu-img", "reader", "swtpm"}
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)

@@ -29,6 +29,7 @@ from typing import Final
 from casemate.bpf.syscalls import names
 from casemate.engine import files, tpm_commands
 from casemate.engine.paths import default_paths
+from casemate.engine.tpm_furnish import furnish
 from casemate.engine.tpm_state import Home, Keys
 from casemate.engine.vmfiles import now
 from casemate.errors import HostError, InputError, VmError
@@ -161,41 +162,18 @@ class _Starting:
                 self._control.sendmsg([tpm_commands.control(tpm_commands.CMD_SET_DATAFD)], ancillary)
                 self._check(tpm_commands.control_result(self._receive(self._control, 4)), "CMD_SET_DATAFD")
             self._check(self._init(), "CMD_INIT")
-            return self._furnish(ours)
+            ek_public, ak_public = furnish(lambda command, what: self._tell(ours, command, what), self._init)
+        return Keys(ek_public.hex(), ak_public.hex(), now())
 
-    def _furnish(self, data: socket.socket) -> Keys:
-        ask = tpm_commands
-
-        def tell(command: bytes, what: str) -> bytes:
-            data.sendall(command)
-            head = self._receive(data, 10)
-            size = int.from_bytes(head[2:6], "big")
-            if not 10 <= size <= ask.RESPONSE_MAX_BYTES:
-                raise VmError(f"the TPM did not answer {what}", got=head.hex())
-            return ask.response(head + (self._receive(data, size - 10) if size > 10 else b""), what)
-
-        tell(ask.startup(), "TPM2_Startup")
-        banks = ask.parse_banks(tell(ask.get_banks(), "TPM2_GetCapability"))
-        if not ask.parse_allocated(tell(ask.pcr_allocate(tuple(banks), ask.SHA256), "TPM2_PCR_Allocate")):
-            raise VmError("the TPM cannot have its SHA-256 bank alone")
-        tell(ask.shutdown(), "TPM2_Shutdown")
-        self._check(self._init(), "CMD_INIT")
-        tell(ask.startup(), "TPM2_Startup")
-        banks = ask.parse_banks(tell(ask.get_banks(), "TPM2_GetCapability"))
-        if [bank for bank, bits in banks.items() if any(bits)] != [ask.SHA256]:
-            raise VmError(
-                "the TPM has other PCR banks than SHA-256", got=str({hex(k): v.hex() for k, v in banks.items()})
-            )
-        public = {}
-        for name, template, handle in (
-            ("endorsement key", ask.EK_TEMPLATE, ask.EK_HANDLE),
-            ("attestation key", ask.AK_TEMPLATE, ask.AK_HANDLE),
-        ):
-            transient, public[name] = ask.parse_primary(tell(ask.create_primary(template), f"making its {name}"))
-            tell(ask.evict_control(transient, handle), f"keeping its {name}")
-            tell(ask.flush_context(transient), "TPM2_FlushContext")
-        tell(ask.shutdown(), "TPM2_Shutdown")
-        return Keys(public["endorsement key"].hex(), public["attestation key"].hex(), now())
+    def _tell(self, data: socket.socket, command: bytes, what: str) -> bytes:
+        """One TPM command; what follows the header of its response."""
+        data.sendall(command)
+        head = self._receive(data, 10)
+        size = int.from_bytes(head[2:6], "big")
+        if not 10 <= size <= tpm_commands.RESPONSE_MAX_BYTES:
+            raise VmError(f"the TPM did not answer {what}", got=head.hex())
+        rest = self._receive(data, size - 10) if size > 10 else b""
+        return tpm_commands.response(head + rest, what)
 
     # ---- talking ----------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """swtpm, from its exec on: two sockets that it inherits, one directory with its state.
 
-Traced with 0.7.1 (libtpms 0.9.2, OpenSSL 3.0) while a TPM was made, used and opened again; tools/trace/trace_swtpm.py.
-No socket is made, no program started, no thread. swtpm loads a list of forbidden calls of its own on top of this one.
-What newer versions need beside that is from their source (0.8 to 0.10).
+Traced with 0.7.1 of Debian 12 and 13 (libtpms 0.9 and 0.10, OpenSSL 3.0 and 3.5) while a TPM was made, used and opened
+again: tools/trace/trace_swtpm.py. No socket is made, no program started, no thread. swtpm loads a list of forbidden
+calls of its own on top of this one. What 0.8 to 0.10 need beside that is from their source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from casemate.jail.rulesets.values import (
 _START = Phase.STARTUP
 _SOURCE = Origin.SOURCE
 _F_SETLK: Final = 6
-_F_GETFL: Final = 3
 
 _ALWAYS = (
     ("poll", "the main loop: control and data channel"),
@@ -33,6 +32,7 @@ _ALWAYS = (
     ("openat", "state; Landlock and a root without other files say where"),
     ("close", "state files, the data channel"),
     ("newfstatat", "how large the state is"),
+    ("fstat", "how large the state is, newer glibc"),
     ("fchmod", "state files are their owner's alone"),
     ("rename", "new state replaces the old one whole"),
     ("getpid", "OpenSSL: is this still the process that was seeded?"),
@@ -41,6 +41,7 @@ _ALWAYS = (
     ("brk", "malloc"),
     ("munmap", "malloc frees large blocks"),
     ("clock_gettime", "CPU time as extra entropy; the TPM's clock where the vDSO cannot say"),
+    ("rt_sigaction", "SIGTERM, SIGPIPE; and back again at the end"),
     ("exit_group", "the end, when QEMU says so"),
 )
 _STARTUP = (
@@ -51,7 +52,6 @@ _STARTUP = (
     ("set_robust_list", "glibc, once"),
     ("rseq", "glibc, once"),
     ("pipe2", "SIGTERM becomes a byte in a pipe"),
-    ("rt_sigaction", "SIGTERM, SIGPIPE"),
     ("seccomp", "what the kernel offers, then a list of its own on top of this one"),
 )
 
@@ -65,10 +65,8 @@ RULES: tuple[Rule, ...] = (
     Rule("prctl", "before its own filter", (int_is(0, PR_SET_NO_NEW_PRIVS),), _START),
     Rule("prlimit64", "glibc reads the limit of the stack", (Arg(2, Op.EQ, 0),), _START),
     Rule("fcntl", "the lock file of its state", (int_is(1, _F_SETLK),)),
-    Rule("fcntl", "is the control channel open?", (int_is(1, _F_GETFL),), _START),
     Rule("clock_nanosleep", "newer versions wait for the lock of the state", origin=_SOURCE),
     # Not seen, and needed by other builds, versions or kernels.
-    Rule("fstat", "newer glibc", origin=_SOURCE),
     Rule("fsync", "newer versions: state and its directory reach the disk", origin=_SOURCE),
     Rule("unlink", "volatile state that is used up; a temporary file that could not be renamed", origin=_SOURCE),
     Rule("writev", "newer versions send answers in one piece", origin=_SOURCE),
