@@ -48,12 +48,9 @@ def test_the_attestation_key_signs_only_what_the_tpm_made() -> None:
 
 
 def test_the_public_part_is_what_the_verifier_reads() -> None:
-    x, y = (
-        "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296",
-        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5",
-    )
-    public = tpm.AK_TEMPLATE[:-4] + b"\0\x20" + bytes.fromhex(x) + b"\0\x20" + bytes.fromhex(y)
-    assert parse_public_key(public).hex().endswith(x + y)
+    modulus = (1 << 2047 | 0x1234567 << 1 | 1).to_bytes(256, "big")
+    public = tpm.AK_TEMPLATE[:-2] + b"\x01\0" + modulus
+    assert modulus in parse_public_key(public)
 
 
 def test_answers() -> None:

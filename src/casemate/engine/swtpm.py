@@ -16,6 +16,7 @@ counts when that is done, so a launch killed at any moment leaves a whole TPM or
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
 import signal
@@ -159,7 +160,8 @@ class _Starting:
             with theirs:
                 descriptors = array.array("i", [theirs.fileno()])
                 ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)]
-                self._control.sendmsg([tpm_commands.control(tpm_commands.CMD_SET_DATAFD)], ancillary)
+                with contextlib.suppress(ConnectionError):  # it has ended: waiting for the answer says how
+                    self._control.sendmsg([tpm_commands.control(tpm_commands.CMD_SET_DATAFD)], ancillary)
                 self._check(tpm_commands.control_result(self._receive(self._control, 4)), "CMD_SET_DATAFD")
             self._check(self._init(), "CMD_INIT")
             ek_public, ak_public = furnish(lambda command, what: self._tell(ours, command, what), self._init)
@@ -167,22 +169,24 @@ class _Starting:
 
     def _tell(self, data: socket.socket, command: bytes, what: str) -> bytes:
         """One TPM command; what follows the header of its response."""
-        data.sendall(command)
-        head = self._receive(data, 10)
-        size = int.from_bytes(head[2:6], "big")
-        if not 10 <= size <= tpm_commands.RESPONSE_MAX_BYTES:
-            raise VmError(f"the TPM did not answer {what}", got=head.hex())
-        rest = self._receive(data, size - 10) if size > 10 else b""
-        return tpm_commands.response(head + rest, what)
+        while True:
+            _send(data, command)
+            head = self._receive(data, 10)
+            size = int.from_bytes(head[2:6], "big")
+            if not 10 <= size <= tpm_commands.RESPONSE_MAX_BYTES:
+                raise VmError(f"the TPM did not answer {what}", got=head.hex())
+            answer = head + (self._receive(data, size - 10) if size > 10 else b"")
+            if not tpm_commands.is_retry(answer):  # the deadline bounds how often
+                return tpm_commands.response(answer, what)
 
     # ---- talking ----------------------------------------------------------------------------------------------------
 
     def _init(self) -> int:
-        self._control.sendall(tpm_commands.control(tpm_commands.CMD_INIT, flags=0))
+        _send(self._control, tpm_commands.control(tpm_commands.CMD_INIT, flags=0))
         return tpm_commands.control_result(self._receive(self._control, 4))
 
     def _command(self, command: int, what: str) -> None:
-        self._control.sendall(tpm_commands.control(command))
+        _send(self._control, tpm_commands.control(command))
         self._check(tpm_commands.control_result(self._receive(self._control, 4)), what)
 
     def _check(self, result: int, what: str) -> None:
@@ -202,7 +206,7 @@ class _Starting:
                 raise VmError("swtpm did not answer in time", got=self._words(), next_step="look at the host's load")
             for descriptor, events in poller.poll(remaining * 1000):
                 if descriptor == channel.fileno() and events & select.POLLIN:
-                    piece = channel.recv(size - len(data))
+                    piece = _read(channel, size - len(data))
                     data += piece
                     if not piece:
                         poller.unregister(descriptor)  # its pidfd will say why
@@ -248,3 +252,15 @@ class _Starting:
         except BlockingIOError:
             return ""
         return " | ".join("".join(c for c in line if c.isprintable()) for line in text.splitlines()[-4:])
+
+
+def _send(channel: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # it has ended: waiting for the answer says how
+        channel.sendall(data)
+
+
+def _read(channel: socket.socket, size: int) -> bytes:
+    try:
+        return channel.recv(size)
+    except ConnectionError:
+        return b""

@@ -21,7 +21,7 @@ RESPONSE_MAX_BYTES: Final = 4096
 EK_HANDLE: Final = 0x8101_0001
 """TCG registry of reserved handles: the RSA 2048 endorsement key."""
 AK_HANDLE: Final = 0x8101_0002
-"""In the range of endorsement keys, beside the EK: the attestation key that the host knows."""
+"""Where confidential-containers' attestation agent looks for an RSA attestation key; the host knows this one."""
 
 SHA256: Final = 0x000B
 _NO_SESSIONS, _SESSIONS = 0x8001, 0x8002
@@ -29,6 +29,7 @@ _STARTUP, _SHUTDOWN, _GET_CAPABILITY, _PCR_ALLOCATE = 0x144, 0x145, 0x17A, 0x12B
 _CREATE_PRIMARY, _EVICT_CONTROL, _FLUSH_CONTEXT = 0x131, 0x120, 0x165
 _OWNER, _PASSWORD, _ENDORSEMENT, _PLATFORM = 0x4000_0001, 0x4000_0009, 0x4000_000B, 0x4000_000C
 _CAP_PCRS: Final = 5
+_RC_RETRY: Final = 0x922
 _EMPTY_PASSWORD: Final = struct.pack(">IIHBH", 9, _PASSWORD, 0, 0, 0)
 
 # TPMA_OBJECT
@@ -38,7 +39,7 @@ _MADE_HERE: Final = _FIXED_TPM | _FIXED_PARENT | _ORIGIN
 
 _EK_POLICY: Final = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
 """PolicySecret(TPM_RH_ENDORSEMENT), SHA-256: template L-1 of the EK credential profile."""
-_RSA, _ECC, _NULL, _AES, _CFB, _ECDSA, _P256 = 0x0001, 0x0023, 0x0010, 0x0006, 0x0043, 0x0018, 0x0003
+_RSA, _NULL, _AES, _CFB, _RSASSA = 0x0001, 0x0010, 0x0006, 0x0043, 0x0014
 
 EK_TEMPLATE: Final = (
     struct.pack(">HHIH", _RSA, SHA256, _MADE_HERE | _ADMIN_POLICY | _RESTRICTED | _DECRYPT, len(_EK_POLICY))
@@ -50,20 +51,19 @@ EK_TEMPLATE: Final = (
 """TPMT_PUBLIC of the RSA 2048 endorsement key: what every TPM of that seed makes of this template is the same key."""
 
 AK_TEMPLATE: Final = struct.pack(
-    ">HHIHHHHHHHH",
-    _ECC,
+    ">HHIHHHHHIH",
+    _RSA,
     SHA256,
     _MADE_HERE | _USER | _NO_DA | _RESTRICTED | _SIGN,
     0,
     _NULL,
-    _ECDSA,
+    _RSASSA,
     SHA256,
-    _P256,
-    _NULL,
+    2048,
     0,
     0,
 )
-"""TPMT_PUBLIC of an ECDSA P-256 key that signs only what the TPM itself made, such as quotes."""
+"""TPMT_PUBLIC of an RSA 2048 key (RSASSA, SHA-256) that signs only what the TPM itself made, such as quotes."""
 
 
 def control(command: int, *, flags: int | None = None) -> bytes:
@@ -127,6 +127,11 @@ def evict_control(transient: int, persistent: int) -> bytes:
 def flush_context(handle: int) -> bytes:
     """TPM2_FlushContext."""
     return _command(_NO_SESSIONS, _FLUSH_CONTEXT, struct.pack(">I", handle))
+
+
+def is_retry(data: bytes) -> bool:
+    """Whether the TPM was busy with itself and did nothing: it is to be asked again."""
+    return int.from_bytes(data[6:10], "big") == _RC_RETRY
 
 
 def response(data: bytes, what: str) -> bytes:
