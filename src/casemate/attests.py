@@ -56,6 +56,7 @@ def gather(
     anchors: Sequence[str] = (),
     signature: str | None = None,
     pcrs: str | None = None,
+    request_key: str | None = None,
 ) -> Inputs:
     """What comes along with evidence, out of files and texts.
 
@@ -65,6 +66,7 @@ def gather(
         at: RFC 3339, ``document`` for the evidence's own time, None for now.
         signature, pcrs: files beside a TPM's quote.
         anchors: files with what is believed: certificates (a maker's root of attestation keys), or public keys.
+        request_key: the file with the key of a request for Secure Execution evidence.
 
     Raises:
         InputError: a file cannot be read, a text is of another form.
@@ -101,7 +103,19 @@ def gather(
         signature=None if signature is None else _read(signature, COMPANION_MAX_BYTES),
         pcrs=None if pcrs is None else _read(pcrs, COMPANION_MAX_BYTES),
         revocations=tuple(lists),
+        request_key=None if request_key is None else _request_key(request_key),
     )
+
+
+def _request_key(name: str) -> bytes:
+    from casemate.evidence.se_true import REQUEST_KEY_BYTES
+
+    key = _read(name, COMPANION_MAX_BYTES)
+    if len(key) != REQUEST_KEY_BYTES:
+        raise InputError(
+            f"{name} is no key of a request", got=f"{len(key)} bytes", expected="the file of `pvattest create --arpk`"
+        )
+    return key
 
 
 def _nonce(text: str) -> bytes:

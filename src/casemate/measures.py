@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Choices", "Measured", "measure"]
 
-KINDS = ("sev-snp", "sev-es", "tpm", "nitro")
+KINDS = ("sev-snp", "sev-es", "tpm", "nitro", "se")
 FIRMWARE_MAX_BYTES = 64 << 20
 KERNEL_MAX_BYTES = 1 << 30
 LOG_MAX_BYTES = 32 << 20
@@ -166,7 +166,9 @@ def _inputs(kind: str, spec: Spec | None, choices: Choices, described: dict[str,
     fields: dict[str, Any] = {"kind": kind, "banks": choices.banks, "vcpus": choices.vcpus or 1}
     if spec is not None:
         fields |= _from_spec(spec, choices, described)
-    if kind == "tpm":
+    if kind == "se":
+        pass  # the encrypted image is all there is
+    elif kind == "tpm":
         fields |= _from_machine(spec, choices, described)
     else:
         if choices.firmware is None or choices.cpu is None:

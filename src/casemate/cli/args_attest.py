@@ -14,10 +14,11 @@ examples:
   casemate attest verify quote.bin --collateral collateral.json --policy web.toml --nonce 00112233
   casemate attest verify enclave.cbor --at document       as of the time that the document names
   casemate attest verify report.bin --certs vcek.der --ear - | my-relying-party
+  casemate attest verify response.bin --request-key request.key --policy se.toml       IBM Secure Execution
   casemate attest verify quote.msg --signature quote.sig --pcrs quote.pcrs --trust ak.pub --nonce 00112233
 
 Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools, JSON), Nitro and NitroTPM
-documents, Azure's evidence on SEV-SNP and TDX. Nothing is fetched.
+documents, Azure's evidence on SEV-SNP and TDX, pvattest's responses (Secure Execution). Nothing is fetched.
 Exit codes: 0 true and as the policy wants, 1 refused, 2 unreadable.
 """
 
@@ -52,6 +53,9 @@ def add(commands: Commands) -> None:
     attest.add_argument("--event-log", metavar="FILE", help="the log that has to replay to the registers")
     attest.add_argument("--signature", metavar="FILE", help="of a TPM's quote (tpm2_quote -s)")
     attest.add_argument("--pcrs", metavar="FILE", help="the values that a TPM's quote is over (tpm2_quote -o)")
+    attest.add_argument(
+        "--request-key", metavar="FILE", help="Secure Execution: that sealed the request (pvattest create --arpk)"
+    )
     attest.add_argument("--nonce", metavar="HEX", help="that you asked for: without it evidence may be a replay")
     attest.add_argument("--at", metavar="TIME", help="verify as of this time; document: the evidence's own (Nitro)")
     attest.add_argument("--ear", metavar="FILE", help="write a signed attestation result (EAR, a JWT); - for stdout")

@@ -28,6 +28,7 @@ def attest(arguments: argparse.Namespace) -> int:
         anchors=arguments.trust,
         signature=arguments.signature,
         pcrs=arguments.pcrs,
+        request_key=arguments.request_key,
     )
     documents: list[dict[str, Any]] = []
     verdicts: dict[str, Verified] = {}

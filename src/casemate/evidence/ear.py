@@ -45,7 +45,7 @@ _PARTS: Final = (
 )
 """(claim of the vector, value, what a policy's reason begins with): AR4SI 2.3.4. 96 configuration unsupported, run time
 visible from outside; 97 instance not recognised; 33 executables not recognised; 32 hardware with known weaknesses."""
-_HARDWARE: Final = {"sev-snp", "tdx", "azure-snp", "azure-tdx"}
+_HARDWARE: Final = {"sev-snp", "tdx", "azure-snp", "azure-tdx", "se"}
 
 
 def ear_claims(
@@ -150,6 +150,7 @@ def _names_measurements(kind: str, policy: Policy) -> bool:
         "nitro": bool(policy.nitro.pcrs),
         "nitro-tpm": bool(policy.nitro.pcrs),
         "tpm": vtpm,
+        "se": bool(policy.se.image),
         "azure-snp": bool(policy.sev_snp.measurement) and vtpm,
         "azure-tdx": bool(policy.tdx.mrtd) and vtpm,
     }.get(kind, False)

@@ -22,7 +22,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     have one. ``anchors``: SHA-256 of certificates (of attestation keys, or above them) that the caller believes.
     ``keys``: SHA-256 of attestation keys themselves (SubjectPublicKeyInfo), for TPMs that were met before.
     ``revocations``: lists of whatever authorities. ``signature``, ``pcrs``: files beside a TPM's quote that came alone;
-    ``public_keys``: that may have signed it, as `tpm.parse_key` reads them."""
+    ``public_keys``: that may have signed it, as `tpm.parse_key` reads them. ``request_key``: with which a request for
+    Secure Execution evidence was sealed; a secret."""
 
     certificates: tuple[Certificate, ...] = ()
     collateral: bytes | None = None
@@ -35,6 +36,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     signature: bytes | None = None
     pcrs: bytes | None = None
     public_keys: tuple[bytes, ...] = ()
+    request_key: bytes | None = None
 
 
 def moment_of(inputs: Inputs) -> datetime.datetime:

@@ -21,6 +21,9 @@
     [nitro]
     pcrs = { 0 = "…" }
 
+    [se]
+    image = ["…"]                        # from casemate measure
+
 Everything that makes evidence worth less has a long name: `accept-debug-guest-that-its-host-can-read`.
 """
 
@@ -33,6 +36,7 @@ from typing import Final
 import msgspec
 
 from casemate.errors import Fault, InputError, SpecError
+from casemate.evidence.se import ADDITIONAL, IMAGE_BYTES
 from casemate.evidence.snp import PLATFORM_BITS
 from casemate.evidence.tpm import DIGEST_BYTES
 
@@ -113,6 +117,19 @@ class NitroPolicy(_Section, frozen=True):
     accept_debug_enclave_that_its_host_can_read: bool = False
 
 
+class SePolicy(_Section, frozen=True):
+    """What Secure Execution evidence must say. ``image``: of each image that may run, what its measurement covers
+    (``casemate measure``); without one nothing is true. Host keys: SHA-256 of a host's public key."""
+
+    image: tuple[str, ...] = ()
+    image_host_key: tuple[str, ...] = ()
+    attestation_host_key: tuple[str, ...] = ()
+    secret_store: tuple[str, ...] = ()
+    firmware_state: tuple[str, ...] = ()
+    config_uid: tuple[str, ...] = ()
+    user_data: tuple[str, ...] = ()
+
+
 class Policy(_Section, frozen=True):
     """All kinds. ``require_revocation_lists``: a chain that was not checked against its issuers' lists is refused."""
 
@@ -122,6 +139,7 @@ class Policy(_Section, frozen=True):
     tdx: TdxPolicy = TdxPolicy()
     tpm: TpmPolicy = TpmPolicy()
     nitro: NitroPolicy = NitroPolicy()
+    se: SePolicy = SePolicy()
 
 
 def parse_policy(text: str, name: str) -> Policy:
@@ -191,6 +209,9 @@ def _digest_faults(policy: Policy) -> Iterator[Fault]:
         ("tdx.mrservicetd", tdx.mrservicetd, 48),
         *((f"tdx.rtmr.{number}", (value,), 48) for number, value in tdx.rtmr.items()),
         *((f"nitro.pcrs.{number}", (value,), 48) for number, value in nitro.pcrs.items()),
+        ("se.image", policy.se.image, IMAGE_BYTES),
+        ("se.config-uid", policy.se.config_uid, 16),
+        *((f"se.{name}", getattr(policy.se, name.replace("-", "_")), size) for _, name, size in ADDITIONAL),
     ]
     for bank, values in policy.tpm.pcrs.items():
         if bank not in DIGEST_BYTES:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from casemate.evidence.event_log import EventLog, secure_boot
 from casemate.evidence.nitro import NitroDocument
-from casemate.evidence.policy import NitroPolicy, Policy, SnpPolicy, TdxPolicy, TpmPolicy
+from casemate.evidence.policy import NitroPolicy, Policy, SePolicy, SnpPolicy, TdxPolicy, TpmPolicy
+from casemate.evidence.se import SeResponse
 from casemate.evidence.snp import SnpReport
 from casemate.evidence.tdx import DEBUG, MIGRATABLE, SEPT_VE_DISABLE, TdxQuote
 from casemate.evidence.tdx_true import TcbStatus
@@ -120,6 +121,23 @@ def wants_nitro(document: NitroDocument, policy: NitroPolicy) -> Iterator[Reason
     for number, text in sorted(policy.pcrs.items()):
         yield from _one_of(f"pcr{number}", document.pcrs.get(int(number), b""), (text,))
     yield from _one_of("user-data", document.user_data, policy.user_data)
+
+
+def wants_se(response: SeResponse, parts: dict[str, bytes], policy: SePolicy) -> Iterator[Reason]:
+    """Every reason against Secure Execution evidence; its image is part of its truth.
+
+    Args:
+        parts: `SeResponse.parts`; what the request did not ask for is not there, and then not what is wanted.
+    """
+    for name, value, wanted in (
+        ("image-host-key", parts.get("image-host-key", b""), policy.image_host_key),
+        ("attestation-host-key", parts.get("attestation-host-key", b""), policy.attestation_host_key),
+        ("secret-store", parts.get("secret-store", b""), policy.secret_store),
+        ("firmware-state", parts.get("firmware-state", b""), policy.firmware_state),
+        ("config-uid", response.config_uid, policy.config_uid),
+        ("user-data", response.user_data, policy.user_data),
+    ):
+        yield from _one_of(name, value, wanted)
 
 
 def wants_tpm(pcrs: dict[str, dict[int, bytes]], log: EventLog | None, policy: TpmPolicy) -> Iterator[Reason]:

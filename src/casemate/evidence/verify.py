@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from casemate.errors import InputError
-from casemate.evidence import azure, gotpm, nitro, snp, tdx, tpm, tpm_json
+from casemate.evidence import azure, gotpm, nitro, se, snp, tdx, tpm, tpm_json
 from casemate.evidence.event_log import looks_like_event_log
 from casemate.evidence.inputs import Inputs
 from casemate.evidence.policy import Policy
@@ -19,6 +19,7 @@ from casemate.evidence.verdict import Verified
 from casemate.evidence.verify_azure import verify_azure
 from casemate.evidence.verify_log import verify_log
 from casemate.evidence.verify_nitro import verify_nitro
+from casemate.evidence.verify_se import verify_se
 from casemate.evidence.verify_snp import verify_snp
 from casemate.evidence.verify_tdx import verify_tdx
 from casemate.evidence.verify_tpm import verify_gotpm, verify_quote, verify_tpm_json
@@ -50,7 +51,7 @@ def verify(data: bytes, inputs: Inputs, policy: Policy) -> Verified:
     raise InputError(
         "evidence of no known kind",
         got=f"{len(data)} bytes beginning {data[:8].hex()}",
-        expected="a SEV-SNP report, TDX quote, TPM attestation, Nitro document, Azure evidence, or an event log",
+        expected="a SEV-SNP report, TDX quote, TPM attestation, Nitro document, Azure's, pvattest's, or an event log",
     )
 
 
@@ -60,6 +61,7 @@ _KINDS: Sequence[tuple[Callable[[bytes], bool], _Check]] = (
     (tdx.looks_like_tdx, verify_tdx),
     (nitro.looks_like_nitro, verify_nitro),
     (azure.looks_like_azure, verify_azure),
+    (se.looks_like_se, verify_se),
     (tpm_json.looks_like_tpm_json, verify_tpm_json),
     (tpm.looks_like_quote, verify_quote),
     (gotpm.looks_like_gotpm, verify_gotpm),

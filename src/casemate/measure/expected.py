@@ -13,10 +13,10 @@ import msgspec
 from msgspec.structs import replace
 
 from casemate.errors import InputError
-from casemate.evidence.policy import NitroPolicy, Policy, TpmPolicy
+from casemate.evidence.policy import NitroPolicy, Policy, SePolicy, TpmPolicy
 from casemate.measure.registers import Prediction, Step
 
-KINDS: Final = ("sev-snp", "sev-es", "tdx", "tpm", "nitro")
+KINDS: Final = ("sev-snp", "sev-es", "tdx", "tpm", "nitro", "se")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -24,7 +24,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """A measurement before the launch.
 
     ``values``: lower-case hexadecimal by name: ``measurement`` (SEV-SNP, SEV-ES), ``sha256.4`` (bank and PCR of a
-    TPM), ``mrtd`` and ``rtmr1`` (TDX), ``pcr0`` (Nitro). ``unpredictable``: by the same names, why there is no value.
+    TPM), ``mrtd`` and ``rtmr1`` (TDX), ``pcr0`` (Nitro), ``image`` (Secure
+    Execution: what its evidence knows of an image). ``unpredictable``: by the same names, why there is no value.
     ``inputs``: what it was made from. ``steps``: the events that give the values, of kinds that have a log. ``wanted``:
     what evidence has to say beside the values.
     """
@@ -52,6 +53,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
             return Policy(tdx=replace(self.wanted.tdx, mrtd=mrtd, rtmr=rtmrs))
         if self.kind == "nitro":
             return Policy(nitro=NitroPolicy({name.removeprefix("pcr"): value for name, value in self.values.items()}))
+        if self.kind == "se":
+            return Policy(se=SePolicy(image=(self.values["image"],)))
         if self.kind == "tpm":
             return Policy(tpm=self._tpm())
         raise InputError(f"there is no policy for {self.kind}", got="evidence that its own firmware checks")

@@ -12,6 +12,7 @@ import msgspec
 from casemate.errors import InputError
 from casemate.evidence.event_log import EventLog
 from casemate.evidence.policy import Policy
+from casemate.evidence.se import parse_image
 from casemate.measure import boot, expected
 from casemate.measure.disk import Disk, predict_disk
 from casemate.measure.eif import measure_eif
@@ -75,6 +76,8 @@ def measured(inputs: Inputs, described: dict[str, str | int]) -> Expected:
         return Expected(kind=inputs.kind, values=values, inputs=described, wanted=inputs.wanted)
     if inputs.kind == "tpm":
         return expected.of_tpm(_predict(inputs), inputs.registers, described)
+    if inputs.kind == "se" and inputs.kernel is not None:
+        return Expected(kind="se", values={"image": parse_image(inputs.kernel).hex()}, inputs=described)
     if inputs.kind == "nitro" and inputs.eif is not None:
         return expected.of_registers("nitro", "pcr", measure_eif(inputs.eif).prediction(), described)
     raise InputError(f"there is no measurement {inputs.kind!r}", expected=", ".join(expected.KINDS))

@@ -21,6 +21,7 @@ _NAMES: Final = {
     "tpm": "TPM quote",
     "nitro": "Nitro enclave's document",
     "nitro-tpm": "NitroTPM document",
+    "se": "IBM Secure Execution evidence",
     "azure-snp": "Azure evidence on SEV-SNP",
     "azure-tdx": "Azure evidence on TDX",
     "event-log": "event log",
