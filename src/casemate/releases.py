@@ -58,6 +58,20 @@ class KeyServer:
 
         return self._server.listen_tls(host, port, Tls(certificate, key, client_ca))
 
+    def serve_vm(self, reference: str) -> str:
+        """Serve the port of a running VM until that run ends; returns the VM's name.
+
+        Raises:
+            InputError: there is no such VM, or it is not running. VmError: it has no port: ``[keys] port = true``.
+        """
+        from casemate.engine.control import keys_port
+        from casemate.engine.paths import default_paths
+        from casemate.engine.state import resolve
+
+        definition = resolve(default_paths(), reference)
+        self.serve_port(keys_port(default_paths(), definition), definition.name)
+        return definition.name
+
     def serve_port(self, channel: socket.socket, vm: str) -> None:
         """Serve a VM's serial port until the VM ends; takes the socket over."""
         self._server.serve_port(channel, vm)

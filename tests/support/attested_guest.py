@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from tests.support.debian_image import debian_images
 
 from casemate.cell.tools import tool_files
 from casemate.engine.paths import default_paths
 from casemate.image.cpio import directory, regular, write_cpio
 from casemate.image.guest_modules import load_order
 from casemate.image.guest_source import kernel_tree
-from casemate.release.keyclient import PORT_NAME, compile_client
-from tests.support.debian_image import debian_images
+from casemate.plan.argv import KEYS_PORT as PORT_NAME
+from casemate.release.keyclient import compile_client
 
 HEADER_BYTES = 32768
 """Two copies of 16 KiB: what the digest is over."""

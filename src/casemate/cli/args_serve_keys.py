@@ -12,6 +12,7 @@ _EPILOG = """\
 examples:
   casemate serve-keys release.toml --socket keys.sock
   casemate serve-keys release.toml --listen 192.0.2.1:8443 --cert server.pem --key server.key --client-ca guests.pem
+  casemate serve-keys release.toml --vm web
   casemate serve-keys --check-log
 
 It speaks the protocol of confidential-containers' key broker (0.2.0 to 0.4.0), so its clients can be used. A resource
@@ -32,6 +33,13 @@ def add(commands: Commands) -> None:
     serve.add_argument("policy", nargs="?", metavar="FILE", help="which evidence releases what (TOML)")
     serve.add_argument("--socket", metavar="PATH", help="listen on a Unix socket, for this user only")
     serve.add_argument("--listen", metavar="ADDRESS:PORT", help="listen on TCP; TLS 1.3 only")
+    serve.add_argument(
+        "--vm",
+        action="append",
+        default=[],
+        metavar="VM",
+        help="serve this running VM's port ([keys] port = true)",
+    )
     serve.add_argument("--cert", metavar="FILE", help="the server's certificate chain, for --listen")
     serve.add_argument("--key", metavar="FILE", help="its private key, mode 0600")
     serve.add_argument("--client-ca", metavar="FILE", help="only clients with a certificate of these")

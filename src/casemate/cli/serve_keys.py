@@ -14,7 +14,7 @@ def serve_keys(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; or check the log."""
     if arguments.check_log:
         return _check_log(arguments)
-    if arguments.policy is None or not (arguments.socket or arguments.listen):
+    if arguments.policy is None or not (arguments.socket or arguments.listen or arguments.vm):
         raise InputError(
             "serve-keys", expected="a policy, and where to listen", next_step="casemate serve-keys FILE --socket PATH"
         )
@@ -31,6 +31,8 @@ def serve_keys(arguments: argparse.Namespace) -> int:
                 host, port, certificate=arguments.cert, key=arguments.key, client_ca=arguments.client_ca or ""
             )
             output.note(f"listening on {host} port {port}")
+        for vm in arguments.vm:
+            output.note(f"serving the port of {server.serve_vm(vm)}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         output.note(f"{len(server.resources)} resources: {', '.join(server.resources)}")

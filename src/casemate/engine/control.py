@@ -111,6 +111,25 @@ def _answer(connection: socket.socket, verb: str) -> tuple[dict[str, Any], bytes
     return answer, rest
 
 
+def keys_port(paths: Paths, definition: Definition) -> socket.socket:
+    """The host's end of a running VM's port to a key broker; the VM keeps one of its own. The caller closes it.
+
+    Raises:
+        InputError: the VM is not running. VmError: it has no such port.
+    """
+    with connect(paths, definition) as connection:
+        try:
+            connection.sendall(b'{"do": "keys"}\n')
+            line, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)  # short enough to come in one piece
+            answer = msgspec.json.decode(line)
+        except (OSError, msgspec.MsgspecError) as fault:
+            raise _no_answer("keys", fault) from None
+    if not isinstance(answer, dict) or "error" in answer or len(descriptors) != 1:
+        said = answer.get("error", "no descriptor came along") if isinstance(answer, dict) else answer
+        raise VmError(f"{definition.name} has no port to serve", got=str(said)[:400])
+    return socket.socket(fileno=descriptors[0])
+
+
 def request(paths: Paths, definition: Definition, verb: str, **fields: Any) -> dict[str, Any]:
     """One request on a connection of its own; errors of `connect` and `ask`."""
     with connect(paths, definition) as connection:

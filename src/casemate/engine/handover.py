@@ -95,6 +95,7 @@ def _configuration(
         "pidfd": launched.spawned.pidfd,
     }
     clone = [launched.clone.fileno()] if launched.clone is not None else []
+    keys = [launched.keys.fileno()] if launched.keys is not None else []
     attendants = prepared.attendants
     return {
         **streams,
@@ -102,9 +103,10 @@ def _configuration(
         "data": data,
         "accel": running.accel,
         "clone_fd": clone[0] if clone else -1,
+        "keys_fd": keys[0] if keys else -1,
         "attendant_fds": attendants,
         "helper_pidfds": helper_pidfds,
-        "inherited_fds": [*streams.values(), *locks, *map(int, helper_pidfds), *clone, *attendants.values()],
+        "inherited_fds": [*streams.values(), *locks, *map(int, helper_pidfds), *clone, *keys, *attendants.values()],
         "lock_fds": locks,
         "console_log_max_bytes": definition.spec.console.log_max_kib * 1024,
         "timeout_s": definition.timeout_s,

@@ -66,6 +66,7 @@ class Launched:
     notifications: dict[str, int]
     timings_ms: dict[str, float] = field(default_factory=dict)
     clone: socket.socket | None = None
+    keys: socket.socket | None = None
     digests: dict[str, str] = field(default_factory=dict)
     observed: Facts = field(default_factory=dict)
     tpm: Tpm | None = None
@@ -130,7 +131,8 @@ def launch(
 class _Held:
     """What one launch opens and starts, in the order in which it does; `undo` leaves nothing of it behind.
 
-    ``ours``: our ends of QMP, console, and where the VM may be saved of the port for clones; ``theirs`` the emulator's.
+    ``ours``: our ends of QMP, console, and of the ports that the VM has, for clones and to a key broker; ``theirs``
+    the emulator's.
     """
 
     def __init__(self, plan: LaunchPlan, restore: Restore | None) -> None:
@@ -139,6 +141,7 @@ class _Held:
         self._theirs: list[socket.socket] = []
         self.log_read = self._log_write = -1
         self.clone: socket.socket | None = None
+        self.keys: socket.socket | None = None
         self.network: Network | None = None
         self.tpm: Tpm | None = None
         self.spawned: Spawned | None = None
@@ -148,12 +151,15 @@ class _Held:
     def open_ends(self, opened: Opened) -> dict[str, int]:
         """Sockets and the log's pipe; the descriptors that the emulator gets, by role."""
         sources = dict(opened.by_role)
-        for role in ("qmp", "console", *(("clone",) if self._plan.spec.machine.saveable else ())):
+        spec = self._plan.spec
+        ports = [name for name, wanted in (("clone", spec.machine.saveable), ("keys", spec.keys.port)) if wanted]
+        for role in ("qmp", "console", *ports):
             mine, other = socket.socketpair()
             self.ours.append(mine)
             self._theirs.append(other)
             sources[role] = other.fileno()
-            self.clone = mine if role == "clone" else None
+            if role in ports:
+                setattr(self, role, mine)
         self.log_read, self._log_write = os.pipe2(os.O_CLOEXEC)
         sources["log"] = self._log_write
         return sources
@@ -226,6 +232,7 @@ class _Held:
             startup.notifications,
             clock.laps,
             self.clone,
+            self.keys,
             digests,
             observed,
             self.tpm,

@@ -11,6 +11,7 @@ connection has one request under way at a time; the next line waits. Verbs:
     save                   with a pipe by SCM_RIGHTS: write the state into it; the answer comes when it is written
     saved {end}            the state is safe: end the VM, or let it go on (as it does when the connection closes)
     pause, unpause, stats  passed on to the emulator; ``result`` is its answer
+    keys                   the answer brings the host's end of the port to a key broker (SCM_RIGHTS)
     look {question, arguments}  a question out of `LOOKS`, passed on as well: none of them changes anything
 
 Everything is bounded: connections, request length, bytes waiting for a slow reader, bytes waiting for the guest, the
@@ -30,6 +31,7 @@ import struct
 import time
 
 from casemate.engine import qmp
+from casemate.engine.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
             self, name: str, answer: Any, arguments: dict[str, Any] | None = None, *, descriptor: int = -1
         ) -> None: ...
         def end_saved(self) -> None: ...
+
+        keys_fd: int
+
         def clone_port(self) -> socket.socket | None: ...
         def dropped_bytes(self) -> int: ...
         def console_input(self, data: bytes) -> None: ...
@@ -61,13 +66,10 @@ if TYPE_CHECKING:
 CLIENTS_MAX = 16
 REQUEST_MAX_BYTES = 4096
 OUTPUT_MAX_BYTES = 256 * 1024
-CONGESTED_BYTES = 128 * 1024
 SLOWEST_BYTES = 64 * 1024
 STALL_S = 1.0
 LAST_FLUSH_S = 1.0
-FIRST_REQUEST_S = 10.0
 GRACE_MAX_S = 24 * 3600.0
-_ONE_DESCRIPTOR = socket.CMSG_LEN(4)  # with its padding there would be room for two
 LOOKS = {
     "qom-list": ("/machine", "/objects"),
     "qom-get": ("/machine", "/objects/entropy"),
@@ -75,45 +77,6 @@ LOOKS = {
     "query-named-block-nodes": (),
 }
 """QMP questions that clients may ask, and below which paths: the properties of other objects can be secrets."""
-
-
-class Client:
-    """One connection."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.descriptor = connection.fileno()
-        self.request = bytearray()
-        self.output = bytearray()
-        self.attached = False
-        self.busy = False
-        self.waits_for_exit = False
-        self.open = True
-        self.idle_until: float | None = time.monotonic() + FIRST_REQUEST_S
-        self.stalled_until: float | None = None
-        self.taken_bytes = 0
-        self.passed = -1
-
-    def receive(self) -> bytes:
-        """What has arrived; a descriptor that came along is kept, the last one only."""
-        data, rights, _, _ = self.socket.recvmsg(16384, _ONE_DESCRIPTOR)
-        for level, kind, content in rights:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                for (descriptor,) in struct.iter_unpack("i", content[: len(content) // 4 * 4]):
-                    self.close_passed()
-                    self.passed = descriptor
-        return data
-
-    def close_passed(self) -> None:
-        """A descriptor that nobody asked for goes."""
-        if self.passed >= 0:
-            os.close(self.passed)
-            self.passed = -1
-
-    @property
-    def is_congested(self) -> bool:
-        """Whether the console should wait for it."""
-        return self.open and self.attached and len(self.output) > CONGESTED_BYTES
 
 
 class ControlServer:
@@ -137,6 +100,7 @@ class ControlServer:
             "look": self._look,
             "save": self._save,
             "saved": self._saved,
+            "keys": self._keys,
         }
         self._saver: Client | None = None
         self._task: SaveTask | None = None
@@ -384,6 +348,16 @@ class ControlServer:
             return
         self._reply(client)
         self._settle(end=request.get("end") is True)
+
+    def _keys(self, client: Client, request: dict[str, Any]) -> None:
+        """Lend the port: ours stays open, so that the next broker finds it as this one leaves it."""
+        if self.machine.keys_fd < 0:
+            self._reply(client, error="this VM has no port to a key broker: port = true in [keys]")
+            return
+        try:
+            socket.send_fds(client.socket, [b'{"ok": true}\n'], [self.machine.keys_fd])
+        except OSError:
+            self.drop(client)
 
     def _settle(self, *, end: bool) -> None:
         task, self._task, self._saver = self._task, None, None

@@ -87,6 +87,7 @@ class Supervisor:
         self.look_at = time.monotonic() + self.runtime_check_s
         clone_fd: int = config.get("clone_fd", -1)
         self._clone_port = socket.socket(fileno=clone_fd) if clone_fd >= 0 else None
+        self.keys_fd: int = config.get("keys_fd", -1)
         self.kill_at: float | None = None
         self.button_at: float | None = None
         self.deadline: float | None = None

@@ -23,6 +23,7 @@ BUSES = {MachineType.MICROVM: "device", MachineType.Q35: "pci", MachineType.S390
 KERNEL = "/boot/kernel"
 INITRD = "/boot/initrd"
 CLONE_PORT = "org.casemate.clone.0"
+KEYS_PORT = "casemate.keys"
 TPM_CMDLINE = "tpm_tis.force=1 tpm_tis.interrupts=0"
 """Linux: look for the TPM at its fixed address, which no ACPI table of a microvm names (drivers/char/tpm/tpm_tis.c)."""
 SANDBOX = option("on", obsolete="deny", elevateprivileges="deny", spawn="deny", resourcecontrol="deny")
@@ -97,6 +98,8 @@ def build_argv(
         argv += _channel(numbering, bus)
     if spec.machine.saveable:
         argv += _saveable(numbering, bus)
+    if spec.keys.port:
+        argv += _keys_port(numbering, bus)
     if incoming:
         argv += ["-incoming", f"fd:{numbering.inherit('state', 'ro')}"]
     return tuple(argv)
@@ -265,6 +268,13 @@ def _saveable(numbering: Numbering, bus: str) -> list[str]:
     argv += ["-device", option(f"virtio-serial-{bus}", id="clone-bus", max_ports=2)]
     argv += ["-device", option("virtserialport", bus="clone-bus.0", nr=1, chardev="clone", name=CLONE_PORT)]
     return argv if bus == "device" else [*argv, "-device", option("vmgenid", guid="auto", id="vmgenid0")]
+
+
+def _keys_port(numbering: Numbering, bus: str) -> list[str]:
+    """A port to a key broker: what vsock would be, without the host kernel's driver (vhost-vsock)."""
+    argv = ["-chardev", option("socket", id="keys", fd=numbering.inherit("keys", "socket"))]
+    argv += ["-device", option(f"virtio-serial-{bus}", id="keys-bus", max_ports=2)]
+    return [*argv, "-device", option("virtserialport", bus="keys-bus.0", nr=1, chardev="keys", name=KEYS_PORT)]
 
 
 def _passthrough(spec: Spec, numbering: Numbering) -> list[str]:

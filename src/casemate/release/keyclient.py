@@ -10,8 +10,6 @@ from typing import Final
 
 from casemate.errors import HostError
 
-PORT_NAME: Final = "casemate.keys"
-"""Name of the virtio-serial port that the client is meant for."""
 _FLAGS: Final = ("-std=gnu11", "-O2", "-static", "-s", "-fstack-protector-strong", "-Wl,--build-id=none")
 _TIMEOUT_S: Final = 60.0
 _PACKAGES: Final = "apt-get install gcc libc6-dev"

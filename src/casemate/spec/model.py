@@ -16,6 +16,7 @@ The TOML document has the same shape (``spec/schema.py`` writes its JSON Schema)
     [provision.cloud_init] user_data network_config hostname instance_id
     [provision.ignition]   config
     [tpm]      enabled key
+    [keys]     port
     [secrets.NAME] file | descriptor | systemd_creds | command | age identity, use
 
 Constraints written here (ranges, patterns, lengths) are enforced by ``spec/walk.py``; those between fields stand in
@@ -363,6 +364,12 @@ class Tpm(Closed, frozen=True):
     ) = None
 
 
+class Keys(Closed, frozen=True):
+    """How the guest reaches a key broker (``casemate serve-keys --vm``), which gives it secrets for evidence."""
+
+    port: Annotated[bool, Meta(description="A virtio-serial port casemate.keys, for a broker on this host.")] = False
+
+
 SecretName = Annotated[
     str,
     Meta(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="Name of the secret, and of the credential."),
@@ -387,6 +394,7 @@ class Spec(Closed, frozen=True):
     provision: Provision = Provision()
     secrets: Annotated[dict[SecretName, Secret], Meta(max_length=16)] = {}  # noqa: RUF012 - msgspec copies it
     tpm: Tpm = Tpm()
+    keys: Keys = Keys()
 
     @property
     def has_flash(self) -> bool:

@@ -107,6 +107,7 @@ def _microvm_limits(spec: Spec, _today: datetime.date, faults: Faults) -> None:
     places -= spec.network.mode is not NetworkMode.NONE
     places -= spec.console.device is ConsoleDevice.VIRTIO
     places -= spec.machine.saveable
+    places -= spec.keys.port
     uses = [secret.use for secret in spec.secrets.values()]
     places -= spec.provision.cloud_init is not None or SecretUse.USER_DATA in uses
     if places < len(spec.disks) <= MICROVM_MAX_DISKS:
