@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     attest.add_argument("--signature", metavar="FILE", help="of a TPM's quote (tpm2_quote -s)")
     attest.add_argument("--pcrs", metavar="FILE", help="the values that a TPM's quote is over (tpm2_quote -o)")
     attest.add_argument(
-        "--request-key", metavar="FILE", help="Secure Execution: that sealed the request (pvattest create --arpk)"
+        "--request-key", metavar="FILE", help="Secure Execution: what sealed the request, from pvattest create"
     )
     attest.add_argument("--nonce", metavar="HEX", help="that you asked for: without it evidence may be a replay")
     attest.add_argument("--at", metavar="TIME", help="verify as of this time; document: the evidence's own (Nitro)")
