@@ -174,6 +174,14 @@ def test_system_management_mode_is_on_for_secure_boot_and_nowhere_else() -> None
             assert not machine.startswith("q35") or secure or "smm=off" in machine
 
 
+def test_secure_boot_under_a_kvm_without_system_management_mode_is_refused() -> None:
+    lacking = msgspec.structs.replace(SECURE_HOST, kvm_smm=False)
+    with pytest.raises(HostError, match="system management mode") as caught:
+        plan("q35-uefi-secure", lacking)
+    assert "KVM_CAP_X86_SMM" in caught.value.got
+    assert plan("q35-uefi-secure", msgspec.structs.replace(lacking, kvm_verdict="emulated")).accel == "tcg"
+
+
 def test_uid_zero_is_a_bug_and_never_a_plan() -> None:
     with pytest.raises(RuntimeError, match="never 0"):
         plan_of(load("microvm-tcg"), HOST, identity=Identity(0, 5, IdentityMode.ROOT))

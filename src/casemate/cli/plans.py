@@ -33,6 +33,9 @@ def plan(arguments: argparse.Namespace) -> int:
 def _print(plan: dict[str, Any]) -> None:
     who, mounts = plan["identity"], plan["mounts"]
     _section("Machine", [f"{plan['machine']}, {plan['accel']}: {plan['accel_why']}"])
+    firmware = [f"{item['role']}: {item['path']}, SHA-256 {item['sha256']}" for item in plan["files"] if item["sha256"]]
+    if firmware:
+        _section("Firmware", firmware)
     _section("Command", _argv_lines(plan["argv"]))
     _section("Environment", [f"{name}={value}" for name, value in plan["environment"].items()] or ["(empty)"])
     output.print_table(

@@ -61,7 +61,7 @@ def diagnose(paths: Paths) -> dict[str, Any]:
         ("Acceleration", (kvm,)),
         ("Wall", _wall(host, root)),
         ("Identity", (_identity(host),)),
-        ("Network, firmware, TPM", (*_helpers(host), *_secure_boot(root))),
+        ("Network, firmware, TPM", (*_helpers(host), *_secure_boot(root, paths))),
         ("Built-in guest", (_guest(paths),)),
         ("Directories", tuple(_directory(host.facts, path) for path in directories)),
     )
@@ -273,9 +273,10 @@ def _helpers(host: HostFacts) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def _secure_boot(root: Root) -> tuple[Check, ...]:
+def _secure_boot(root: Root, paths: Paths) -> tuple[Check, ...]:
     """The firmware of ``uefi-secure``, with the distribution's keys and for an owner's own."""
     checks = []
+    smm = bool(cached_probe(Path(paths.cache) / "kvm.json").extension("X86_SMM"))
     for name, title, wanted, why in (
         ("secure-boot", "Secure Boot", Wanted.ENROLLED, 'needed for firmware = "uefi-secure"'),
         ("secure-boot-keys", "Secure Boot with keys of yours", Wanted.SETUP, "needed for [boot.keys]"),
@@ -288,8 +289,11 @@ def _secure_boot(root: Root) -> tuple[Check, ...]:
             program = find_program()
             found = f"{found}, {program or f'no {PROGRAM}'}"
             status, step = ("ok", "") if program else ("missing", INSTALL)
-        lacking = why if status != "ok" else ""
-        checks.append(Check(id=name, title=title, status=status, found=found, why=lacking, next_step=step))
+        if status == "ok" and not smm:
+            status, why_not = "limited", "this host's KVM does not emulate system management mode: under TCG only"
+        else:
+            why_not = why if status != "ok" else ""
+        checks.append(Check(id=name, title=title, status=status, found=found, why=why_not, next_step=step))
     return tuple(checks)
 
 

@@ -92,6 +92,7 @@ def _kvm(spec: Spec, paths: Paths) -> dict[str, object]:
         "kvm_why": report.why,
         "kvm_tsc_deadline": bool(report.cpuid is not None and report.cpuid.tsc_deadline),
         "kvm_irqchip_off": bool(off is not None and off.available),
+        "kvm_smm": bool(report.extension("X86_SMM")),
         "kvm_refused_flags": {chip.mode.value: refused_cpu_flags(chip) for chip in report.irqchips},
         "kvm_device": _kvm_device(),
     }

@@ -58,6 +58,12 @@ def choose_board(spec: Spec, host: Host) -> Board:
 
 
 def _kvm(spec: Spec, host: Host, why: str) -> Board:
+    if spec.boot.is_secure and not host.kvm_smm:
+        raise HostError(
+            'firmware = "uefi-secure" needs system management mode, and this host\'s KVM does not emulate it',
+            got="no KVM_CAP_X86_SMM",
+            next_step='another host (nested KVM often lacks it), or accel = "tcg" for tests',
+        )
     off = spec.machine.irqchip is Irqchip.OFF
     if off and not host.kvm_irqchip_off:
         raise InputError(

@@ -80,7 +80,8 @@ class Host(msgspec.Struct, frozen=True):
 
     ``kvm_refused_flags``: irqchip mode -> CPU flags that QEMU must leave out because KVM refuses their MSRs.
     ``kvm_device``: owner, group and mode of /dev/kvm, empty where it is not used. ``confidential``: what is
-    there for the kind that the specification asks for, None when it asks for none.
+    there for the kind that the specification asks for, None when it asks for none. ``kvm_smm``: KVM emulates
+    system management mode.
     """
 
     machine: str
@@ -101,6 +102,7 @@ class Host(msgspec.Struct, frozen=True):
     mac: Mac | None = None
     pci: tuple[PciFunction, ...] = ()
     unsafe_interrupts: bool | None = None
+    kvm_smm: bool = True
     confidential: ConfidentialHost | None = None
     swtpm: str | None = None
 
