@@ -132,10 +132,20 @@ def _summary(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("machine", f"{machine['type']}, {machine['vcpus']} vCPU, {machine['memory_mib']} MiB"),
         ("boot", _boot(document["boot"])),
         ("accel", f"{document['accel'] or ''} ({document['accel_why']})" if document["accel"] else ""),
+        ("helpers", ", ".join(f"{item['name']} pid {item['pid']}" for item in document["helpers"])),
+        ("tpm", _tpm(document["tpm"])),
         ("ports", ", ".join(document["ports"])),
         ("health", "; ".join(document["health"])),
         ("timings", ", ".join(f"{name} {value:.0f} ms" for name, value in document["timings"].items())),
     ]
+
+
+def _tpm(tpm: dict[str, Any] | None) -> str:
+    if tpm is None:
+        return ""
+    if not tpm["made_at"]:
+        return "made at the first start"
+    return f"made {tpm['made_at']}, attestation key at {tpm['attestation_key_handle']} (public part: --json)"
 
 
 def _boot(boot: dict[str, Any]) -> str:

@@ -58,12 +58,19 @@ def _print(plan: dict[str, Any]) -> None:
     _section(f"Landlock, ABI {plan['landlock']['abi']}", paths)
     _syscalls(plan)
     if plan["helpers"]:
-        _section("Helpers", [" ".join(helper["argv"]) for helper in plan["helpers"]])
+        _section("Helpers", [line for helper in plan["helpers"] for line in _helper_lines(helper)])
     rows = [[_verdict(item), item["gate"], item["control"], item["title"]] for item in plan["controls"]]
     output.print_table("Controls, as declared", ("VERDICT", "GATE", "CONTROL", "TITLE"), rows)
     if plan["missing"]:
         print()
         _section("Missing on this host", plan["missing"])
+
+
+def _helper_lines(helper: dict[str, Any]) -> list[str]:
+    """Its command, what it inherits, and its wall."""
+    held = ", ".join(f"{item['number']} {item['role']}" for item in helper["descriptors"])
+    lines = [" ".join(helper["argv"]), *([f"  descriptors: {held}"] if held else [])]
+    return [*lines, *(f"  {line}" for line in helper["wall"])]
 
 
 def _syscalls(plan: dict[str, Any]) -> None:

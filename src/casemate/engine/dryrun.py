@@ -52,23 +52,29 @@ def _plan(spec: Spec, paths: Paths, policy_file: str | None) -> tuple[LaunchPlan
         check_documents(spec)
     opened = open_spec_files(spec)
     try:
-        who = _free_identity(paths, policy.identity.uids())
-        plan = engine.make_plan(spec, paths, PLAN_ID, spec.name or "(new)", who, opened.sizes)
+        who, tpm_who = _free_identities(paths, policy.identity.uids(), beside=spec.tpm.enabled)
+        plan = engine.make_plan(spec, paths, PLAN_ID, spec.name or "(new)", who, opened.sizes, tpm_identity=tpm_who)
         engine.declare_origin(plan, paths, policy)
     finally:
         opened.close()
     return plan, engine.judge_declared(plan, waivers, controls_under(policy, engine.launch_controls_of(spec)))
 
 
-def _free_identity(paths: Paths, reserved: range) -> Identity:
-    """The identity that a launch would get now; its lock is given back, and its lock file if we made it."""
+def _free_identities(paths: Paths, reserved: range, *, beside: bool) -> tuple[Identity, Identity | None]:
+    """The identity that a launch would get now, and with ``beside`` a helper's; nothing of the claim stays."""
     before = set(os.listdir(f"{paths.runtime}/ids"))
     who, lock = identity.claim(paths, reserved)
+    locks, second = [lock], None
     try:
+        if beside:
+            second, more = identity.claim_beside(paths, reserved, who)
+            locks += more
+        held = {os.fstat(descriptor).st_ino for descriptor in locks}
         for name in set(os.listdir(f"{paths.runtime}/ids")) - before:
             path = f"{paths.runtime}/ids/{name}"
-            if os.stat(path).st_ino == os.fstat(lock).st_ino:
+            if os.stat(path).st_ino in held:
                 files.unlink_if_there(path)  # while we hold it: who waits for it sees that it is gone and starts anew
     finally:
-        os.close(lock)
-    return who
+        for descriptor in locks:
+            os.close(descriptor)
+    return who, second

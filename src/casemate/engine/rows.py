@@ -55,6 +55,7 @@ def inspect_view(paths: Paths, vm: Vm) -> dict[str, Any]:
         "gid": running.gid if running else None,
         "supervisor": msgspec.to_builtins(running.supervisor) if running else None,
         "helpers": msgspec.to_builtins(running.helpers) if running else [],
+        "tpm": _tpm(paths, definition),
         "cgroups": list(running.cgroups) if running else [],
         "health": list(running.health) if running else [],
         "wall": [_recorded(finding) for finding in report.findings],
@@ -93,6 +94,14 @@ def _boot_view(boot: Boot, observed: dict[str, Any]) -> dict[str, Any]:
             "smm": seen("dev.smm"),
         },
     }
+
+
+def _tpm(paths: Paths, definition: Definition) -> dict[str, str] | None:
+    if not definition.spec.tpm.enabled:
+        return None
+    from casemate.engine.tpm_state import public_view  # here: ``ps`` shall not import what a launch needs
+
+    return public_view(paths, definition.id)
 
 
 class _Finding(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,8 @@ from casemate.engine.opening import Opened
 from casemate.engine.paths import Paths
 from casemate.engine.provisioning import sealed
 from casemate.engine.secret_sources import read_secret
+from casemate.engine.tpm_commands import AK_HANDLE
+from casemate.engine.vmfiles import salvage_struct
 from casemate.errors import HostError, InputError
 from casemate.plan.model import LaunchPlan
 from casemate.plan.swtpm import KEY_BYTES, STATE_MAX_BYTES
@@ -100,6 +102,32 @@ def prepare(plan: LaunchPlan, paths: Paths, opened: Opened) -> Home:
         os.mkdir(new, 0o700)
     owned.take_over(state if made else new, who, NAMES, STATE_MAX_BYTES)
     return Home(state if made else new, not made, record)
+
+
+def public_view(paths: Paths, vm_id: str) -> dict[str, str]:
+    """What ``inspect`` shows of a VM's TPM: no secret; empty texts as long as no TPM was made.
+
+    ``attestation_key`` is PEM: what `casemate attest verify --trust` takes.
+    """
+    keys = salvage_struct(f"{paths.vm_data(vm_id)}/tpm.json", Keys)
+    if keys is None:
+        return {"made_at": "", "endorsement_public": "", "attestation_key": "", "attestation_key_handle": ""}
+    return {
+        "made_at": keys.made_at,
+        "endorsement_public": keys.ek_public,
+        "attestation_key": _pem(bytes.fromhex(keys.ak_public)),
+        "attestation_key_handle": f"{AK_HANDLE:#x}",
+    }
+
+
+def _pem(public: bytes) -> str:
+    import base64
+
+    from casemate.evidence.tpm import parse_public_key
+
+    text = base64.b64encode(parse_public_key(public)).decode()
+    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+    return "\n".join(("-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----", ""))
 
 
 def discard(paths: Paths, vm_id: str) -> None:
