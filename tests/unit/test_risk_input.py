@@ -20,7 +20,7 @@ from casemate.facts.fact import Stage
 from casemate.scenarios.context import Context
 from casemate.scenarios.context_file import default_text
 from casemate.scenarios.formula import State, Value
-from casemate.scenarios.model import Node
+from casemate.scenarios.model import GOODS, Node
 from casemate.scenarios.reading import Audit, Audited, parse_audit
 from casemate.scenarios.subjects import subjects_of
 from casemate.scenarios.verdicts import Verdicts, states_of
@@ -143,7 +143,10 @@ def test_subjects_share_their_host_and_no_more() -> None:
 def test_the_default_file_says_the_defaults(tmp_path: Path) -> None:
     place = tmp_path / "risk.toml"
     risks.init_context(place)
-    assert msgspec.structs.replace(risks.load_context(str(place)), origin="") == Context()
+    read = risks.load_context(str(place))
+    assert read.stated == frozenset(GOODS)
+    assert read.states_trust
+    assert msgspec.structs.replace(read, origin="", stated=frozenset(), states_trust=False) == Context()
     assert "malicious-host" in default_text()
     with pytest.raises(InputError, match="exists"):
         risks.init_context(place)

@@ -22,13 +22,14 @@ from casemate.cli.main import main
 from casemate.controls.catalogue.all import all_controls
 from casemate.errors import InputError
 from casemate.facts.cve_table import table
+from casemate.report.ebios_words import words
 from casemate.report.risk_clean import clean
 from casemate.report.risk_picture import BOX_HEIGHT, BOX_WIDTH, HEIGHT, PLACES, TOP, WIDTH, edges_of, to_svg
 from casemate.report.risk_text import to_text
 from casemate.scenarios.context import Context
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import technique_titles
-from casemate.scenarios.model import GOODS, POSITIONS
+from casemate.scenarios.model import GOODS, POSITIONS, Node
 from casemate.scenarios.placements import compare
 from casemate.scenarios.risk_model import RiskReport, VmRisk
 
@@ -196,15 +197,65 @@ def test_json_says_the_report() -> None:
 
 
 def test_ebios_marks_where_each_value_comes_from() -> None:
-    for context, origin in ((Context(trust={}), "assumption"), (Context(trust={}, origin="mine.toml"), "owner")):
+    mine = Context(trust={}, origin="mine.toml", stated=frozenset(GOODS), states_trust=True)
+    for context, origin in ((Context(trust={}), "assumption"), (mine, "owner")):
         document = json.loads(risk_reports.render(report(), "ebios-json", context=context))
-        assert {row["gravity"]["from"] for row in document["workshop_1"]["goods"]} == {origin}
-        assert {row["likelihood"]["from"] for row in document["workshop_4"]} == {"evidence"}
+        assert {row["gravity"]["from"] for row in document["workshop_1"]["values"]} == {origin}
+        assert {row["gravity"]["from"] for row in document["workshop_3"]["scenarios"]} == {origin}
+        assert {row["trusted"]["from"] for row in document["workshop_3"]["stakeholders"]} == {origin}
         found = list(_said(document))
         assert found
         assert {item["from"] for item in found} <= {"evidence", "owner", "assumption"}
     for number in range(1, 6):
         assert document[f"workshop_{number}"]
+
+
+def test_ebios_says_only_what_was_found_to_be_evidence() -> None:
+    """A likelihood that hangs on something unknown, or on a what-if, is an assumption; so is every level of risk."""
+    vm = risk(states(unknown=["os.no-loop-image"], fail=["cpu.ksm", "cpu.ksm-host"]))
+    known = msgspec.structs.replace(_report_of(vm), assumed=())
+    document = json.loads(risk_reports.render(known, "ebios-json", context=NOBODY_TRUSTED))
+    rows = {row["scenario"]: row for row in document["workshop_4"]}
+    assert rows["mounted-file-system"]["likelihood"]["from"] == "assumption"
+    assert rows["page-sharing"]["likelihood"]["from"] == "evidence"
+    assert {row["level"]["from"] for row in rows.values()} == {"assumption"}
+    guess = msgspec.structs.replace(known, assumed=("cpu.smt is assumed to pass",))
+    document = json.loads(risk_reports.render(guess, "ebios-json", context=NOBODY_TRUSTED))
+    assert {row["likelihood"]["from"] for row in document["workshop_4"]} == {"assumption"}
+
+
+def test_ebios_says_whose_costs_and_exceptions_they_are() -> None:
+    mine = Context(trust={}, costs={"cpu.ksm": 3.0}, goods_of=(("shop-*", {Node.VM_DATA: 4}),), origin="mine.toml")
+    vm = risk(states(fail=["cpu.ksm", "cpu.ksm-host", "dev.no-floppy", "proc.uid"]), costs={"cpu.ksm": 3.0})
+    document = json.loads(risk_reports.render(_report_of(vm), "ebios-json", context=mine, language="fr"))
+    costs = {row["control"]: row["cost"]["from"] for row in document["workshop_5"][0]["measures"]}
+    assert costs.pop("cpu.ksm") == "owner"
+    assert set(costs.values()) == {"assumption"}
+    shown = {row["value"]: row["gravity"] for row in document["workshop_1"]["values"]}
+    assert shown["données de la VM (shop-*)"] == {"value": "G4 critique", "from": "owner"}
+
+
+def test_ebios_in_french_has_its_terms_and_its_spaces() -> None:
+    """The terms of EBIOS RM, and no colon, semicolon or question mark without its no-break space."""
+    text = rendered("ebios-md", language="fr")
+    for term in ("valeurs métier", "biens supports", "événements redoutés", "socle de sécurité", "sources de risque",
+                 "objectifs visés", "parties prenantes", "scénarios stratégiques", "scénarios opérationnels",
+                 "modes opératoires", "vraisemblance", "mesure", "risques résiduels"):  # fmt: skip
+        assert term in text.lower(), term
+    ours = [*vars_of(words("fr")), *technique_titles("fr").values(), *(v.title_fr for v in graph().variants),
+            *(v.story_fr for v in graph().variants)]  # fmt: skip
+    assert [line for line in ours if re.search(r"[^\s\u00a0][:;?!](\s|$)", line)] == []
+    assert "&amp;lt;" not in text, "escaped once"
+    assert "xa0" not in text
+
+
+def vars_of(found: Any) -> list[str]:
+    """Every text in a struct of words."""
+    values = [getattr(found, name) for name in found.__struct_fields__]
+    flat: list[str] = []
+    for value in values:
+        flat += value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+    return flat
 
 
 def _said(node: Any) -> Any:

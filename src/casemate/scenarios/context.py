@@ -58,7 +58,8 @@ class Acceptance(msgspec.Struct, frozen=True):
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """The owner's statements, checked. ``origin``: the file, or empty for the defaults."""
+    """The owner's statements, checked. ``origin``: the file, or empty for the defaults. ``stated``: goods whose gravity
+    the file says; ``states_trust``: whether it says who is trusted. The rest are defaults."""
 
     name: str = ""
     goods: dict[Node, int] = msgspec.field(default_factory=lambda: dict(DEFAULT_GRAVITY))
@@ -67,6 +68,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     costs: dict[str, float] = {}
     accept: tuple[Acceptance, ...] = ()
     origin: str = ""
+    stated: frozenset[Node] = frozenset()
+    states_trust: bool = False
 
     def gravity(self, vm: str, goods: tuple[Node, ...]) -> int:
         """1 to 4: the worst of what these goods are worth to the owner, for the VM of this name."""
@@ -133,6 +136,8 @@ def parse_context(text: str, name: str, graph: Graph, controls: frozenset[str]) 
         costs=dict(document.costs),
         accept=document.accept,
         origin=name,
+        stated=frozenset(node for node in GOODS if node.value in document.goods),
+        states_trust=document.trust is not None,
     )
 
 

@@ -49,7 +49,7 @@ LIKELIHOODS: Final = (
     ("V1 unlikely", "V1 peu vraisemblable"),
     ("V2 likely", "V2 vraisemblable"),
     ("V3 very likely", "V3 très vraisemblable"),
-    ("V4 nearly certain", "V4 quasi certaine"),
+    ("V4 nearly certain", "V4 quasi-certain"),
 )
 """By likelihood, 0 to 4 (EBIOS RM's scale)."""
 GRAVITIES: Final = (
