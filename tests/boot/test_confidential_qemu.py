@@ -7,6 +7,7 @@ link between board and object, under TCG: it builds the whole machine and answer
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -19,13 +20,23 @@ from typing import Any
 import msgspec
 import pytest
 from tests.support.hosts import CONFIDENTIAL_EMULATORS, CONFIDENTIAL_HOSTS, plan_of
+from tests.support.machines import Machines
 from tests.support.newer_qemu import NewerQemu, newer_qemu
-from tests.unit.test_plan import SIZES, load
+from tests.unit.test_plan import PLANS, SIZES, load
 
+from casemate.engine import hostview
+from casemate.engine.paths import Paths
 from casemate.engine.readback_confidential import observe_confidential
+from casemate.errors import VmError
+from casemate.facts.closure import needed_closure
+from casemate.facts.confidential import ConfidentialHost
 from casemate.facts.fact import Known
+from casemate.facts.root import Root
+from casemate.jail import root
 from casemate.plan.confidential import missing
-from casemate.plan.model import LaunchPlan
+from casemate.plan.model import Emulator, Host, LaunchPlan
+from casemate.spec.model import Spec
+from casemate.spec.parse import parse_spec
 
 pytestmark = pytest.mark.boot
 
@@ -267,3 +278,66 @@ def test_the_hosts_own_qemu(boot_files: Path) -> None:
     words = [*words_of(plan)[:at], first, *words_of(plan)[at + 1 :]]
     said = Run([program], plan, words, boot_files).end()
     assert any(text in said for text in ("cbitpos check failed", "/dev/sev", NO_KVM[0])), said
+
+
+# ---- in the wall ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vms(tmp_path: Path) -> Iterator[Machines]:
+    machines = Machines(str(tmp_path / "vms"))
+    try:
+        yield machines
+    finally:
+        machines.end_all()
+
+
+def emulator_of(newer: NewerQemu) -> Emulator:
+    """The unpacked QEMU as the plan wants it: its files at the places where they would lie in a root of its own."""
+    program = "/usr/bin/qemu-system-x86_64"
+    files = {file.target: f"{newer.root}{file.source}" for file in needed_closure(program, Root(newer.root))}
+    data = {name: f"/usr/share/qemu/{name}" for name in ("kvmvapic.bin", "linuxboot_dma.bin")}
+    return Emulator(
+        path=str(newer.root) + program,
+        version=newer.version(),
+        machine_types=("q35",),
+        files={program: f"{newer.root}{program}", **files},
+        modules={},
+        firmware={name: (target, f"{newer.root}{target}") for name, target in data.items()},
+    )
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sev-snp", "SEV-SNP"), ("tdx", "TDX")])
+def test_a_launch_in_the_wall_gets_as_far_as_the_processor(
+    newer: NewerQemu, vms: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    """With a host that claims to have everything: root, descriptors, identity and filter let QEMU 11 get to its
+    question to KVM, and its answer reaches the caller. Nothing of the VM is left.
+    """
+    if Path("/dev/sev").exists() or not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("this host has a security processor, or no KVM to ask")
+    text = (PLANS / f"{SPECS[kind]}.toml").read_text().replace('mode = "user"', 'mode = "none"')
+    for file in ("vmlinuz", "initrd.img", "root.raw"):
+        (tmp_path / file).write_bytes(bytes(1 << 20))
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(tmp_path / "qgs.socket"))
+        text = text.replace("/var/run/tdx-qgs/qgs.socket", str(tmp_path / "qgs.socket"))
+        text = text.replace("memory_mib = 2048", "memory_mib = 128").replace("vcpus = 2", "vcpus = 1")
+        spec = parse_spec(text, "vm.toml", tmp_path, today=datetime.date(2026, 1, 1))
+        real = hostview.collect
+
+        def claimed(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
+            host = real(spec, paths)[0]
+            there = msgspec.structs.replace(
+                CONFIDENTIAL_HOSTS[kind].confidential or ConfidentialHost(), firmware=FIRMWARE
+            )
+            return msgspec.structs.replace(host, kvm_verdict="usable", confidential=there), emulator_of(newer)
+
+        monkeypatch.setattr(hostview, "collect", claimed)
+        monkeypatch.setitem(root.DEVICE_NUMBERS, "sev", (1, 3))
+        monkeypatch.setattr(root, "device_numbers", root.DEVICE_NUMBERS.__getitem__)
+        definition = vms.define(spec)
+        with pytest.raises(VmError) as caught:
+            vms.start(definition)
+    assert f"vm-type {name} not supported by KVM" in str(caught.value), str(caught.value)
+    assert not Path(vms.paths.vm_runtime(definition.id)).exists()

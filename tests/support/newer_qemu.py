@@ -22,7 +22,7 @@ from casemate.engine.paths import default_paths
 
 SUITE = "trixie"
 NEWER = f"{SUITE}-backports"
-_PACKAGES = ("qemu-system-x86", "qemu-system-s390x", "qemu-system-data", "seabios")
+_PACKAGES = ("base-files", "qemu-system-x86", "qemu-system-s390x", "qemu-system-data", "seabios")
 _TIMEOUT_S = 600
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
