@@ -48,6 +48,9 @@ class WhatIf:
         assume: control ids to "pass" or "fail".
         without: layers of the catalogue whose controls all count as failed.
         fix_all_below: controls that do not hold and cost at most so many points count as passed.
+
+    Raises:
+        InputError: ``fix_all_below`` is no cost.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class WhatIf:
         without: Sequence[str] = (),
         fix_all_below: float | None = None,
     ) -> None:
+        if fix_all_below is not None and not 0 <= fix_all_below < float("inf"):
+            raise InputError("--fix-all-below is a cost in points", got=f"{fix_all_below:g}", expected="0 or more")
         self.assume = dict(assume or {})
         self.without = tuple(without)
         self.fix_all_below = fix_all_below
@@ -379,7 +384,8 @@ def _refuse_unknown(what: str, names: Iterable[str], known: Sequence[str]) -> No
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            expected = f"did you mean {close[0]}?" if close else ""
+            few = ", ".join(known) if len(known) <= 20 else ""
+            expected = f"did you mean {close[0]}?" if close else few
             raise InputError(f"there is no {what} {name!r}", expected=expected, next_step="casemate controls")
 
 

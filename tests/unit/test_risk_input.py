@@ -202,6 +202,9 @@ def test_what_if(tmp_path: Path, document: bytes) -> None:
     assert fixed["open"] == fixed["unknown"] == 0 < now["open"]
     assert counts(tmp_path, document, without=["confinement"])["open"] > now["open"]
     assert counts(tmp_path, document, assume={"kvm.no-vhost-net": "pass"})["open"] < now["open"]
+    for cost in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="a cost in points"):
+            counts(tmp_path, document, fix_all_below=cost)
     for said, match in (({"assume": {"cpu.smtt": "pass"}}, "did you mean cpu.smt"), ({"without": ["walls"]}, "layer")):
         with pytest.raises(InputError, match=match):
             counts(tmp_path, document, **said)
@@ -238,6 +241,7 @@ def test_init_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["risk", "init", place, "more"]) == 2
     assert main(["risk", str(DOMAINS / "nova.xml"), "--context", place]) == 1
     assert main(["risk", "--assume", "cpu.smt=perhaps"]) == 2
+    assert main(["risk", "--assume", "cpu.smt=pass", "--assume", "cpu.smt=fail"]) == 2
     assert "CONTROL=pass" in capsys.readouterr().err
 
 

@@ -371,6 +371,10 @@ def test_difference_between_two_dates() -> None:
     assert {item.id for item in vm.scenarios} >= {"emulated-device"}
     text = risk_reports.render_difference(found)
     assert "1 → 0 open paths" in text
+    (device,) = [item for item in vm.scenarios if item.id == "emulated-device"]
+    assert device.paths["open"] == (1, 0)
+    assert "Escape through an emulated device: 1 → 0 open" in text
+    assert text.startswith("since 2026-01-01T00:00:00Z: 1 VM changed, 0 did not")
     assert risks.difference_of(_report_of(was), _report_of(was)).same == ("web",)
 
 
@@ -407,6 +411,12 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["risk", domain, "--baseline", str(tmp_path / "old.json")]) == 0
     assert "0 VMs changed, 1 did not" in capsys.readouterr().out
+    fixed = ["--assume", "kvm.no-vhost-net=pass", "--assume", "kvm.no-vhost-other=pass"]
+    assert main(["risk", domain, "--baseline", str(tmp_path / "old.json"), *fixed]) == 0
+    shown = capsys.readouterr().out
+    assert "what if, now: kvm.no-vhost-net is assumed to pass" in shown
+    assert "1 VM changed" in shown
+    assert "kvm.no-vhost-net: fails, now passes" in shown
     assert main(["risk", domain, "--baseline", str(tmp_path / "old.json"), "--html"]) == 2
 
 

@@ -42,7 +42,7 @@ def risk(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.baseline:
-        return _difference(arguments, report, context, what_if)
+        return _difference(arguments, report, context)
     if formats:
         text = risk_reports.render(report, formats[0], context=context, language=arguments.lang)
     else:
@@ -110,11 +110,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _difference(
-    arguments: argparse.Namespace, report: object, context: Context | None, what_if: risks.WhatIf | None
-) -> int:
-    was = risks.analyse([arguments.baseline], context=context, what_if=what_if)
-    found = risks.difference_of(was, report)  # type: ignore[arg-type]
+def _difference(arguments: argparse.Namespace, report: RiskReport, context: Context | None) -> int:
+    was = risks.analyse([arguments.baseline], context=context)  # as it was: a what-if is about now
+    found = risks.difference_of(was, report)
     if arguments.json:
         output.print_json(risk_reports.plain(found))
     else:
@@ -124,11 +122,13 @@ def _difference(
 
 
 def _what_if(arguments: argparse.Namespace) -> risks.WhatIf | None:
-    assume = {}
+    assume: dict[str, str] = {}
     for text in arguments.assume:
         control, equals, verdict = text.partition("=")
         if not equals or verdict not in ("pass", "fail"):
             raise InputError(f"--assume {text}", expected="CONTROL=pass or CONTROL=fail")
+        if assume.get(control, verdict) != verdict:
+            raise InputError(f"--assume says both of {control}", expected="pass or fail")
         assume[control] = verdict
     if not (assume or arguments.without or arguments.fix_all_below is not None):
         return None

@@ -68,7 +68,9 @@ def difference_text(found: Difference) -> str:
 def _difference_lines(found: Difference) -> Iterator[str]:
     titles = {variant.id: variant.title for variant in graph().variants}
     techniques = {technique.id: technique.title for technique in graph().techniques}
-    yield f"since {found.was}: {len(found.vms)} VMs changed, {len(found.same)} did not"
+    count = f"{len(found.vms)} VM{'' if len(found.vms) == 1 else 's'} changed, {len(found.same)} did not"
+    yield f"since {one_line(found.was)}: {count}"
+    yield from (f"what if, now: {one_line(text)}" for text in found.assumed)
     for name in found.added:
         yield f"new: {one_line(name)}"
     for name in found.gone:
@@ -78,11 +80,11 @@ def _difference_lines(found: Difference) -> Iterator[str]:
         yield ""
         yield f"{one_line(vm.name)}{where}: {vm.open_paths[0]} → {vm.open_paths[1]} open paths"
         for item in vm.scenarios:
-            paths = f"{item.open_paths[0]} → {item.open_paths[1]} open"
-            yield (
-                f"  {item.was.value} → {item.now.value}  {titles.get(item.id, item.id)}: {paths}, "
-                f"V{item.likelihood[0]} → V{item.likelihood[1]}"
-            )
+            level = f"{item.was.value} → {item.now.value}" if item.was is not item.now else item.now.value
+            parts = [f"{was} → {now} {status}" for status, (was, now) in item.paths.items()]
+            if item.likelihood[0] != item.likelihood[1]:
+                parts.append(" → ".join(f"V{number}" if number else "none" for number in item.likelihood))
+            yield f"  {level}  {titles.get(item.id, item.id)}: {', '.join(parts)}"
         for change in vm.techniques:
             why = f" ({'; '.join(change.controls)})" if change.controls else ""
             yield f"  {change.was.value} → {change.now.value}  {techniques.get(change.id, change.id)}{why}"

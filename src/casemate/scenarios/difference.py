@@ -23,13 +23,15 @@ class TechniqueChange(msgspec.Struct, frozen=True):
 
 
 class ScenarioChange(msgspec.Struct, frozen=True):
-    """A scenario whose level, likelihood or open paths changed."""
+    """A scenario whose level, likelihood or paths changed. ``paths``: how many there were and are, by status, where
+    that changed."""
 
     id: str
     was: Level
     now: Level
     likelihood: tuple[int, int]
     open_paths: tuple[int, int]
+    paths: dict[str, tuple[int, int]]
 
 
 class VmChange(msgspec.Struct, frozen=True):
@@ -43,7 +45,8 @@ class VmChange(msgspec.Struct, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Both analyses. ``same``: VMs without a change. ``added``, ``gone``: VMs of only one of them."""
+    """Both analyses. ``same``: VMs without a change. ``added``, ``gone``: VMs of only one of them. ``assumed``: what-if
+    statements in force in the second one."""
 
     was: str
     now: str
@@ -51,6 +54,7 @@ class Difference(msgspec.Struct, frozen=True):
     same: tuple[str, ...]
     added: tuple[str, ...]
     gone: tuple[str, ...]
+    assumed: tuple[str, ...] = ()
     schema: str = DIFFERENCE_SCHEMA
 
 
@@ -65,6 +69,7 @@ def difference(was: RiskReport, now: RiskReport) -> Difference:
         same=tuple(change.name for change in changes if not (change.scenarios or change.techniques)),
         added=tuple(vm.name for vm in added),
         gone=tuple(vm.name for vm in gone),
+        assumed=now.assumed,
     )
 
 
@@ -102,6 +107,11 @@ def _change(old: VmRisk, new: VmRisk) -> VmChange:
             item.level,
             (before[item.id].likelihood, item.likelihood),
             (before[item.id].counts.get("open", 0), item.counts.get("open", 0)),
+            {
+                status.value: (before[item.id].counts.get(status.value, 0), item.counts.get(status.value, 0))
+                for status in Status
+                if before[item.id].counts.get(status.value, 0) != item.counts.get(status.value, 0)
+            },
         )
         for item in new.scenarios
         if item.id in before
