@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Choices", "Measured", "measure"]
 
-KINDS = ("sev-snp", "sev-es", "tpm", "nitro", "se")
+KINDS = ("sev-snp", "sev-es", "tdx", "tpm", "nitro", "se")
 FIRMWARE_MAX_BYTES = 64 << 20
 KERNEL_MAX_BYTES = 1 << 30
 LOG_MAX_BYTES = 32 << 20
+_PLAIN_KERNEL_QEMU = 10
+"""Since when QEMU offers a kernel also as it is (fw_cfg etc/boot/kernel)."""
 
 
 class Choices(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,7 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True):
     ``kind``: one of `KINDS`; None: the confidential guest's, Nitro for an EIF, SEV-SNP when a CPU model is given, else
     the TPM's registers. ``variables``:
     the variable store that the VM starts with. ``reference_log``: of a trusted boot of the same firmware and machine.
+    ``qemu``: version of the emulator, which some firmwares make a difference of.
     ``files``: what GRUB reads from file systems that are not read here, GRUB's path to file. ``others``: tried by
     ``reported``, input to file (or text, for ``cmdline``). ``reported``: ``HEX`` or ``NAME=HEX``.
     """
@@ -52,6 +55,7 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True):
     kernel_hashes: bool = True
     banks: tuple[str, ...] = ("sha256",)
     reference_log: str | None = None
+    qemu: str | None = None
     files: Mapping[str, str] = {}
     others: Sequence[tuple[str, str]] = ()
     reported: str | None = None
@@ -170,6 +174,8 @@ def _inputs(kind: str, spec: Spec | None, choices: Choices, described: dict[str,
         pass  # the encrypted image is all there is
     elif kind == "tpm":
         fields |= _from_machine(spec, choices, described)
+    elif kind == "tdx":
+        fields |= _from_td(spec, choices, described)
     else:
         if choices.firmware is None or choices.cpu is None:
             raise InputError(f"{kind} needs more", expected="--firmware FILE and --cpu MODEL")
@@ -204,9 +210,7 @@ def _from_spec(spec: Spec, choices: Choices, described: dict[str, str | int]) ->
 
 def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str | int]) -> dict[str, Any]:
     """Firmware, variables, disk and reference of a machine with a TPM."""
-    from casemate.evidence.event_log import parse_event_log
-    from casemate.measure.disk import Disk
-    from casemate.spec.model import DiskFormat, Firmware
+    from casemate.spec.model import Firmware
 
     if spec is None:
         raise InputError("the registers of a TPM follow from what boots", expected="a specification")
@@ -223,6 +227,27 @@ def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str 
         "foreign_roms": bool(spec.passthrough),
     }
     described |= {"firmware": firmware, "variables": variables, "memory_mib": spec.machine.memory_mib}
+    if choices.qemu is not None:
+        fields["plain_kernel"] = _major(choices.qemu) >= _PLAIN_KERNEL_QEMU
+        described["qemu"] = choices.qemu
+    return fields | _boot_fields(spec, choices, described)
+
+
+def _from_td(spec: Spec | None, choices: Choices, described: dict[str, str | int]) -> dict[str, Any]:
+    """Firmware, disk and reference of a TDX guest; its variables are part of the firmware."""
+    if spec is None or choices.firmware is None:
+        raise InputError("TDX needs more", expected="a specification and --firmware FILE")
+    described |= {"firmware": choices.firmware, "memory_mib": spec.machine.memory_mib}
+    return {"firmware": _read(choices.firmware, FIRMWARE_MAX_BYTES)} | _boot_fields(spec, choices, described)
+
+
+def _boot_fields(spec: Spec, choices: Choices, described: dict[str, str | int]) -> dict[str, Any]:
+    """The disk that is booted, when no kernel is given, and the reference."""
+    from casemate.evidence.event_log import parse_event_log
+    from casemate.measure.disk import Disk
+    from casemate.spec.model import DiskFormat
+
+    fields: dict[str, Any] = {}
     if choices.reference_log is not None:
         fields["reference"] = parse_event_log(_read(choices.reference_log, LOG_MAX_BYTES))
         described["reference-log"] = choices.reference_log
@@ -238,6 +263,18 @@ def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str 
         fields["disk"] = Disk(_reader(first.path), given)
         described["disk"] = first.path
     return fields
+
+
+def _major(version: str) -> int:
+    """10 of 10.0.2.
+
+    Raises:
+        InputError: it is no version.
+    """
+    first = version.partition(".")[0]
+    if not (first.isascii() and first.isdigit() and len(first) < 4):
+        raise InputError(f"QEMU {version}", expected="a version, such as 10.0")
+    return int(first)
 
 
 def _pair(spec: Spec, choices: Choices) -> tuple[str, str]:

@@ -30,13 +30,15 @@ def add(commands: Commands) -> None:
         commands,
         "measure",
         "measure:measure",
-        "what a launch will measure, before it runs: TPM, SEV-SNP, SEV-ES, Nitro",
+        "what a launch will measure, before it runs: TPM, SEV-SNP, SEV-ES, TDX, Nitro",
         epilog=_EPILOG,
     )
     measure.add_argument(
         "spec", nargs="?", metavar="SPEC", help="the specification that starts the VM, or a Nitro enclave image"
     )
-    measure.add_argument("--kind", choices=("tpm", "sev-snp", "sev-es", "nitro"), help="default: told by what is given")
+    measure.add_argument(
+        "--kind", choices=("tpm", "sev-snp", "sev-es", "tdx", "nitro"), help="default: told by what is given"
+    )
     measure.add_argument("--firmware", metavar="FILE", help="the OVMF that the guest starts from")
     _add_machine(measure)
     _add_confidential(measure)
@@ -56,7 +58,10 @@ def _add_machine(measure: argparse.ArgumentParser) -> None:
     measure.add_argument(
         "--reference-log",
         metavar="FILE",
-        help="TPM: the log of a boot that you trust, of the same firmware and machine; it gives PCR 0",
+        help="the log of a boot that you trust, of the same firmware and machine; it gives PCR 0, or RTMR 0",
+    )
+    measure.add_argument(
+        "--qemu", metavar="VERSION", help="TPM: that will run it, where OVMF makes a difference of it (kernels given)"
     )
     measure.add_argument(
         "--grub-file",

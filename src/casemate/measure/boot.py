@@ -34,13 +34,16 @@ _EARLY_VOLUME: Final = (
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
     """``variables``: of the store that the VM starts with. ``memory_bytes``: guest RAM. ``foreign_roms``: whether
-    devices bring option ROMs that are not known. ``reference``: an event log of a boot that is trusted, for what the
-    firmware alone decides (PCR 0)."""
+    devices bring option ROMs that are not known. ``plain_kernel``: whether QEMU offers a kernel also as it is (10.0
+    and newer); None: not known. ``is_td``: whether RTMRs of TDX take the place of a TPM. ``reference``: an event log of
+    a boot that is trusted, for what the firmware alone decides (PCR 0)."""
 
     volumes: Volumes
     variables: Variables
     memory_bytes: int
     foreign_roms: bool = False
+    plain_kernel: bool | None = None
+    is_td: bool = False
     reference: EventLog | None = None
 
     @property
@@ -64,19 +67,31 @@ def predict_direct(platform: Platform, boot: Direct, banks: tuple[str, ...] = ("
         InputError: the firmware would refuse it, or nothing can be said about it.
     """
     steps = begin(platform, banks)
-    if platform.is_enforcing:
+    _start_given(steps, platform, boot)
+    steps.data(4, "boot option", CALLING)
+    hand_over(steps)
+    if not platform.is_td or linux.measures_for_td(boot.kernel):
+        measure_linux(steps, boot.kernel, _utf16(_options(platform, boot)), boot.initrd)
+    leave(steps)
+    return steps.prediction()
+
+
+def _start_given(steps: Steps, platform: Platform, boot: Direct) -> None:
+    """The kernel as the firmware sees it: as it is, or with the header that QEMU filled in."""
+    if platform.volumes.takes_plain_kernel and platform.plain_kernel is None:
+        why = "QEMU 10.0 and newer hand it over as it is, older ones with a header of their own (--qemu VERSION)"
+        steps.unknown(4, "kernel", why)
+    elif platform.volumes.takes_plain_kernel and platform.plain_kernel:
+        start(steps, platform, boot.kernel, "the kernel")
+    elif platform.is_enforcing:
         raise InputError(
             "Secure Boot with a kernel given to QEMU",
             got="QEMU changes the kernel's header, which breaks its signature: the firmware refuses it",
             expected="a disk with a signed boot loader or UKI",
         )
-    kernel = linux.as_loaded(boot.kernel, len(boot.initrd or b""), platform.memory_bytes)
-    steps.digest(4, "kernel", parse_pe(kernel, "the kernel").digest)
-    steps.data(4, "boot option", CALLING)
-    hand_over(steps)
-    measure_linux(steps, boot.kernel, _utf16(_options(platform, boot)), boot.initrd)
-    leave(steps)
-    return steps.prediction()
+    else:
+        kernel = linux.as_loaded(boot.kernel, len(boot.initrd or b""), platform.memory_bytes)
+        steps.digest(4, "the kernel", parse_pe(kernel, "the kernel").digest)
 
 
 def begin(platform: Platform, banks: tuple[str, ...]) -> Steps:
@@ -85,7 +100,7 @@ def begin(platform: Platform, banks: tuple[str, ...]) -> Steps:
     Raises:
         InputError: the firmware measures nothing, or the reference is of another one.
     """
-    if not platform.volumes.has_tpm:
+    if not platform.is_td and not platform.volumes.has_tpm:
         raise InputError("this firmware has no TPM driver", got="nothing would be measured", expected="OVMF with TPM")
     steps = Steps(banks)
     if platform.reference is None:
@@ -157,7 +172,8 @@ def measure_uki(steps: Steps, platform: Platform, image: Pe) -> None:
         for register in (4, 9, 11, 12):
             steps.unknown(register, "unified kernel image", why)
         return
-    for name, contents in stub.measured_sections(image):
+    sees_td = not platform.is_td or linux.measures_for_td(stub.program(image))
+    for name, contents in stub.measured_sections(image) if sees_td else ():
         steps.data(11, f"name of {name}", name.encode() + b"\0")
         steps.data(11, f"section {name}", contents)
     kernel = parse_pe(image.section(".linux") or b"", "the UKI's kernel")
@@ -167,7 +183,8 @@ def measure_uki(steps: Steps, platform: Platform, image: Pe) -> None:
             steps.unknown(4, "kernel of the UKI", "it is signed itself, and an old stub lets the firmware check it")
     elif stub.loads_kernel_by_firmware(image):
         steps.digest(4, "kernel of the UKI", kernel.digest)
-    measure_linux(steps, kernel.data, _utf16(stub.command_line(image) or ""), stub.initrd(image))
+    if not platform.is_td or linux.measures_for_td(kernel.data):
+        measure_linux(steps, kernel.data, _utf16(stub.command_line(image) or ""), stub.initrd(image))
 
 
 def measure_linux(steps: Steps, kernel: bytes, options: bytes, initrd: bytes | None) -> None:

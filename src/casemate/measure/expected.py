@@ -110,9 +110,16 @@ def of_tpm(prediction: Prediction, registers: tuple[int, ...], inputs: dict[str,
     )
 
 
-def of_registers(kind: str, prefix: str, prediction: Prediction, inputs: dict[str, str | int]) -> Expected:
-    """Registers of SHA-384 that a kind has by name (``pcr0`` of Nitro, ``rtmr1`` of TDX)."""
-    registers = sorted({step.register for step in prediction.steps})
+def of_registers(
+    kind: str,
+    prefix: str,
+    prediction: Prediction,
+    inputs: dict[str, str | int],
+    registers: tuple[int, ...] = (),
+) -> Expected:
+    """Registers of SHA-384 that a kind has by name (``pcr0`` of Nitro, ``rtmr1`` of TDX); without ``registers`` those
+    that anything is measured into."""
+    registers = registers or tuple(sorted({step.register for step in prediction.steps}))
     return Expected(
         kind=kind,
         values={f"{prefix}{n}": value.hex() for n, value in prediction.values("sha384", registers).items()},

@@ -66,12 +66,21 @@ def _changes(inputs: Inputs, others: Mapping[str, Sequence[tuple[str, Any]]]) ->
         yield "no initrd", replace(inputs, initrd=None)
     if inputs.cmdline:
         yield "no command line", replace(inputs, cmdline="")
-    if inputs.kind == "tpm":
-        yield "Secure Boot off", replace(inputs, secure_boot_off=True)
+    if inputs.kind == "tdx":
+        yield "pages are added before they are measured (kernels before 6.16)", replace(inputs, two_passes=True)
     if inputs.kind in ("tpm", "tdx"):
-        for mib in MEMORY_TRIED_MIB:
-            if mib << 20 != inputs.memory_bytes:
-                yield f"{mib} MiB of memory", replace(inputs, memory_bytes=mib << 20)
+        yield from _boot_changes(inputs)
+
+
+def _boot_changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
+    replace = msgspec.structs.replace
+    yield "Secure Boot off", replace(inputs, secure_boot_off=True)
+    for plain in (True, False):
+        if inputs.kernel is not None and plain is not inputs.plain_kernel:
+            yield f"QEMU {'10.0 or newer' if plain else 'older than 10.0'}", replace(inputs, plain_kernel=plain)
+    for mib in MEMORY_TRIED_MIB:
+        if mib << 20 != inputs.memory_bytes:
+            yield f"{mib} MiB of memory", replace(inputs, memory_bytes=mib << 20)
 
 
 def _sev_changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:

@@ -45,8 +45,8 @@ class Fat:
         root = self._table + tables * size * sector
         self._data = root + -(-roots * 32 // sector) * sector
         total = (small or large) * sector
-        if not self._data < total <= _MAX_VOLUME:
-            raise _fault("tables larger than the volume")
+        if not self._data < total <= _MAX_VOLUME or len(read(total - sector, sector)) < sector:
+            raise _fault("a volume that is cut off, or tables larger than it")
         self._clusters = (total - self._data) // self._cluster
         self._bits = 12 if self._clusters < 4085 else 16 if self._clusters < 65525 else 32
         self._root: tuple[int, int] = (root, roots * 32)
@@ -105,7 +105,7 @@ class Fat:
         """The clusters of a chain, up to ``most`` bytes. Neighbours are read together."""
         parts: list[bytes] = []
         seen = length = 0
-        limit = -(-most // self._cluster)
+        limit = min(-(-most // self._cluster), self._clusters)
         while 2 <= cluster < self._clusters + 2 and seen < limit:
             first, count = cluster, 1
             cluster = self._next(cluster)

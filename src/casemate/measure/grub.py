@@ -24,6 +24,8 @@ from casemate.measure.registers import Steps
 from casemate.measure.shim import Vendor
 
 MAX_COMMANDS: Final = 10_000
+MAX_DEPTH: Final = 40
+_MAX_WORDS: Final = 64
 _VERSION: Final = re.compile(rb"^grub\.debian,\d+,Debian,grub2,(\d+\.\d+)[^,\n]*,", re.MULTILINE)
 _MEMDISK, _CONFIG, _PREFIX = 1, 2, 3
 _SILENT: Final = frozenset(
@@ -75,7 +77,7 @@ class Runner:
         self._volume = volume
         self._device = device
         self._files = files
-        self._count = 0
+        self._count = self._depth = 0
         self._functions: dict[str, str] = {}
         self.variables: dict[str, str] = {"root": device, "cmdpath": f"({device})/EFI/BOOT"}
         self.entries: list[Entry] = []
@@ -86,10 +88,14 @@ class Runner:
     def run(self, script: Script) -> bool:
         """Run commands until one boots; returns the status of the last one."""
         status = True
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise NotUnderstoodError("configurations that call each other too deeply")
         for statement in script:
             if self.booted:
-                return True
+                break
             status = self._if(statement) if isinstance(statement, If) else self._command(statement)
+        self._depth -= 1
         return status
 
     def _if(self, statement: If) -> bool:
@@ -167,6 +173,8 @@ class Runner:
 
     def _test(self, words: list[str]) -> bool:
         """test(1) as GRUB has it: -a and -o from left to right, without precedence."""
+        if len(words) > _MAX_WORDS:
+            raise NotUnderstoodError("a test of that many words")
         for joint in ("-o", "-a"):
             if joint in words:
                 at = words.index(joint)

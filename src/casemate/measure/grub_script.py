@@ -5,14 +5,16 @@ over; commands are judged when they run, for most of a configuration never does.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
 
-MAX_SCRIPT: Final = 1 << 20
+MAX_SCRIPT: Final = 256 << 10
 MAX_NESTING: Final = 16
 _BLOCKS: Final = frozenset({"menuentry", "submenu", "function"})
 _REFUSED: Final = frozenset({"for", "while", "until", "case", "select", "time"})
+_RUN: Final = re.compile(r"[^ \t\r\n;'\"$<>|&\\]+")
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
@@ -55,7 +57,7 @@ def parse_script(text: str) -> Script:
         NotUnderstoodError: it uses what is not understood.
     """
     if len(text) > MAX_SCRIPT:
-        raise NotUnderstoodError("a script of more than a mebibyte")
+        raise NotUnderstoodError("a script of more than 256 KiB")
     parser = _Parser(text)
     return parser.script(frozenset(), 0)
 
@@ -191,9 +193,10 @@ class _Parser:
             if self._at >= len(self._text):
                 raise NotUnderstoodError("a backslash at the end")
             parts.append(Part("text", self._text[self._at], True))
-        else:
-            parts.append(Part("text", self._text[self._at], False))
-        self._at += 1
+            self._at += 1
+        elif found := _RUN.match(self._text, self._at):
+            parts.append(Part("text", found[0], False))
+            self._at = found.end()
 
     def _quoted(self, parts: list[Part]) -> None:
         """Inside of double quotes, up to and with the closing one."""

@@ -21,6 +21,8 @@ from casemate.measure.gpt import Read
 from casemate.measure.ovmf import parse_firmware
 from casemate.measure.registers import Prediction
 from casemate.measure.sev import SNP_ACTIVE, Guest, hash_kernel, seves_digest, snp_digest
+from casemate.measure.tdvf import parse_tdvf
+from casemate.measure.tdx import RTMRS, measure_tdx
 from casemate.measure.variables import parse_variables
 from casemate.measure.vmsa import CPUS
 from casemate.measure.volumes import parse_volumes
@@ -32,12 +34,13 @@ _volumes = functools.lru_cache(maxsize=4)(parse_volumes)
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """Of every kind; a kind takes what it measures.
 
-    ``firmware``: OVMF, as the launch loads it. ``variables``: the variable store. ``eif``: a Nitro
-    enclave image. ``kernel``: None when the guest
-    boots from its disk. ``memory_bytes``: guest RAM. ``cpu``: QEMU's model. ``features``: SEV_FEATURES.
-    ``kernel_hashes``: whether SEV firmware is to check the kernel. ``secure_boot_off``: as if it were switched off in
-    the store. ``foreign_roms``: devices of the host are passed through, with option ROMs of their own. ``reference``:
-    an event log that is trusted, for what firmware alone decides. ``wanted``: what evidence has to say beside it.
+    ``firmware``: OVMF, as the launch loads it. ``variables``: the variable store. ``eif``: a Nitro enclave image.
+    ``kernel``: None when the guest boots from its disk. ``memory_bytes``: guest RAM. ``cpu``: QEMU's model.
+    ``features``: SEV_FEATURES. ``kernel_hashes``: whether SEV firmware is to check the kernel. ``secure_boot_off``: as
+    if it were switched off in the store. ``foreign_roms``: devices of the host are passed through, with option ROMs of
+    their own. ``plain_kernel``: whether QEMU offers the kernel also as it is; None: not known. ``two_passes``: whether
+    the host adds pages of a trust domain before it measures them. ``reference``: an event log that is trusted, for what
+    firmware and machine alone decide. ``wanted``: what evidence has to say beside it.
     """
 
     kind: str
@@ -55,6 +58,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     kernel_hashes: bool = True
     secure_boot_off: bool = False
     foreign_roms: bool = False
+    plain_kernel: bool | None = None
+    two_passes: bool = False
     reference: EventLog | None = None
     banks: tuple[str, ...] = ("sha256",)
     registers: tuple[int, ...] = boot.REGISTERS
@@ -78,6 +83,8 @@ def measured(inputs: Inputs, described: dict[str, str | int]) -> Expected:
         return expected.of_tpm(_predict(inputs), inputs.registers, described)
     if inputs.kind == "se" and inputs.kernel is not None:
         return Expected(kind="se", values={"image": parse_image(inputs.kernel).hex()}, inputs=described)
+    if inputs.kind == "tdx":
+        return msgspec.structs.replace(_td(inputs, described), wanted=inputs.wanted)
     if inputs.kind == "nitro" and inputs.eif is not None:
         return expected.of_registers("nitro", "pcr", measure_eif(inputs.eif).prediction(), described)
     raise InputError(f"there is no measurement {inputs.kind!r}", expected=", ".join(expected.KINDS))
@@ -100,7 +107,9 @@ def _guest(inputs: Inputs) -> Guest:
 
 
 def _predict(inputs: Inputs) -> Prediction:
-    variables = parse_variables(inputs.variables)
+    """What a TPM would hold; of a trust domain the same events go into its own registers."""
+    is_td = inputs.kind == "tdx"
+    variables = parse_variables(parse_tdvf(inputs.firmware).variables if is_td else inputs.variables)
     if inputs.secure_boot_off:
         variables = boot.without_secure_boot(variables)
     platform = boot.Platform(
@@ -108,10 +117,22 @@ def _predict(inputs: Inputs) -> Prediction:
         variables=variables,
         memory_bytes=inputs.memory_bytes,
         foreign_roms=inputs.foreign_roms,
-        reference=inputs.reference,
+        plain_kernel=True if is_td else inputs.plain_kernel,
+        is_td=is_td,
+        reference=None if is_td else inputs.reference,
     )
+    banks = ("sha384",) if is_td else inputs.banks
     if inputs.kernel is not None:
-        return boot.predict_direct(platform, boot.Direct(inputs.kernel, inputs.initrd, inputs.cmdline), inputs.banks)
+        return boot.predict_direct(platform, boot.Direct(inputs.kernel, inputs.initrd, inputs.cmdline), banks)
     if inputs.disk is not None:
-        return predict_disk(platform, inputs.disk, inputs.banks)
+        return predict_disk(platform, inputs.disk, banks)
     raise InputError("nothing to boot", expected="a kernel, or a disk")
+
+
+def _td(inputs: Inputs, described: dict[str, str | int]) -> Expected:
+    firmware = parse_tdvf(inputs.firmware)
+    found = expected.of_registers(
+        "tdx", "rtmr", measure_tdx(_predict(inputs), firmware, inputs.reference), described, RTMRS
+    )
+    mrtd = firmware.mrtd(two_passes=inputs.two_passes).hex()
+    return msgspec.structs.replace(found, values={"mrtd": mrtd, **found.values})

@@ -8,6 +8,7 @@ initrd. The address follows from the memory below 4 GiB.
 from __future__ import annotations
 
 import struct
+import uuid
 from typing import Final
 
 from casemate.errors import InputError
@@ -20,6 +21,8 @@ _CAN_USE_HEAP: Final = 0x80
 _ABOVE_4G: Final = 0x02
 _OPTIONS_MEASURED: Final = b"LOADED_IMAGE::LoadOptions\0"
 _INITRD_MEASURED: Final = b"Linux initrd\0"
+_CC_MEASUREMENT: Final = uuid.UUID("96751a3d-72f4-41a6-a794-ed5d0e67ae6b").bytes_le[8:]
+"""EFI_CC_MEASUREMENT_PROTOCOL; compilers write the first half of a GUID as they like."""
 
 
 def as_loaded(kernel: bytes, initrd_bytes: int, memory_bytes: int) -> bytes:
@@ -65,3 +68,8 @@ def measures_options(kernel: bytes) -> bool:
 def measures_initrd(kernel: bytes) -> bool:
     """Whether its EFI stub measures an initrd that it loads itself into PCR 9 (Linux 5.18 and newer)."""
     return _INITRD_MEASURED in kernel
+
+
+def measures_for_td(program: bytes) -> bool:
+    """Whether an EFI program measures into a TDX guest's registers: it knows the protocol for that (Linux 6.9)."""
+    return _CC_MEASUREMENT in program

@@ -62,7 +62,7 @@ def parse_firmware(data: bytes) -> Firmware:
         raise InputError(
             "firmware of no whole pages", got=f"{len(data)} bytes", expected=f"pages, up to {MAX_BYTES} bytes"
         )
-    table = _table(data)
+    table = guided_entries(data)
     reset = table.get(_RESET_BLOCK)
     hashes = table.get(_HASH_TABLE)
     return Firmware(
@@ -74,7 +74,12 @@ def parse_firmware(data: bytes) -> Firmware:
     )
 
 
-def _table(data: bytes) -> dict[bytes, bytes]:
+def guided_entries(data: bytes) -> dict[bytes, bytes]:
+    """The table at the end of an image: GUID to data; empty when it has none.
+
+    Raises:
+        InputError: it contradicts itself.
+    """
     end = len(data) - 32
     size = int.from_bytes(data[end - _ENTRY_TAIL : end - 16], "little")
     if data[end - 16 : end] != _FOOTER:

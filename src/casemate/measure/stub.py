@@ -64,6 +64,11 @@ def loads_kernel_by_firmware(image: Pe) -> bool:
     return (stub_version(image) or 0) < 258
 
 
+def program(image: Pe) -> bytes:
+    """The stub's own code and constants."""
+    return b"".join(image.section(name) or b"" for name in (".text", ".rodata", ".data", ".sdata"))
+
+
 def asks_firmware_first(image: Pe) -> bool:
     """Whether, under Secure Boot, the stub overrides the firmware's check of the kernel only after it failed."""
     return (stub_version(image) or 0) < 254

@@ -39,6 +39,7 @@ _TPM_DRIVER: Final = uuid.UUID("fdff263d-5f68-4591-87ba-b768f445a9af").bytes_le
 _SECURE_BOOT_PAGES: Final = uuid.UUID("f0e6a44f-7195-41c3-ac64-54f202cd0a21").bytes_le
 _INITRD_BEHIND: Final = b" initrd=initrd\0"
 _INITRD_AHEAD: Final = b"initrd=initrd \0"
+_PLAIN_KERNEL: Final = b"etc/boot/\0"
 
 
 class Volumes(msgspec.Struct, frozen=True):
@@ -51,19 +52,28 @@ class Volumes(msgspec.Struct, frozen=True):
     @property
     def has_tpm(self) -> bool:
         """Whether it has a TPM 2.0 driver: without one nothing is measured."""
-        return _TPM_DRIVER in self.main
+        return self._has(_TPM_DRIVER)
 
     @property
     def has_secure_boot(self) -> bool:
         """Whether it was built with Secure Boot: it has the pages to set it up."""
-        return _SECURE_BOOT_PAGES in self.main
+        return self._has(_SECURE_BOOT_PAGES)
 
     @property
     def initrd_option(self) -> str | None:
         """Where it adds ``initrd=initrd`` to the command line of direct kernel boot: ``behind``, ``ahead``; None when
         it cannot be told."""
-        found = [word for word, text in (("behind", _INITRD_BEHIND), ("ahead", _INITRD_AHEAD)) if text in self.main]
+        found = [word for word, text in (("behind", _INITRD_BEHIND), ("ahead", _INITRD_AHEAD)) if self._has(text)]
         return found[0] if len(found) == 1 else None
+
+    @property
+    def takes_plain_kernel(self) -> bool:
+        """Whether it prefers the kernel as it is to the one whose header QEMU filled in, where QEMU offers both (10.0
+        and newer, as etc/boot/kernel)."""
+        return self._has(_PLAIN_KERNEL)
+
+    def _has(self, part: bytes) -> bool:
+        return part in self.main or part in self.early
 
 
 def parse_volumes(image: bytes) -> Volumes:
@@ -86,13 +96,13 @@ def measured_volumes(image: bytes) -> tuple[bytes, ...]:
     """
     if len(image) > MAX_IMAGE:
         raise _fault(f"{len(image)} bytes")
-    found = [
-        inner
-        for volume in _volumes(image)
-        for kind, body in _files(volume)
-        if kind == _FILE_OF_VOLUME
-        for inner in _unpacked(body)
-    ]
+    found: list[bytes] = []
+    bodies = (body for volume in _volumes(image) for kind, body in _files(volume) if kind == _FILE_OF_VOLUME)
+    for body in bodies:
+        for inner in _unpacked(body):
+            found.append(inner)
+            if sum(map(len, found)) > MAX_UNPACKED:
+                raise _fault(f"volumes of more than {MAX_UNPACKED} bytes")
     if not found:
         raise _fault("no volume with an LZMA section")
     return tuple(found)
@@ -166,7 +176,7 @@ def _unpacked(body: bytes) -> Iterator[bytes]:
 
 def _unpack(packed: bytes) -> bytes:
     try:
-        unpacker = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=32 << 20)
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=20 << 20)
         found = unpacker.decompress(packed, MAX_UNPACKED)
     except (lzma.LZMAError, MemoryError, EOFError) as error:
         raise _fault(f"an LZMA section that does not unpack ({error})") from None
