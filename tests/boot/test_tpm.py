@@ -178,6 +178,8 @@ def test_a_guest_uses_its_tpm_and_the_host_believes_its_quote(cli: Cli, tmp_path
         assert in_guest(shell, READ)[6:14] == b"it stays"
     assert cli.json("inspect", "tpm", "--json")["tpm"] == document["tpm"]
 
+    assert "helper-died" not in "".join(path.read_text() for path in cli.data.rglob("events.jsonl"))
+
     # Its death is said, and leaves the state whole.
     pid = helper(cli, "tpm")
     os.kill(pid, signal.SIGKILL)

@@ -112,3 +112,35 @@ def test_hostile_device_text_is_read_or_said_to_be_unreadable(text: str) -> None
 def test_hostile_xml_is_refused(xml: bytes) -> None:
     with pytest.raises(InputError):
         read_domain(xml, "t.xml")
+
+
+TPM_IDS = ("tpm.state-encrypted", "tpm.own-uid", "tpm.confined")
+SECRET = "<encryption secret='6dd3e4a5-1d76-44ce-961f-f119f5aad935'/>"
+
+
+@pytest.mark.parametrize(
+    ("backend", "wanted"),
+    [
+        ("", ("not-applicable", "not-applicable", "not-applicable")),
+        ("<backend type='emulator' version='2.0'/>", ("fail", "fail", "not-applicable")),
+        (f"<backend type='emulator' version='2.0'>{SECRET}</backend>", ("pass", "fail", "not-applicable")),
+        (
+            "<backend type='passthrough'><device path='/dev/tpm0'/></backend>",
+            ("not-applicable", "not-applicable", "not-applicable"),
+        ),
+    ],
+)
+def test_a_domains_tpm(backend: str, wanted: tuple[str, ...]) -> None:
+    xml = GOOD.replace("<memballoon", f"<tpm model='tpm-crb'>{backend}</tpm><memballoon") if backend else GOOD
+    facts = machine_facts(read_domain(xml.encode(), "t.xml"), Stage.OBSERVED)
+    found = {f.control_id: f.verdict.value for f in judge(controls_about(Subject.VM), facts, stage=Stage.OBSERVED)}
+    assert tuple(found[name] for name in TPM_IDS) == wanted
+
+
+def test_a_command_line_does_not_say_how_swtpm_keeps_its_state() -> None:
+    line = "qemu-system-x86_64 -tpmdev emulator,id=t,chardev=c -chardev socket,id=c,path=/s -device tpm-crb,tpmdev=t"
+    facts = machine_facts(read_argv(line.split(), "t"), Stage.OBSERVED)
+    found = {f.control_id: f.verdict for f in judge(controls_about(Subject.VM), facts, stage=Stage.OBSERVED)}
+    assert found["tpm.state-encrypted"] is Verdict.UNKNOWN
+    assert found["tpm.own-uid"] is Verdict.UNKNOWN
+    assert found["tpm.confined"] is Verdict.NOT_APPLICABLE

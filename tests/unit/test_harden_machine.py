@@ -437,3 +437,13 @@ def test_what_does_not_fit_is_refused(words: list[str], said: str, capsys: pytes
         code = int(str(ended.code))
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_emulated_tpm_becomes_one_of_the_vms_own_and_the_hosts_does_not() -> None:
+    command = f"{Q} -m 1G -hda /d.img -device tpm-tis,tpmdev=t -tpmdev "
+    emulated = hardened(f"{command}emulator,id=t,chardev=c -chardev socket,id=c,path=/s")
+    assert emulated.spec.tpm.enabled
+    assert "tpm.state-encrypted" in {change.control for change in emulated.hardened.changes}
+    hosts = hardened(f"{command}passthrough,id=t,path=/dev/tpm0")
+    assert not hosts.spec.tpm.enabled
+    assert "dev.tpm" in {left.control for left in hosts.hardened.left}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +14,15 @@ import msgspec
 import pytest
 from tests.support import tpm_case
 from tests.support.tpm_case import VM_ID, ChildKilledError, Running, ScenarioError, in_child, paths_in, plan_with
+from tests.support.walls import BUSYBOX, Pipe, finish, identity, program, staging, wall
 
 from casemate.engine import owned, swtpm, tpm_commands, tpm_furnish, tpm_state
 from casemate.engine.identity import claim
 from casemate.errors import HostError
 from casemate.evidence.tpm import parse_public_key
-from casemate.jail.policy import IdentityMode
+from casemate.jail.policy import IdentityMode, LandlockPath, RootEntry, Scratch, StateDirectory
+from casemate.jail.spawn import spawn
+from casemate.plan.swtpm import STATE
 
 pytestmark = [
     pytest.mark.wall,
@@ -304,3 +308,46 @@ def test_an_ordinary_user_gives_a_directory_to_a_subordinate_id_and_removes_it(t
     assert home.stat().st_uid == other.uid
     owned.remove(str(home))
     assert not home.exists()
+
+
+CALLS = """mkdir mknod symlink link unlink rename ftruncate chmod fork vfork clone wait4 pipe pipe2 dup2 fcntl umask
+    rt_sigprocmask sigaltstack getcwd utimensat stat lstat access
+    sendfile mknodat fchmodat symlinkat mkdirat""".split()  # noqa: SIM905 - a list of words
+
+
+def attack(folder: Path, where: RootEntry, line: str) -> str:
+    """What busybox's shell says with a writable place as swtpm has it."""
+    folder.mkdir()
+    pipe = Pipe()
+    paths = (LandlockPath("/", ("read", "execute")), LandlockPath(STATE, ("read", "write", "replace")))
+    planned = msgspec.structs.replace(wall("sh", "-c", line, root=(where,)), landlock=paths)
+    finish(spawn(planned, program(tuple(CALLS)), pipe.sources, staging(folder)))
+    return pipe.text()
+
+
+@pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="package busybox-static is not installed")
+@pytest.mark.parametrize("kind", ["directory", "tmpfs"])
+def test_the_writable_place_takes_files_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    """As one that took swtpm over would try: programs, devices, links out, directories, other places, too much."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    os.chown(state, identity().uid, identity().gid)
+    where = StateDirectory(str(state), STATE) if kind == "directory" else Scratch(STATE, 1 << 20, 16)
+    tries = {
+        "write": (f"echo x >{STATE}/f", "DONE"),
+        "replace": (f"echo x >{STATE}/f; mv {STATE}/f {STATE}/g && rm {STATE}/g", "DONE"),
+        "outside": ("echo x >/x", "Read-only file system"),
+        "program": (f"echo '#!/bin/busybox true' >{STATE}/b; chmod 755 {STATE}/b; {STATE}/b", "Permission denied"),
+        "directory": (f"mkdir {STATE}/d", "Permission denied"),
+        "device": (f"mknod {STATE}/n c 1 3", "Operation not permitted|Permission denied"),
+        "fifo": (f"mknod {STATE}/p p", "Permission denied"),
+        "link": (f"ln -s /bin {STATE}/l", "Permission denied"),
+        "size": (f"dd if=/bin/busybox of={STATE}/big bs=65536 count=32", "File too large"),
+    }
+    for name, (line, wanted) in tries.items():
+        said = attack(tmp_path / name, where, f"{line} && echo DONE")
+        assert re.search(wanted, said), (name, said)
+        assert ("DONE" in said) is (wanted == "DONE"), (name, said)
+    if kind == "directory":
+        assert sorted(os.listdir(state)) == ["b", "big"]
+        assert (state / "big").stat().st_size <= 1 << 20

@@ -46,7 +46,8 @@ class Run:
         if plan.wall.exec_label is not None:
             notes.append(f"the probe runs under the label {plan.wall.exec_label}")
         if plan.helpers:
-            notes.append("the network's helper is not started: its socket leads nowhere")
+            names = " and ".join(helper.name for helper in plan.helpers)
+            notes.append(f"{names}: not started in a proof; the sockets to them lead nowhere")
         if plan.spec.disks:
             notes.append("disk images are open read-only in a proof, whatever the specification says")
         if plan.spec.passthrough:

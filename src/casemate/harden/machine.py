@@ -120,6 +120,7 @@ def harden_machine(
     limits = _limits(machine, notes, io_limit_mib_s)
     if limits:
         document["limits"] = limits
+    document |= machine_rest.tpm(machine, notes)
     _devices(machine, notes)  # 5.
     machine_rest.surroundings(machine, notes)  # 6.
     if not document["boot"].get("kernel") and not document["disk"]:

@@ -11,6 +11,25 @@ from casemate.harden.model import Notes, Reason
 _IGNORED_FLAGS: Final = frozenset({"-nodefaults", "-no-user-config", "-snapshot", "-enable-kvm", "-S"})
 
 
+def tpm(machine: Machine, notes: Notes) -> dict[str, dict[str, bool]]:
+    """``[tpm]`` where the machine has one that is emulated; its state cannot come along."""
+    device = next((item for item in machine.devices if item.type.startswith(("tpm-", "spapr-tpm"))), None)
+    if device is None:
+        return {}
+    if any(item.kind == "tpmdev" and item.type == "passthrough" for item in machine.backends):
+        step = "a TPM of the VM's own: [tpm] enabled = true; the host's is the host's"
+        notes.leave("dev.tpm", device.origin, "the host's TPM is not in the specification", Reason.DECIDE, step)
+        return {}
+    notes.change(
+        "tpm.state-encrypted",
+        device.origin,
+        f"{device.type} becomes a TPM of the VM's own, in a wall, with encrypted state",
+        "what guards a TPM's state on the host guards what the guest sealed with it",
+        "it is a new TPM: what was sealed by the old one (disk keys, BitLocker) has to be unlocked with a recovery key",
+    )
+    return {"tpm": {"enabled": True}}
+
+
 def surroundings(machine: Machine, notes: Notes) -> None:
     """Monitors, screens, debugging, shared memory, secrets, and what nobody understood."""
     ways = [way for way in machine.monitors if way not in ("fd", "none", "libvirt")]
