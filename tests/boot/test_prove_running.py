@@ -11,7 +11,7 @@ from casemate.controls.policy import HostPolicy
 from casemate.engine.prove import prove_vm
 from casemate.jail.probe.judge import Outcome
 
-pytestmark = [pytest.mark.wall, pytest.mark.boot]
+pytestmark = pytest.mark.boot
 
 
 @pytest.fixture(name="machines")
