@@ -5,7 +5,6 @@ Everything below is imported on use, as in ``app.py`` and ``assess.py``.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from casemate.errors import InputError
@@ -58,18 +57,10 @@ def load(name: str) -> Report:
     Raises:
         InputError: it cannot be read, or is none.
     """
-    from casemate.facts.root import read_all
+    from casemate.audit.text import read_input
     from casemate.report.document import from_json
 
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            return from_json(read_all(descriptor, BASELINE_MAX_BYTES, name), name)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        got = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InputError(f"cannot read the baseline {name!r}", got=got, next_step="check the path") from None
+    return from_json(read_input(name, BASELINE_MAX_BYTES), name)
 
 
 def compare(old: Report | None, report: Report) -> tuple[Report, Changes]:

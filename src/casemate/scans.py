@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.cell.cell import Cell
+    from casemate.cell.rawscan import RawResult
     from casemate.controls.audit_model import FileRef, TargetReport
     from casemate.engine.imagestore import OpenedImage
     from casemate.engine.paths import Paths
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from casemate.scan.outcome import FileHit, Outcome
     from casemate.scan.redact import Redactor
     from casemate.scan.ruleset import RuleSet
+    from casemate.scan.waivers import Waivers
 
 __all__ = [
     "RULES_MAX_BYTES",
@@ -93,18 +95,13 @@ def scan_image(
     Raises:
         InputError, ImageError: the image or a file is refused. HostError: no wall, no engine. VmError: a scanner died.
     """
-    import datetime
     import os
-    import time
 
-    from casemate.cell.rawscan import raw_scan
     from casemate.cell.rawscan_engine import build_engine
     from casemate.engine.imagestore import open_reference
     from casemate.engine.paths import default_paths, prepare
-    from casemate.engine.policy_file import read_policy
     from casemate.image.opening import verify_unchanged
     from casemate.scan import weak
-    from casemate.scan.outcome import Outcome, apply_waivers, merge
     from casemate.scan.redact import Redactor
     from casemate.scan.waivers import NO_WAIVERS, read_waivers
 
@@ -116,29 +113,63 @@ def scan_image(
     prepare(paths)
     rules, engine = build_engine(rules, redactor, f"{paths.cache}/scan", plain=plain)
     opened = open_reference(reference, declared=image_format)
-    started = time.monotonic()
     try:
         if expected is not None:
             verify_unchanged(opened.fd, expected, opened.name)
-        raw = raw_scan(
-            opened.fd,
-            opened.name,
-            opened.header,
-            engine,
-            [rule.id for rule in rules.rules],
-            paths,
-            read_policy().identity.uids(),
-            jobs=jobs,
-            progress=lambda done, of: progress("blocks", done, of),
-        )
-        seconds = time.monotonic() - started
-        hits: tuple[FileHit, ...] = ()
-        notes: tuple[str, ...] = ("files were not read by name (--no-files): rules by path were not tried",)
-        left: tuple[str, ...] = ()
-        if live:
-            hits, left, notes = _live(opened, rules, engine, redactor, paths, jobs, keys, progress)
+        raw, seconds = _blocks(opened, rules, engine, paths, jobs, progress)
+        files = _live(opened, rules, engine, redactor, paths, jobs, keys, progress) if live else _NO_FILES
     finally:
         os.close(opened.fd)
+    return _outcome(opened, raw, seconds, files, rules, waivers, live=live)
+
+
+_NO_FILES: tuple[tuple[FileHit, ...], tuple[str, ...], tuple[str, ...]] = (
+    (),
+    (),
+    ("files were not read by name (--no-files): rules by path were not tried",),
+)
+
+
+def _blocks(
+    opened: OpenedImage, rules: RuleSet, engine: Engine, paths: Paths, jobs: int, progress: Progress
+) -> tuple[RawResult, float]:
+    """Every block, in walls; and how long that took, in seconds."""
+    import time
+
+    from casemate.cell.rawscan import raw_scan
+    from casemate.engine.policy_file import read_policy
+
+    started = time.monotonic()
+    raw = raw_scan(
+        opened.fd,
+        opened.name,
+        opened.header,
+        engine,
+        [rule.id for rule in rules.rules],
+        paths,
+        read_policy().identity.uids(),
+        jobs=jobs,
+        progress=lambda done, of: progress("blocks", done, of),
+    )
+    return raw, time.monotonic() - started
+
+
+def _outcome(
+    opened: OpenedImage,
+    raw: RawResult,
+    seconds: float,
+    files: tuple[tuple[FileHit, ...], tuple[str, ...], tuple[str, ...]],
+    rules: RuleSet,
+    waivers: Waivers,
+    *,
+    live: bool,
+) -> Outcome:
+    """Blocks and files together, with what was waived today."""
+    import datetime
+
+    from casemate.scan.outcome import Outcome, apply_waivers, merge
+
+    hits, left, notes = files
     findings = merge(raw, hits, rules)
     today = datetime.datetime.now(datetime.UTC).date()
     covered, stale = apply_waivers(findings, waivers, today)

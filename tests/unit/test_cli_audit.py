@@ -91,9 +91,9 @@ def test_everything_is_handed_on(given: Given) -> None:
         (["--fail-on", "hihg"], 2, "did you mean high?"),
         (["--json", "--format", "html"], 2, "exclude each other"),
         (["--explain", "os.mak"], 2, "did you mean os.mac?"),
-        (["--baseline", "/nonexistent"], 2, "cannot read the baseline"),
-        (["--baseline", "/dev/null"], 2, "cannot be read as an audit's JSON"),
-        (["--baseline", "a\0b"], 2, "cannot read the baseline"),
+        (["--baseline", "/nonexistent"], 2, "cannot read /nonexistent"),
+        (["--baseline", __file__], 2, "cannot be read as an audit's JSON"),
+        (["--baseline", "a\0b"], 2, "embedded null byte"),
         (["-o", "/nonexistent/x.html"], 2, "cannot write"),
     ],
 )

@@ -42,8 +42,9 @@ def read_input(name: str, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
             return read_all(descriptor, limit_bytes, name)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise InputError(f"cannot read {name}", got=(error.strerror or str(error)).lower()) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        got = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InputError(f"cannot read {name}", got=got) from None
 
 
 def open_regular(name: str) -> int:

@@ -79,12 +79,7 @@ def boot(
     sweep_stale(paths)
     cell_id = f"cell{secrets.token_hex(6)}"
     home = f"{paths.runtime}/cells/{cell_id}"
-    nursery = files.take_lock(f"{paths.runtime}/cells.lock", wait=True)
-    try:
-        lock = _make_home(paths, home, cell_id)
-    finally:
-        if nursery is not None:
-            os.close(nursery)
+    lock = _make_home(paths, home, cell_id)
     own = Paths(home, f"{home}/data", paths.cache)
     opened = Opened()
     uid_lock = -1
@@ -108,12 +103,8 @@ def boot(
         for wait_s in HELLO_MAX_S:
             started = _start(plan, program, opened, f"{home}/root", controls)
             session = started.session(guest, wait_s, lambda package: tool_files(package, Path(paths.cache), report))
-            try:
-                session.wait_for_hello()
+            if _says_hello(session, is_last=wait_s == HELLO_MAX_S[-1]):
                 break
-            except VmError as error:
-                if error.what != SILENT or wait_s == HELLO_MAX_S[-1]:
-                    raise
             started.end()
             remove_cgroups(plan.cgroup.directories)
         image_locks, opened.locks = opened.locks, []
@@ -131,6 +122,17 @@ def boot(
         for descriptor in (uid_lock, lock, *image_locks):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _says_hello(session: Session, *, is_last: bool) -> bool:
+    """Whether the guest answered; its silence is an error only the last time."""
+    try:
+        session.wait_for_hello()
+    except VmError as error:
+        if error.what != SILENT or is_last:
+            raise
+        return False
+    return True
 
 
 @dataclass
@@ -170,12 +172,17 @@ def _start(plan: LaunchPlan, program: bytes, opened: Opened, staging: str, contr
 
 def _make_home(paths: Paths, home: str, cell_id: str) -> int:
     """The cell's directories and the lock that says whose they are; under cells.lock, or a sweep would take them."""
-    for directory in (
-        *(f"{paths.runtime}/cells", home, f"{home}/root"),
-        *(f"{home}/data", f"{home}/data/vms", f"{home}/data/vms/{cell_id}"),
-    ):
-        own_directory(directory)
-    lock = files.take_lock(f"{home}/lock", wait=False)
+    nursery = files.take_lock(f"{paths.runtime}/cells.lock", wait=True)
+    try:
+        for directory in (
+            *(f"{paths.runtime}/cells", home, f"{home}/root"),
+            *(f"{home}/data", f"{home}/data/vms", f"{home}/data/vms/{cell_id}"),
+        ):
+            own_directory(directory)
+        lock = files.take_lock(f"{home}/lock", wait=False)
+    finally:
+        if nursery is not None:
+            os.close(nursery)
     if lock is None:
         raise RuntimeError(f"{home} is new and yet locked")
     return lock

@@ -60,6 +60,27 @@ def add(commands: Commands) -> None:
         epilog=_AUDIT_EPILOG,
     )
     _keep_what_follows_dashes(audit)
+    _add_targets(audit)
+    _add_weights(audit)
+    _output(audit)
+    controls = add_command(
+        commands, "controls", "controls:controls", "print the catalogue of controls", epilog=_CONTROLS_EPILOG
+    )
+    controls.add_argument("id", nargs="?", metavar="ID", help="one control, in full")
+    controls.add_argument("--layer", choices=LAYERS, metavar="LAYER", help=f"only this layer: {', '.join(LAYERS)}")
+    controls.add_argument(
+        "--profile", choices=PROFILES, metavar="NAME", help=f"severities under a profile: {', '.join(PROFILES)}"
+    )
+    controls.add_argument(
+        "--framework",
+        choices=FRAMEWORKS,
+        metavar="NAME",
+        help=f"published measures and the controls that check them: {', '.join(FRAMEWORKS)}",
+    )
+    add_json(controls)
+
+
+def _add_targets(audit: argparse.ArgumentParser) -> None:
     audit.set_defaults(command_line=[])
     audit.add_argument(
         "targets",
@@ -85,6 +106,9 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="how many processes judge captures and files at once (default: one per core)",
     )
+
+
+def _add_weights(audit: argparse.ArgumentParser) -> None:
     how = audit.add_argument_group("how to weigh it")
     how.add_argument(
         "--profile",
@@ -101,22 +125,6 @@ def add(commands: Commands) -> None:
         help=f"exit with 1 when a control this bad or worse failed: {', '.join(SEVERITIES)}",
     )
     how.add_argument("--unknown-fails", action="store_true", help="for --fail-on, what is unknown counts as failed")
-    _output(audit)
-    controls = add_command(
-        commands, "controls", "controls:controls", "print the catalogue of controls", epilog=_CONTROLS_EPILOG
-    )
-    controls.add_argument("id", nargs="?", metavar="ID", help="one control, in full")
-    controls.add_argument("--layer", choices=LAYERS, metavar="LAYER", help=f"only this layer: {', '.join(LAYERS)}")
-    controls.add_argument(
-        "--profile", choices=PROFILES, metavar="NAME", help=f"severities under a profile: {', '.join(PROFILES)}"
-    )
-    controls.add_argument(
-        "--framework",
-        choices=FRAMEWORKS,
-        metavar="NAME",
-        help=f"published measures and the controls that check them: {', '.join(FRAMEWORKS)}",
-    )
-    add_json(controls)
 
 
 def _jobs(text: str) -> int:

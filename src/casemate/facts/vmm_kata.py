@@ -77,29 +77,13 @@ def read_kata(data: bytes, source: str) -> Machine:
     runtime = View(_table(tree, "runtime"), "runtime", draft)
     agent = View(_table(_table(tree, "agent"), "kata"), "agent.kata", draft)
     vmm = VMMS.get(name, name[:60])
-    settings = {"kata-annotations": ", ".join(_annotations(view.texts("enable_annotations")))}
-    loosened = _loosened(view, runtime, vmm)
-    if loosened:
-        settings["sandbox-off"] = "; ".join(loosened)
-    if agent.flag("debug_console_enabled"):
-        settings["debug-console"] = "on"
-    if View(_table(tree, "factory"), "factory", draft).flag("enable_template"):
-        settings["template"] = "on"
+    settings = _settings(view, runtime, agent, View(_table(tree, "factory"), "factory", draft), vmm)
     disks = _devices(draft, view, runtime, vmm, settings)
-    debug = view.flag("enable_debug")
-    monitors = ["unix:/run/vc/vm/SANDBOX/qmp.sock" if vmm == "qemu" else "unix:/run/vc/vm/SANDBOX/api.sock"]
-    if debug and view.text("extra_monitor_socket"):
-        monitors.append("unix:/run/vc/vm/SANDBOX/extra-monitor.sock, open to whoever reaches it")
-    features: Properties = {}
-    for part in view.text("cpu_features").split(","):
-        key, equals, value = part.strip().partition("=")
-        if equals:
-            features[key] = value
+    monitors = _monitors(view, vmm)
+    features = _features(view)
     cmdline = view.text("kernel_params")
     if view.texts("pflashes"):
         draft.device("cfi.pflash01", {}, f"{view.place}.pflashes")
-    if view.text("guest_memory_dump_path"):
-        settings["memory-dump"] = view.text("guest_memory_dump_path")
     security = _security(view)
     emulator, board, options = view.text("path"), view.text("machine_type"), view.text("machine_accelerators")
     memory_mib, kernel, initrd = view.number("default_memory"), view.text("kernel"), view.text("initrd")
@@ -134,6 +118,38 @@ def read_kata(data: bytes, source: str) -> Machine:
         settings=settings,
         secrets=tuple(name.replace("-append", "kernel_params") for name in secrets_in("-append", cmdline)),
     )
+
+
+def _settings(view: View, runtime: View, agent: View, factory: View, vmm: str) -> dict[str, str]:
+    """What Kata itself does with the VM."""
+    settings = {"kata-annotations": ", ".join(_annotations(view.texts("enable_annotations")))}
+    loosened = _loosened(view, runtime, vmm)
+    if loosened:
+        settings["sandbox-off"] = "; ".join(loosened)
+    if agent.flag("debug_console_enabled"):
+        settings["debug-console"] = "on"
+    if factory.flag("enable_template"):
+        settings["template"] = "on"
+    if view.text("guest_memory_dump_path"):
+        settings["memory-dump"] = view.text("guest_memory_dump_path")
+    return settings
+
+
+def _monitors(view: View, vmm: str) -> list[str]:
+    monitors = ["unix:/run/vc/vm/SANDBOX/qmp.sock" if vmm == "qemu" else "unix:/run/vc/vm/SANDBOX/api.sock"]
+    debug = view.flag("enable_debug")  # read whatever the other says: what was not read is reported
+    if debug and view.text("extra_monitor_socket"):
+        monitors.append("unix:/run/vc/vm/SANDBOX/extra-monitor.sock, open to whoever reaches it")
+    return monitors
+
+
+def _features(view: View) -> Properties:
+    features: Properties = {}
+    for part in view.text("cpu_features").split(","):
+        key, equals, value = part.strip().partition("=")
+        if equals:
+            features[key] = value
+    return features
 
 
 def _hypervisor(tree: dict[str, Any], source: str) -> tuple[str, dict[str, Any]]:

@@ -52,6 +52,26 @@ def surroundings(machine: Machine, notes: Notes) -> None:
             "the screen: the console is a serial one (casemate console)",
         )
     _serial(machine, notes)
+    _memory(machine, notes)
+    _interfaces(machine, notes)
+    if not any(d.type.startswith("virtio-rng") for d in machine.devices):
+        notes.change(
+            "ent.virtio-rng", "devices", "virtio-rng from /dev/urandom, with a rate", "early keys need entropy"
+        )
+    if "spawn=deny" not in machine.sandbox and machine.form == "argv":
+        notes.change("proc.qemu-sandbox", "argv", "-sandbox on with all denials, inside our wall", "one more filter")
+    _unsaid(machine, notes)
+    for part in machine.unreadable[:64]:
+        notes.leave(
+            "dev.surface",
+            machine.form,
+            f"not understood, and not taken over: {part[:160]}",
+            Reason.DECIDE,
+            "look at it",
+        )
+
+
+def _memory(machine: Machine, notes: Notes) -> None:
     shared = [b for b in machine.backends if b.kind == "object" and b.properties.get("share") in ("on", "yes", "true")]
     files = [b for b in machine.backends if b.kind == "object" and b.type == "memory-backend-file"]
     if shared or files or machine.settings.get("mem-path"):
@@ -62,6 +82,10 @@ def surroundings(machine: Machine, notes: Notes) -> None:
             "another process that maps the guest's memory sees its keys",
             "huge pages and NUMA placement",
         )
+
+
+def _interfaces(machine: Machine, notes: Notes) -> None:
+    """Debuggers, secrets in arguments, launch security."""
     opened = [flag for flag in machine.flags if flag not in _IGNORED_FLAGS]
     if opened:
         notes.change(
@@ -86,21 +110,6 @@ def surroundings(machine: Machine, notes: Notes) -> None:
             f"{machine.launch_security} is not in the specification",
             Reason.DECIDE,
             "write its [confidential] table (docs/confidential.md), or keep this VM where it is",
-        )
-    if not any(d.type.startswith("virtio-rng") for d in machine.devices):
-        notes.change(
-            "ent.virtio-rng", "devices", "virtio-rng from /dev/urandom, with a rate", "early keys need entropy"
-        )
-    if "spawn=deny" not in machine.sandbox and machine.form == "argv":
-        notes.change("proc.qemu-sandbox", "argv", "-sandbox on with all denials, inside our wall", "one more filter")
-    _unsaid(machine, notes)
-    for part in machine.unreadable[:64]:
-        notes.leave(
-            "dev.surface",
-            machine.form,
-            f"not understood, and not taken over: {part[:160]}",
-            Reason.DECIDE,
-            "look at it",
         )
 
 
