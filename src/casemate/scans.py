@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.cell.cell import Cell
-    from casemate.cell.rawscan import RawResult
     from casemate.controls.audit_model import FileRef, TargetReport
-    from casemate.engine.imagestore import OpenedImage
-    from casemate.engine.paths import Paths
     from casemate.facts.root import Root
-    from casemate.image.model import ImageHeader
     from casemate.image.opening import FileIdentity
-    from casemate.scan.engine import Engine
-    from casemate.scan.model import Finding, Hit
-    from casemate.scan.outcome import FileHit, Outcome
-    from casemate.scan.redact import Redactor
+    from casemate.scan.model import Finding
+    from casemate.scan.outcome import Outcome
     from casemate.scan.ruleset import RuleSet
-    from casemate.scan.waivers import Waivers
 
 __all__ = [
     "RULES_MAX_BYTES",
@@ -41,8 +34,6 @@ __all__ = [
 ]
 
 RULES_MAX_BYTES = 4 << 20
-
-_NOT_SEEN = "not seen: what is packed or encrypted inside files (gz, xz, zst, zip, squashfs, container layers)"
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of)."""
@@ -98,6 +89,7 @@ def scan_image(
     import os
 
     from casemate.cell.rawscan_engine import build_engine
+    from casemate.cell.rawscan_image import NO_FILES, ImageScanner
     from casemate.engine.imagestore import open_reference
     from casemate.engine.paths import default_paths, prepare
     from casemate.image.opening import verify_unchanged
@@ -116,75 +108,12 @@ def scan_image(
     try:
         if expected is not None:
             verify_unchanged(opened.fd, expected, opened.name)
-        raw, seconds = _blocks(opened, rules, engine, paths, jobs, progress)
-        files = _live(opened, rules, engine, redactor, paths, jobs, keys, progress) if live else _NO_FILES
+        scanner = ImageScanner(opened, rules, engine, redactor, paths, jobs, progress)
+        blocks = scanner.scan_blocks()
+        files = scanner.scan_files(keys) if live else NO_FILES
     finally:
         os.close(opened.fd)
-    return _outcome(opened, raw, seconds, files, rules, waivers, live=live)
-
-
-_NO_FILES: tuple[tuple[FileHit, ...], tuple[str, ...], tuple[str, ...]] = (
-    (),
-    (),
-    ("files were not read by name (--no-files): rules by path were not tried",),
-)
-
-
-def _blocks(
-    opened: OpenedImage, rules: RuleSet, engine: Engine, paths: Paths, jobs: int, progress: Progress
-) -> tuple[RawResult, float]:
-    """Every block, in walls; and how long that took, in seconds."""
-    import time
-
-    from casemate.cell.rawscan import raw_scan
-    from casemate.engine.policy_file import read_policy
-
-    started = time.monotonic()
-    raw = raw_scan(
-        opened.fd,
-        opened.name,
-        opened.header,
-        engine,
-        [rule.id for rule in rules.rules],
-        paths,
-        read_policy().identity.uids(),
-        jobs=jobs,
-        progress=lambda done, of: progress("blocks", done, of),
-    )
-    return raw, time.monotonic() - started
-
-
-def _outcome(
-    opened: OpenedImage,
-    raw: RawResult,
-    seconds: float,
-    files: tuple[tuple[FileHit, ...], tuple[str, ...], tuple[str, ...]],
-    rules: RuleSet,
-    waivers: Waivers,
-    *,
-    live: bool,
-) -> Outcome:
-    """Blocks and files together, with what was waived today."""
-    import datetime
-
-    from casemate.scan.outcome import Outcome, apply_waivers, merge
-
-    hits, left, notes = files
-    findings = merge(raw, hits, rules)
-    today = datetime.datetime.now(datetime.UTC).date()
-    covered, stale = apply_waivers(findings, waivers, today)
-    return Outcome(
-        image=opened.name,
-        format=opened.header.format,
-        size_bytes=raw.size_bytes,
-        read_bytes=raw.read_bytes,
-        seconds=round(seconds, 3),
-        rules=len(rules.rules) + len(rules.paths),
-        findings=covered,
-        by_name=live and not any("not read by name" in text for text in left),
-        not_scanned=(*raw.notes, *left),
-        notes=(*notes, *stale, *(f"rule not taken: {text}" for text in rules.not_taken)),
-    )
+    return scanner.outcome(blocks, files, waivers)
 
 
 def may_publish(outcome: Outcome) -> None:
@@ -436,43 +365,6 @@ def read_key(name: str) -> bytes:
         InputError: it cannot be read.
     """
     return _read_small(name, "key file")
-
-
-def _live(
-    opened: OpenedImage,
-    rules: RuleSet,
-    engine: Engine,
-    redactor: Redactor,
-    paths: Paths,
-    jobs: int,
-    keys: Sequence[bytes],
-    progress: Progress,
-) -> tuple[tuple[FileHit, ...], tuple[str, ...], tuple[str, ...]]:
-    """Findings in files by name, what could not be read, and notes.
-
-    A cell that does not start is no pass: rules by path were not tried then.
-    """
-    from casemate.cell.cell import open_cell
-    from casemate.cell.rawscan import raw_scan
-    from casemate.cell.rawscan_files import scan_files
-    from casemate.engine.policy_file import read_policy
-    from casemate.errors import CasemateError
-
-    def jailed(fd: int, header: ImageHeader) -> list[Hit]:
-        names = [rule.id for rule in rules.rules]
-        result = raw_scan(fd, "files", header, engine, names, paths, read_policy().identity.uids(), jobs=jobs)
-        return [raw.hit for raw in result.hits]
-
-    progress("files", 0, 1)
-    try:
-        with open_cell(opened.fd, opened.header, name=opened.name, keys=keys, paths=paths) as cell:
-            found = scan_files(cell, rules.paths, redactor, jailed)
-    except CasemateError as fault:
-        what = f"files were not read by name: {fault.what}" + (f" ({fault.got})" if fault.got else "")
-        return (), (what.splitlines()[0],), ()
-    progress("files", 1, 1)
-    notes = (*found.notes, _NOT_SEEN, f"{found.files} files looked at by name, {found.read_files} of them read")
-    return found.hits, found.not_scanned, notes
 
 
 def _read_small(name: str, what: str) -> bytes:
