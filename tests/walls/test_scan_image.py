@@ -342,13 +342,13 @@ def test_waivers_and_the_gate_of_publish(tmp_path: Path) -> None:
 
 def test_files_that_could_not_be_read_are_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a cell, rules by path were not tried: the scan has failed, and says why."""
-    from casemate.cell import cell
+    from casemate.cell import rawscan_image
     from casemate.errors import HostError
 
     def no_cell(*_: object, **__: object) -> object:
         raise HostError("no kernel for the guest")
 
-    monkeypatch.setattr(cell, "open_cell", no_cell)
+    monkeypatch.setattr(rawscan_image, "open_cell", no_cell)
     outcome = scans.scan_image(str(ext4(tmp_path, {"a": b"nothing"})), image_format="raw")
     assert outcome.findings == ()
     assert outcome.not_scanned == ("files were not read by name: no kernel for the guest",)
