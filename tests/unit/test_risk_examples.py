@@ -211,6 +211,16 @@ def test_13_the_operator_counts_when_nobody_trusts_him() -> None:
     assert scenario(trusting, "malicious-host").counts["open"] == 1, "set aside, not hidden"
 
 
+@pytest.mark.parametrize(
+    "name", ["cc.attest", "cc.no-debug", "cc.no-migration", "cc.kernel-hashes", "cc.stateless-firmware"]
+)
+def test_13_each_hole_of_a_confidential_launch_is_the_hosts_way_in(name: str) -> None:
+    """What is debugged, sent away or booted unmeasured is an open book again; what a kind does not have is no hole."""
+    assert open_paths(risk(states(fail=[name]))) == {"malicious-host": [("operator.rules", "host.reads-memory")]}
+    lacking = ["cc.no-debug", "cc.no-migration", "cc.kernel-hashes", "cc.stateless-firmware"]
+    assert open_paths(risk(states(absent=lacking))) == {}
+
+
 def test_14_random_state_needs_both() -> None:
     """virtio-rng gives entropy, vmgenid tells a clone that it is one: each alone leaves keys that can be guessed."""
     for control in ("ent.virtio-rng", "ent.vmgenid"):

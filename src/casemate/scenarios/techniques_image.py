@@ -11,7 +11,13 @@ from casemate.scenarios.model import Nature, Node, Technique
 _S8, _S9, _S10 = AttackStep.S8_IMAGE_TO_HOST, AttackStep.S9_THEFT, AttackStep.S10_HIDDEN_HYPERVISOR
 _NO_DISK: Final = Absent("img.format-explicit")
 """`img.format-explicit` does not apply only when the VM has no disk."""
-_CONFIDENTIAL: Final = every("cc.launch", "cc.attest", "cc.no-debug")
+_CONFIDENTIAL: Final = every(
+    "cc.launch",
+    "cc.attest",
+    *(Holds(name, or_absent=True) for name in ("cc.no-debug", "cc.no-migration", "cc.kernel-hashes")),
+    Holds("cc.stateless-firmware", or_absent=True),
+)
+"""What a kind does not have (policy, kernel hashes, firmware) is no hole of it; that there is one, `cc.launch` says."""
 
 OF_IMAGES: Final = (
     Technique(
