@@ -273,3 +273,15 @@ def test_a_unit_may_use_the_security_processor_when_the_guest_needs_it(kind: str
     definition = Definition("0123456789abcdef", "vm", load(SPECS[Kind(kind)]), "2026-01-01T00:00:00Z")
     text = systemd_unit(definition, Paths("/run/casemate", "/var/lib/casemate", "/var/cache/casemate"), rootless=False)
     assert ("DeviceAllow=/dev/sev rwm" in text) is expected
+
+
+def test_doctor_says_whether_this_host_can(tmp_path: Path) -> None:
+    (tmp_path / "cli").mkdir()
+    document = json.loads(Cli(tmp_path / "cli")("doctor", "--json").stdout)
+    (check,) = [c for group in document["groups"] for c in group["checks"] if c["id"] == "confidential"]
+    if check["status"] == "ok":
+        assert check["found"].startswith(("SEV-SNP", "TDX"))
+    else:
+        assert check["status"] == "missing"
+        assert check["found"].startswith(("no SEV-SNP: ", "no TDX: "))
+        assert not check["required"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from casemate.engine import cgroups
+from casemate.engine import cgroups, doctor_confidential
 from casemate.engine.labels import detect_mac, emulator_domain
 from casemate.engine.paths import Paths
 from casemate.engine.uefi_enrol import INSTALL, PROGRAM, find_program
@@ -58,7 +58,7 @@ def diagnose(paths: Paths) -> dict[str, Any]:
     kvm, kvm_lines = _kvm(paths)
     groups = (
         ("Emulator", _emulator(paths, root)),
-        ("Acceleration", (kvm,)),
+        ("Acceleration", (kvm, _confidential(paths, root))),
         ("Wall", _wall(host, root)),
         ("Identity", (_identity(host),)),
         ("Network, firmware, TPM", (*_helpers(host), *_secure_boot(root, paths))),
@@ -147,6 +147,11 @@ def _kvm(paths: Paths) -> tuple[Check, list[str]]:
         next_step=report.next_step,
     )
     return check, summary_lines(report)
+
+
+def _confidential(paths: Paths, root: Root) -> Check:
+    status, found, why, step = doctor_confidential.look(paths, root)
+    return Check(id="confidential", title="Confidential guests", status=status, found=found, why=why, next_step=step)
 
 
 def _mac(facts: Facts) -> Check:

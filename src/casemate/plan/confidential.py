@@ -97,30 +97,54 @@ def firmware_path(spec: Spec, host: Host) -> str | None:
     return wanted.firmware or (host.confidential.firmware if host.confidential is not None else "") or None
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host offers for a kind of confidential guest. ``firmware``: whether there is a measured one, the
+    specification's or the host's. ``version``: of ``emulator``; empty when it was not found."""
+
+    machine: str
+    kvm_verdict: str
+    kvm_why: str
+    emulator: str
+    version: tuple[int, ...]
+    there: ConfidentialHost
+    firmware: bool
+
+
 def missing(spec: Spec, host: Host, emulator: Emulator) -> tuple[str, ...]:
     """Everything that this host lacks for the confidential guest; empty when there is none to start, or nothing."""
-    wanted = spec.confidential
-    if wanted is None:
+    if spec.confidential is None:
         return ()
-    kind, name = wanted.kind, NAMES[wanted.kind]
-    there = host.confidential or ConfidentialHost()
-    found = []
-    if host.machine != _MACHINES[kind]:
-        found.append(f"{name} is a feature of {_MACHINES[kind]}; this host is {host.machine}")
+    offer = Offer(
+        machine=host.machine,
+        kvm_verdict=host.kvm_verdict,
+        kvm_why=host.kvm_why,
+        emulator=emulator.path,
+        version=emulator.version,
+        there=host.confidential or ConfidentialHost(),
+        firmware=firmware_path(spec, host) is not None,
+    )
+    return lacks(spec.confidential.kind, offer)
+
+
+def lacks(kind: Kind, offer: Offer) -> tuple[str, ...]:
+    """Everything that a host does not offer for this kind, each with what to do about it."""
+    name, there, found = NAMES[kind], offer.there, []
+    if offer.machine != _MACHINES[kind]:
+        found.append(f"{name} is a feature of {_MACHINES[kind]}; this host is {offer.machine}")
     if kind is Kind.SE:
         found.append("Casemate's system call rules are for x86-64: it plans guests of s390x and starts none")
     else:
-        found += _missing_kvm(kind, host, there)
+        found += _lacks_kvm(kind, offer)
     if there.parameter not in ("Y", "y", "1"):
         got = f"is {there.parameter}" if there.parameter else "is not there"
         found.append(f"{PARAMETERS[kind]} {got}: {_SWITCHES[kind]}")
     if there.device:
         found.append(f"{there.device}: the driver of AMD's security processor (ccp) makes it")
-    if emulator.version < _VERSIONS[kind]:
-        version = ".".join(map(str, emulator.version))
-        lacks = f"QEMU {version} has no {OBJECT_TYPES[kind]}" if version else f"{emulator.path} is not on this host"
-        found.append(f"{lacks}: {'.'.join(map(str, _VERSIONS[kind]))} or newer")
-    if kind is not Kind.SE and firmware_path(spec, host) is None:
+    if offer.version < _VERSIONS[kind]:
+        version = ".".join(map(str, offer.version))
+        old = f"QEMU {version} has no {OBJECT_TYPES[kind]}" if version else f"{offer.emulator} is not on this host"
+        found.append(f"{old}: {'.'.join(map(str, _VERSIONS[kind]))} or newer")
+    if kind is not Kind.SE and not offer.firmware:
         found.append(
             f"no firmware descriptor of this host names one for {name}: apt install {_PACKAGES[kind]} (Debian 14),"
             " dnf install edk2-ovmf (Fedora), or say firmware in [confidential]"
@@ -128,17 +152,17 @@ def missing(spec: Spec, host: Host, emulator: Emulator) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _missing_kvm(kind: Kind, host: Host, there: ConfidentialHost) -> list[str]:
+def _lacks_kvm(kind: Kind, offer: Offer) -> list[str]:
     found = []
-    if host.kvm_verdict != "usable":
-        found.append(f"KVM is {host.kvm_verdict}: {host.kvm_why.partition(';')[0]}")
-    if there.flag is False:
+    if offer.there.flag is False:
         found.append(f"this processor has no {NAMES[kind]} (/proc/cpuinfo): {_PROCESSORS[kind]}")
-    types = there.vm_types
+    types = offer.there.vm_types
     if types is None or not types >> _VM_TYPES[kind] & 1:
         said = "did not say" if types is None else f"says {types:#x}"
-        hint = "" if there.flag is False else f": {_PROCESSORS[kind]}"
+        hint = "" if offer.there.flag is False else f": {_PROCESSORS[kind]}"
         found.append(f"KVM makes no VM of type {NAMES[kind]} (KVM_CAP_VM_TYPES {said}, no bit {_VM_TYPES[kind]}){hint}")
+    if offer.kvm_verdict != "usable":
+        found.append(f"KVM is {offer.kvm_verdict}: {offer.kvm_why.partition(';')[0]}")
     return found
 
 
