@@ -11,6 +11,7 @@ qemu-system-x86|the emulator
 libseccomp2|compiles the system call filters
 uidmap|newuidmap: a subordinate uid per VM for ordinary users
 passt|the network of a VM, without a bridge or root
+swtpm|the TPM of VMs that have one
 ovmf|UEFI firmware for disk images with a boot loader
 python3-venv|the virtual environment
 ca-certificates|lets pip verify where it downloads from
@@ -29,7 +30,6 @@ sbsigntool|sbsign signs what keys of an owner start under Secure Boot, in tests
 iproute2|network namespaces of the tests
 libvirt-daemon-system|starts hardened domains in a boot test, and its schemas judge them
 libvirt-clients|virsh for that test
-swtpm|a helper that the audit judges in a wall test
 xorriso|the reference reader for our cloud-init seeds
 age|secrets encrypted with age, in tests
 gnupg|makes the OpenPGP signatures that tests verify

@@ -19,6 +19,7 @@
       vms/<id>/supervisor.log    the supervisor's last words, if it ever has any
       vms/<id>/events.jsonl[.1]  bounded
       vms/<id>/vars.fd           UEFI variables
+      vms/<id>/tpm/ tpm.json     see tpm_state.py
       vms/<id>/keys.json         Secure Boot's keys at the first start
       key                        ed25519, 0600
     cache     /var/cache/casemate or $XDG_CACHE_HOME/casemate

@@ -173,7 +173,7 @@ def _kept(path: str, *, made: bool) -> bytes:
         files.write_atomic(path, os.urandom(KEY_BYTES))
     try:
         key = files.read_bounded(path, KEY_BYTES)
-    except FileNotFoundError:
+    except OSError:  # missing, too long, or no file at all
         key = b""
     if len(key) != KEY_BYTES:
         raise HostError(
