@@ -15,8 +15,9 @@ from typing import Final
 import msgspec
 
 from casemate.controls.audit_model import TargetReport
-from casemate.controls.frameworks_data import ANSSI, GCP7, NITRO, STIG
+from casemate.controls.frameworks_government_data import ANSSI, STIG
 from casemate.controls.frameworks_model import Framework, Measure
+from casemate.controls.frameworks_provider_data import GCP7, NITRO
 from casemate.controls.model import Verdict
 from casemate.errors import InputError
 

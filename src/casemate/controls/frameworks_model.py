@@ -9,11 +9,10 @@ import msgspec
 
 class Read(enum.StrEnum):
     """How far its text was read: ``text``: the measure itself; ``title``: its number and title in somebody's list;
-    ``memory``: neither, the number and words may be wrong."""
+    a measure of which nobody read that much is not mapped."""
 
     TEXT = "text"
     TITLE = "title"
-    MEMORY = "memory"
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):

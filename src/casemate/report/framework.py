@@ -17,7 +17,6 @@ _WIDTH: Final = 120
 _WORDS: Final = {NOT_JUDGED: "not judged", PARTLY: "partly judged", "not-applicable": "does not apply"}
 _HOW: Final = {
     Read.TITLE: "only its title was read",
-    Read.MEMORY: "written down from memory: check number and words before relying on it",
 }
 
 
