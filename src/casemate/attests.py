@@ -1,4 +1,4 @@
-"""The public API of attestation: evidence in, a verdict with its reasons out. Nothing is fetched from anywhere.
+"""The public API of attestation: evidence in, a verdict with its reasons out. Only `fetch_collateral` goes anywhere.
 
 Everything below is imported on use, as in ``app.py``. Types are those of ``evidence/verdict.py``.
 """
@@ -6,7 +6,7 @@ Everything below is imported on use, as in ``app.py``. Types are those of ``evid
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from casemate.errors import CasemateError, InputError
@@ -22,6 +22,7 @@ __all__ = [
     "EAR_PROFILES",
     "document_of",
     "document_of_unreadable",
+    "fetch_collateral",
     "gather",
     "host_jwk",
     "load_policy",
@@ -35,15 +36,103 @@ EVIDENCE_MAX_BYTES = 1 << 20
 COMPANION_MAX_BYTES = 32 << 20
 
 
-def verify_evidence(path: str, inputs: Inputs, policy: Policy) -> Verified:
-    """Verify one file of evidence; its kind is told by its content.
+def verify_evidence(path: str, inputs: Inputs, policy: Policy, *, use_cache: bool = False) -> Verified:
+    """Verify one file of evidence; its kind is told by its content. Nothing is fetched.
+
+    Args:
+        use_cache: whether what `fetch_collateral` brought comes along, where it was not given.
 
     Raises:
         InputError: it cannot be read, or is of no kind that is known.
     """
     from casemate.evidence.verify import verify
 
-    return verify(_read(path, EVIDENCE_MAX_BYTES), inputs, policy)
+    data = _read(path, EVIDENCE_MAX_BYTES)
+    return verify(data, _with_cache(data, inputs) if use_cache else inputs, policy)
+
+
+def _with_cache(data: bytes, inputs: Inputs) -> Inputs:
+    """The inputs, and what the cache has for this evidence, but for lists that are newer than the moment asked for."""
+    import msgspec
+
+    from casemate.engine.collateral import cached
+    from casemate.engine.paths import default_paths
+    from casemate.evidence.crl import parse_list
+    from casemate.evidence.wanted import wanted_for
+    from casemate.evidence.x509 import parse
+
+    try:
+        items = wanted_for(data)
+    except InputError:
+        return inputs  # verifying says it better
+    cache = default_paths().cache
+    found = [(item.kind, content) for item in items if (content := cached(cache, item)) is not None]
+    certificates = tuple(parse(content) for kind, content in found if kind == "vcek")
+    lists = [parse_list(content) for kind, content in found if kind == "list"]
+    collateral = next((content for kind, content in found if kind == "collateral"), None)
+    return msgspec.structs.replace(
+        inputs,
+        certificates=(*inputs.certificates, *certificates),
+        revocations=(
+            *inputs.revocations,
+            *(item for item in lists if inputs.moment is None or item.this_update <= inputs.moment),
+        ),
+        collateral=inputs.collateral if inputs.collateral is not None else collateral,
+    )
+
+
+def fetch_collateral(
+    paths: Sequence[str],
+    *,
+    amd: str | None = None,
+    intel: str | None = None,
+    ca_file: str | None = None,
+    refresh: bool = False,
+    progress: Callable[[str], None] = lambda what: None,
+) -> list[dict[str, Any]]:
+    """Bring into the cache what makers publish for pieces of evidence (AMD's KDS, Intel's PCS): certificates, lists,
+    collateral. The only function here that goes to the network.
+
+    Args:
+        amd, intel: https URLs of the services, or of caches of one's own (PCCS); None: the makers'.
+        ca_file: with which servers are verified; None: the system's.
+        refresh: also what is still good.
+        progress: told what is fetched.
+
+    Returns:
+        the items of ``casemate attest fetch --json``, schema ``casemate.attest-fetch/1``.
+
+    Raises:
+        InputError: evidence that cannot be read. HostError: the cache cannot be written.
+    """
+    from casemate.engine.collateral import fetch
+    from casemate.engine.paths import default_paths
+    from casemate.evidence import wanted
+
+    items: list[wanted.Wanted] = []
+    for path in paths:
+        data = _read(path, EVIDENCE_MAX_BYTES)
+        items += wanted.wanted_for(
+            data, amd=(amd or wanted.AMD_URL).rstrip("/"), intel=(intel or wanted.INTEL_URL).rstrip("/")
+        )
+    outcomes = fetch(
+        default_paths().cache,
+        tuple({item.name: item for item in items}.values()),
+        datetime.datetime.now(datetime.UTC),
+        ca_file=ca_file,
+        refresh=refresh,
+        progress=lambda item: progress(item.what),
+    )
+    return [
+        {
+            "name": found.item.name,
+            "what": found.item.what,
+            "state": found.state,
+            "until": found.until.strftime("%Y-%m-%dT%H:%M:%SZ") if found.until is not None else None,
+            "error": None if found.error is None else "; ".join(filter(None, (found.error.what, found.error.got))),
+        }
+        for found in outcomes
+    ]
 
 
 def gather(

@@ -5,6 +5,7 @@ A test that uses them has to pin our roots in the place of the makers' (monkeypa
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
 import struct
@@ -103,6 +104,12 @@ class Authority:
     def list_of(self, *revoked: Authority, **more: Any) -> RevocationList:
         """As the verifier reads it."""
         return parse_list(self.revokes(*revoked, **more))
+
+
+def pem_of(*items: Authority) -> str:
+    """Their certificates in PEM."""
+    text = "-----BEGIN CERTIFICATE-----\n{}-----END CERTIFICATE-----\n"
+    return "".join(text.format(base64.encodebytes(item.der).decode()) for item in items)
 
 
 def _usage(names: set[str]) -> pyca.KeyUsage:
@@ -272,12 +279,12 @@ def event_log(events: list[tuple[int, int, bytes]], banks: tuple[str, ...] = ("s
     spec = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 0, 2) + struct.pack("<I", len(banks))
     sizes = {bank: hashlib.new(bank).digest_size for bank in banks}
     spec += b"".join(struct.pack("<HH", _LOG_IDS[bank], sizes[bank]) for bank in banks) + b"\0"
-    log = struct.pack("<II20sI", 0, 3, bytes(20), len(spec)) + spec
+    parts = [struct.pack("<II20sI", 0, 3, bytes(20), len(spec)) + spec]
     for register, kind, data in events:
-        log += struct.pack("<III", register, kind, len(banks))
-        log += b"".join(struct.pack("<H", _LOG_IDS[bank]) + hashlib.new(bank, data).digest() for bank in banks)
-        log += struct.pack("<I", len(data)) + data
-    return log
+        parts.append(struct.pack("<III", register, kind, len(banks)))
+        parts += [struct.pack("<H", _LOG_IDS[bank]) + hashlib.new(bank, data).digest() for bank in banks]
+        parts.append(struct.pack("<I", len(data)) + data)
+    return b"".join(parts)
 
 
 # ---- Nitro -----------------------------------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ examples:
   casemate attest verify report.bin --certs vcek.der --certs amd-milan.crl --nonce 00112233
   casemate attest verify quote.bin --collateral collateral.json --policy web.toml --nonce 00112233
   casemate attest verify enclave.cbor --at document       as of the time that the document names
+  casemate attest fetch report.bin quote.bin              certificates, revocation lists, collateral into the cache
   casemate attest verify report.bin --certs vcek.der --ear - | my-relying-party
   casemate attest verify response.bin --request-key request.key --policy se.toml       IBM Secure Execution
   casemate attest verify quote.msg --signature quote.sig --pcrs quote.pcrs --trust ak.pub --nonce 00112233
 
 Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools, JSON), Nitro and NitroTPM
-documents, Azure's evidence on SEV-SNP and TDX, pvattest's responses (Secure Execution). Nothing is fetched.
+documents, Azure's evidence on SEV-SNP and TDX, pvattest's responses (Secure Execution). verify
+fetches nothing; fetch goes to AMD's and Intel's services.
 Exit codes: 0 true and as the policy wants, 1 refused, 2 unreadable.
 """
 
@@ -32,7 +34,11 @@ def add(commands: Commands) -> None:
         "verify evidence of TPM, SEV-SNP, TDX, Nitro: is it true, and what the policy wants",
         epilog=_EPILOG,
     )
-    attest.add_argument("action", choices=("verify",), help="verify: judge evidence")
+    attest.add_argument(
+        "action",
+        choices=("verify", "fetch"),
+        help="verify: judge evidence, offline; fetch: bring into the cache what makers publish for it",
+    )
     attest.add_argument("evidence", nargs="+", metavar="EVIDENCE", help="files of evidence")
     attest.add_argument("--policy", metavar="FILE", help="what it must say; without one no debugging, and no more")
     attest.add_argument(
@@ -58,6 +64,11 @@ def add(commands: Commands) -> None:
     )
     attest.add_argument("--nonce", metavar="HEX", help="that you asked for: without it evidence may be a replay")
     attest.add_argument("--at", metavar="TIME", help="verify as of this time; document: the evidence's own (Nitro)")
+    attest.add_argument("--no-cache", action="store_true", help="verify without what fetch brought")
+    attest.add_argument("--refresh", action="store_true", help="fetch also what is still good")
+    attest.add_argument("--kds", metavar="URL", help="where to fetch in place of AMD's key distribution service")
+    attest.add_argument("--pcs", metavar="URL", help="where to fetch in place of Intel's service: a PCCS, for example")
+    attest.add_argument("--ca-file", metavar="FILE", help="certificates that servers are verified with")
     attest.add_argument("--ear", metavar="FILE", help="write a signed attestation result (EAR, a JWT); - for stdout")
     attest.add_argument(
         "--ear-profile",

@@ -17,6 +17,32 @@ if TYPE_CHECKING:
 
 
 def attest(arguments: argparse.Namespace) -> int:
+    """Verify, or fetch what is needed to verify."""
+    return _fetch(arguments) if arguments.action == "fetch" else _verify(arguments)
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    """Fill the cache; exit 1 when something could not be had."""
+    found = attests.fetch_collateral(
+        arguments.evidence,
+        amd=arguments.kds,
+        intel=arguments.pcs,
+        ca_file=arguments.ca_file,
+        refresh=arguments.refresh,
+        progress=lambda what: output.note(f"fetching {what}"),
+    )
+    if arguments.json:
+        output.print_json({"schema": "casemate.attest-fetch/1", "items": found})
+    elif not found:
+        print("nothing to fetch: this evidence brings along what there is")
+    for item in () if arguments.json else found:
+        good = f", good until {item['until']}" if item["until"] else ""
+        why = f": {item['error']}" if item["error"] else ""
+        print(output.plain(f"{item['state']:<8} {item['what']}{good}{why}"))
+    return ExitCode.FINDINGS if any(item["state"] == "failed" for item in found) else ExitCode.DONE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
     """Verify each file; exit 1 when one is refused, 2 when one cannot be read. One that cannot hides no other."""
     policy, policy_text = attests.read_policy(arguments.policy)
     inputs = attests.gather(
@@ -35,7 +61,7 @@ def attest(arguments: argparse.Namespace) -> int:
     unreadable = False
     for name in dict.fromkeys(arguments.evidence):
         try:
-            found = attests.verify_evidence(name, inputs, policy)
+            found = attests.verify_evidence(name, inputs, policy, use_cache=not arguments.no_cache)
         except CasemateError as error:
             output.print_error(error)
             documents.append(attests.document_of_unreadable(name, error))
