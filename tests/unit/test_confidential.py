@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,7 @@ def test_s390x_is_planned_and_never_started() -> None:
         (Kind.TDX, {"parameter": "N"}, ("/sys/module/kvm_intel/parameters/tdx is N", "kvm_intel.tdx=1")),
         (Kind.TDX, {"vm_types": 0x1F}, ("KVM makes no VM of type TDX", "0x1f", "bit 5", "Xeon")),
         (Kind.TDX, {"firmware": ""}, ("no firmware descriptor", "apt install ovmf-inteltdx")),
+        (Kind.TDX, {"quotes": "/q is no socket"}, ("/q is no socket", "qgsd")),
         (Kind.SE, {"parameter": "0"}, ("/sys/firmware/uv/prot_virt_host is 0", "prot_virt=1")),
     ],
 )
@@ -231,6 +233,21 @@ def test_the_first_descriptor_counts_and_an_administrators_replaces_it(tmp_path:
         tmp_path, "/etc/qemu/firmware/50-a.json", descriptor("intel-tdx", {"device": "memory", "filename": "/fw/c.fd"})
     )
     assert measured_firmwares(Root(tmp_path), "intel-tdx") == ("/fw/c.fd", "/fw/b.fd")
+
+
+def test_the_socket_of_the_quote_generation_service(tmp_path: Path) -> None:
+    def quotes(path: str) -> str:
+        return collect_confidential(Root(tmp_path), "tdx", report(), path).quotes
+
+    assert quotes("/qgs") == "/qgs: No such file or directory"
+    write(tmp_path, "/file", "")
+    assert quotes("/file") == "/file is no socket"
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(tmp_path / "qgs"))
+        (tmp_path / "qgs").chmod(0o660)
+        assert "mode 0660" in quotes("/qgs")
+        (tmp_path / "qgs").chmod(0o666)
+        assert quotes("/qgs") == ""
 
 
 def test_the_encryption_bit() -> None:

@@ -72,7 +72,8 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
 def _confidential(spec: Spec, paths: Paths, root: Root) -> ConfidentialHost | None:
     if spec.confidential is None:
         return None
-    return collect_confidential(root, spec.confidential.kind.value, cached_probe(Path(paths.cache) / "kvm.json"))
+    wanted, report = spec.confidential, cached_probe(Path(paths.cache) / "kvm.json")
+    return collect_confidential(root, wanted.kind.value, report, wanted.quote_socket)
 
 
 def _kvm(spec: Spec, paths: Paths) -> dict[str, object]:

@@ -20,6 +20,7 @@ from casemate.errors import HostError, InputError
 from casemate.image.headers import inspect_image
 from casemate.image.opening import FileIdentity, identity_of, open_image, open_regular_file, verify_unchanged
 from casemate.image.overlay import write_empty_qcow2
+from casemate.plan.confidential import FIRMWARE_ROLE
 from casemate.plan.model import OpenFile
 from casemate.spec.model import Boot, Disk, DiskMode, Spec
 
@@ -142,7 +143,7 @@ def open_planned_files(
             opened.enrolled = read_enrolled(boot, paths.vm_data(vm_id))
         else:
             opened.by_role[file.role] = open_regular_file(file.path, what=file.role)
-        if file.sha256:
+        if file.sha256 or file.role == FIRMWARE_ROLE:
             opened.sizes[file.role] = os.fstat(opened.by_role[file.role]).st_size
     opened.by_role["entropy"] = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
     opened.by_role["null"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

@@ -40,7 +40,8 @@ class ConfidentialHost(msgspec.Struct, frozen=True, kw_only=True):
     kernel's own word about it, as it stands in its file; empty when there is no such file. ``device``: why /dev/sev
     cannot be used, empty when it can or is not needed. ``vm_types``: KVM_CAP_VM_TYPES, a bit for each type; None when
     KVM did not say. ``c_bit``: place of the encryption bit in an address (CPUID 8000001Fh, EBX 5:0). ``firmware``: the
-    measured firmware that the host's descriptors name, empty when none does.
+    measured firmware that the host's descriptors name, empty when none does. ``quotes``: why the socket of the quote
+    generation service cannot be used, empty when it can or was not asked for.
     """
 
     flag: bool | None = None
@@ -49,9 +50,10 @@ class ConfidentialHost(msgspec.Struct, frozen=True, kw_only=True):
     vm_types: int | None = None
     c_bit: int | None = None
     firmware: str = ""
+    quotes: str = ""
 
 
-def collect_confidential(root: Root, kind: str, report: KvmReport) -> ConfidentialHost:
+def collect_confidential(root: Root, kind: str, report: KvmReport, quote_socket: str | None = None) -> ConfidentialHost:
     """Look at everything that ``kind`` (``sev-snp``, ``tdx``, ``se``) needs."""
     cpu = read_cpuinfo(root)
     flag = _FLAGS.get(kind)
@@ -63,6 +65,7 @@ def collect_confidential(root: Root, kind: str, report: KvmReport) -> Confidenti
         vm_types=report.extension("VM_TYPES"),
         c_bit=report.cpuid.c_bit if report.cpuid is not None else None,
         firmware=next(iter(measured_firmwares(root, FEATURES[kind])), "") if kind in FEATURES else "",
+        quotes=_quotes(root, quote_socket) if quote_socket is not None else "",
     )
 
 
@@ -107,4 +110,19 @@ def _device(root: Root) -> str:
         return f"{SEV_DEVICE} is no character device"
     if root.is_live and not os.access(SEV_DEVICE, os.R_OK | os.W_OK, effective_ids=True):
         return f"{SEV_DEVICE}: permission denied"
+    return ""
+
+
+def _quotes(root: Root, path: str) -> str:
+    """The VM has a uid of its own, which is no group's: only what everybody may do is allowed to it."""
+    try:
+        status = root.stat(path)
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    if not stat.S_ISSOCK(status.st_mode):
+        return f"{path} is no socket"
+    if not status.st_mode & stat.S_IWOTH:
+        return (
+            f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, and the VM's own user must be allowed to write to it"
+        )
     return ""

@@ -26,6 +26,7 @@ from casemate.spec.model import Spec
 
 OBJECT: Final = "confidential"
 FIRMWARE: Final = "/boot/firmware"
+FIRMWARE_ROLE: Final = "firmware"
 FIRMWARE_MAX_BYTES: Final = 16 << 20
 QUOTE_SOCKET: Final = "/run/quote.socket"
 OBJECT_TYPES: Final = {Kind.SEV_SNP: "sev-snp-guest", Kind.TDX: "tdx-guest", Kind.SE: "s390-pv-guest"}
@@ -140,6 +141,8 @@ def lacks(kind: Kind, offer: Offer) -> tuple[str, ...]:
         found.append(f"{PARAMETERS[kind]} {got}: {_SWITCHES[kind]}")
     if there.device:
         found.append(f"{there.device}: the driver of AMD's security processor (ccp) makes it")
+    if there.quotes:
+        found.append(f"{there.quotes}: Intel's quote generation service (qgsd) makes it")
     if offer.version < _VERSIONS[kind]:
         version = ".".join(map(str, offer.version))
         old = f"QEMU {version} has no {OBJECT_TYPES[kind]}" if version else f"{offer.emulator} is not on this host"

@@ -13,7 +13,7 @@ from casemate.jail.policy import NAMESPACES, Layer, Wall
 from casemate.jail.rules import Phase, Profile
 from casemate.plan.accel import Board
 from casemate.plan.argv import SANDBOX, program_of
-from casemate.plan.confidential import promise
+from casemate.plan.confidential import FIRMWARE_ROLE, promise
 from casemate.plan.label import observed_form
 from casemate.plan.model import HelperPlan, Host, OpenFile
 from casemate.plan.provisioning import channel_facts, is_provisioned
@@ -46,7 +46,7 @@ def declare(
     say("img.shared-writable", (), "lock on every image")
     say("img.backing", (), "header readers refuse every external reference")
     promised = tuple(f"disk{index}" for index, disk in enumerate(spec.disks) if disk.sha256 is not None)
-    roles = {"kernel", "initrd", "firmware", "firmware-code"}
+    roles = {"kernel", "initrd", FIRMWARE_ROLE, "firmware-code"}
     booted = tuple(file.role for file in files if file.role in roles)
     say("img.digest-checked", (*booted, *promised), "plan")
     say("console.bounded", True, f"console.log_max_kib = {spec.console.log_max_kib}")

@@ -18,7 +18,7 @@ from casemate.jail.policy import (
 )
 from casemate.plan.accel import Board
 from casemate.plan.argv import INITRD, KERNEL
-from casemate.plan.confidential import FIRMWARE, FIRMWARE_MAX_BYTES, QUOTE_SOCKET
+from casemate.plan.confidential import FIRMWARE, FIRMWARE_MAX_BYTES, FIRMWARE_ROLE, QUOTE_SOCKET
 from casemate.plan.model import CgroupBase, Emulator, FirmwarePair, Host, OpenFile
 from casemate.plan.provisioning import SEED, pipes, wants_seed
 from casemate.spec.confidential import Kind
@@ -88,7 +88,7 @@ def _confidential_entries(spec: Spec) -> list[RootEntry]:
     wanted = spec.confidential
     entries: list[RootEntry] = []
     if wanted is not None and wanted.kind is not Kind.SE:
-        entries.append(CopyFile("firmware", FIRMWARE, FIRMWARE_MAX_BYTES))
+        entries.append(CopyFile(FIRMWARE_ROLE, FIRMWARE, FIRMWARE_MAX_BYTES))
     if wanted is not None and wanted.kind is Kind.SEV_SNP:
         entries.append(Device("sev"))
     if wanted is not None and wanted.quote_socket is not None:
@@ -212,7 +212,7 @@ def open_files(
     if spec.boot.initrd is not None:
         files.append(OpenFile("initrd", spec.boot.initrd, "ro"))
     if measured is not None:
-        files.append(OpenFile("firmware", measured, "ro"))
+        files.append(OpenFile(FIRMWARE_ROLE, measured, "ro"))
     if uefi is not None and spec.has_flash:
         size = sizes.get("firmware-vars", 0)
         files.append(OpenFile("firmware-code", uefi.code, "ro", sha256=uefi.code_sha256))
