@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from tests.support import measured_boot as oracle
+from tests.support.cli_runner import Cli
 from tests.support.measured_boot import CMDLINE, OVMF, MeasuredBoot
-from tests.support.signed_boot import SigningKey, grub_disk, make_uki, sign_efi, uki_disk
+from tests.support.signed_boot import grub_disk, make_uki, owner_keys, sign_efi, uki_disk
 from tests.support.tpm_evidence import TestKey
 
 from casemate.cli.main import main
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.boot
 
 REGISTERS = (2, 4, 5, 7, 8, 9, 11, 12)
 NONCE = "c0ffee"
-SNAKEOIL = Path("/usr/share/ovmf/PkKek-1-snakeoil")
 
 
 @pytest.fixture(scope="module")
@@ -137,36 +136,42 @@ def test_evidence_of_the_boot_passes_with_its_policy_and_with_no_other(
         assert {item["code"] for item in found["reasons"]} == (set() if accepted else {"sha256.pcr9"})
 
 
-def test_a_signed_uki_under_secure_boot(
+def test_what_casemate_runs_is_what_casemate_measured(
     guest: BuiltinGuest, initrd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The keys are those that Debian ships for tests; the reference for PCR 0 is this boot's own log."""
-    code, variables = OVMF / "OVMF_CODE_4M.secboot.fd", OVMF / "OVMF_VARS_4M.snakeoil.fd"
-    oracle.needs(code, variables, SNAKEOIL.with_suffix(".key"), "/usr/bin/sbsign")
-    key = tmp_path / "key.pem"
-    locked = serialization.load_pem_private_key(SNAKEOIL.with_suffix(".key").read_bytes(), b"snakeoil")
-    key.write_bytes(
-        locked.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
+    """An owner's signed UKI under the owner's keys, with the VM's own TPM: one specification, measured and then run."""
+    keys = owner_keys(tmp_path / "keys")
     uki = make_uki(tmp_path / "uki.efi", guest.kernel, initrd, CMDLINE)
-    signed = sign_efi(uki, SigningKey(SNAKEOIL.with_suffix(".pem"), key), tmp_path / "signed.efi")
-    disk = uki_disk(tmp_path / "disk", signed)
-    real = oracle.boot(
-        tmp_path, oracle.disk_arguments(disk, secure=True), code=code, variables=variables, machine="q35,smm=on"
+    disk = uki_disk(tmp_path / "disk", sign_efi(uki, keys.db, tmp_path / "signed.efi"))
+    spec = tmp_path / "spec.toml"
+    spec.write_text(
+        'name = "measured"\n[machine]\ntype = "q35"\nmemory_mib = 512\n[tpm]\nenabled = true\n'
+        f'[boot]\nfirmware = "uefi-secure"\n[boot.keys]\npk = "{keys.pk.certificate}"\n'
+        f'kek = ["{keys.kek.certificate}"]\ndb = ["{keys.db.certificate}"]\n'
+        f'[[disk]]\npath = "{disk}"\nformat = "raw"\n'
     )
+    found = document(capsys, str(spec))
+    (tmp_path / "vms").mkdir()
+    cli = Cli(tmp_path / "vms")
+    try:
+        cli.ok("run", "-d", spec)
+        cli.ok("wait", "measured", timeout_s=oracle.DEADLINE_S)
+        real = oracle.read_console(cli.ok("logs", "measured"))
+    finally:
+        cli.clean()
+    check(found, real)
     log = tmp_path / "log"
     log.write_bytes(real.log)
-    machine = ["--firmware", str(code), "--variables", str(variables)]
-    banks = ["--bank", "sha256", "--bank", "sha384"]
-    spec = disk_spec(tmp_path, disk)
-    check(document(capsys, spec, *machine, *banks, "--reference-log", str(log)), real, (0, *REGISTERS))
-    # Keys of another store, and Secure Boot off, explain what this boot would then have reported.
-    others = ["--variables", str(OVMF / "OVMF_VARS_4M.fd"), "--other", f"variables={variables}"]
-    reported = f"sha256.7={real.pcrs['sha256'][7].hex()}"
-    assert main(["measure", spec, "--firmware", str(code), *others, "--explain", reported]) == 0
-    assert capsys.readouterr().out == f"variables {variables}\n"
+    check(document(capsys, str(spec), "--reference-log", str(log)), real, (0, *REGISTERS))
+    # Keys of another store, and Secure Boot off, are what this boot would then have reported otherwise.
+    line = ["measure", str(spec), "--variables", str(OVMF / "OVMF_VARS_4M.fd")]
+    off = document(capsys, *line[1:])["values"]
+    assert isinstance(off, dict)
+    assert off["sha256.7"] != real.pcrs["sha256"][7].hex()
+    assert (
+        main(["measure", str(spec), "--explain", f"sha256.7={off['sha256.7']}", "--other", f"variables={line[3]}"]) == 0
+    )
+    assert capsys.readouterr().out == f"variables {line[3]}\n"
 
 
 def test_the_distributions_chain_under_secure_boot(
