@@ -39,6 +39,7 @@ cryptsetup-bin|veritysetup judges our hash trees
 fsverity|judges our fs-verity digests
 binutils|as assembles the listings beside machine code
 gcc|compiles the agent of the cell, once (src/casemate/cell/agent)
+libc6-dev|headers and static C library: compiles the key client of guests (src/casemate/release/client)
 xfsprogs|makes the XFS image of the tests of the cell
 btrfs-progs|makes the btrfs image of the tests of the cell
 exfatprogs|makes the exFAT image of the tests of the cell

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     import socket
 
     from casemate.evidence.companions import Companions
+    from casemate.evidence.policy import Policy
     from casemate.release.broker import Guarded
     from casemate.release.decisions import Decision
     from casemate.release.listen import Server
     from casemate.release.policy import Resource
 
-__all__ = ["KeyServer", "check_log", "decision_json", "load", "render_decision"]
+    Measure = Callable[[str], tuple[Policy, str]]
+
+__all__ = ["KeyServer", "check_log", "decision_json", "load", "render_decision", "write_client"]
 
 POLICY_MAX_BYTES = 1 << 20
 COMPANION_MAX_BYTES = 32 << 20
@@ -28,8 +31,12 @@ COMPANION_MAX_BYTES = 32 << 20
 class KeyServer:
     """A broker with its log and its listeners; ``run`` until ``stop``, then ``close``."""
 
-    def __init__(self, policy: str, *, data: str | None = None) -> None:
+    def __init__(self, policy: str, *, data: str | None = None, measure: Measure | None = None) -> None:
         """Read the policy and everything that it names but the secrets, which are asked for when they are released.
+
+        Args:
+            data: where the log lies; None: Casemate's data directory.
+            measure: a specification's file to the policy that its launch has to meet, and a name of that policy.
 
         Raises:
             InputError, SpecError: a file cannot be read or has faults. HostError: the log cannot be written.
@@ -39,7 +46,7 @@ class KeyServer:
         from casemate.release.decision_log import DecisionLog
         from casemate.release.listen import Server
 
-        resources = load(policy)
+        resources = load(policy, measure)
         paths = default_paths()
         if data is None:
             prepare(paths)
@@ -93,7 +100,7 @@ class KeyServer:
         self._log.close()
 
 
-def load(policy: str) -> dict[str, Guarded]:
+def load(policy: str, measure: Measure | None = None) -> dict[str, Guarded]:
     """The resources of a release policy, with the policies and keys that it names.
 
     Raises:
@@ -124,26 +131,38 @@ def load(policy: str) -> dict[str, Guarded]:
         anchors=tuple(hashlib.sha256(item.encoded).hexdigest() for item in anchors),
         revocations=tuple(item for one in given for item in one.lists),
     )
-    return {name: _guard(name, resource, inputs, at) for name, resource in found.resource.items()}
+    wanted = {name: _wanted(resource, at, measure) for name, resource in found.resource.items()}
+    return {name: _guard(name, resource, inputs, at, wanted[name]) for name, resource in found.resource.items()}
 
 
-def _guard(name: str, resource: Resource, inputs: Any, at: Callable[[str], str]) -> Guarded:
+def _wanted(resource: Resource, at: Callable[[str], str], measure: Measure | None) -> tuple[Policy, str]:
+    """(policy, its name in the log) of a resource: a file's, or computed from the specification that starts the VM."""
+    from casemate.evidence.policy import parse_policy
+
+    if resource.policy:
+        path = at(resource.policy)
+        return parse_policy(_text(path), path), path
+    if measure is None:
+        raise InputError(f"{resource.spec}: nobody here measures specifications", expected="policy = FILE")
+    return measure(at(resource.spec))
+
+
+def _guard(name: str, resource: Resource, inputs: Any, at: Callable[[str], str], wanted: tuple[Policy, str]) -> Guarded:
     import msgspec
 
     from casemate.engine.secret_sources import read_secret
-    from casemate.evidence.policy import parse_policy
     from casemate.release.broker import Guarded
     from casemate.release.policy import KINDS, RESOURCE_MAX_BYTES, measures_something
 
-    path = at(resource.policy)
-    policy = parse_policy(_text(path), path)
+    policy, path = wanted
+    any_guest = resource.accept_guests_whatever_they_measured
     kinds = [kind for kind in resource.kinds or KINDS if measures_something(policy, kind)]
     loose = [kind for kind in resource.kinds if kind not in kinds]
-    if not resource.accept_any_measurement and (loose or not kinds):
+    if not any_guest and (loose or not kinds):
         raise InputError(
-            f"resource {name}: {path} would accept any guest with {' or '.join(loose) or 'any'} evidence",
-            expected="a policy with measurements",
-            next_step="casemate measure SPEC --policy writes one",
+            f"resource {name}: {path} does not say what was started, with {' or '.join(loose) or 'any'} evidence",
+            expected="a measurement; of a TPM PCR 4, and 8 and 9 or 11",
+            next_step="casemate measure SPEC --policy FILE writes one, or says what cannot be predicted",
         )
     source = msgspec.structs.replace(
         resource.secret,
@@ -156,8 +175,8 @@ def _guard(name: str, resource: Resource, inputs: Any, at: Callable[[str], str])
     return Guarded(
         path,
         policy,
-        msgspec.structs.replace(inputs, keys=_fingerprints([at(key) for key in resource.attestation_keys])),
-        frozenset((resource.kinds or KINDS) if resource.accept_any_measurement else kinds),
+        msgspec.structs.replace(inputs, keys=_fingerprints(resource.attestation_keys, at)),
+        frozenset((resource.kinds or KINDS) if any_guest else kinds),
         lambda: read_secret(name, source, RESOURCE_MAX_BYTES),
     )
 
@@ -169,21 +188,62 @@ def _companions(path: str) -> Companions:
     return parse_companions(read_input(path, COMPANION_MAX_BYTES), path)
 
 
-def _fingerprints(paths: Sequence[str]) -> tuple[str, ...]:
-    """SHA-256 of the public keys in files.
+def _fingerprints(names: Sequence[str], at: Callable[[str], str]) -> tuple[str, ...]:
+    """SHA-256 of the attestation keys of VMs (``vm:NAME``) and in files.
 
     Raises:
-        InputError: a file has none.
+        InputError: a file has none, or there is no such VM with a TPM.
     """
     import hashlib
 
     found = []
-    for path in paths:
-        keys = _companions(path).keys
+    for name in names:
+        keys = (_key_of_vm(name.removeprefix("vm:")),) if name.startswith("vm:") else _companions(at(name)).keys
         if not keys:
-            raise InputError(f"{path} has no public key", expected="SubjectPublicKeyInfo, PEM or DER")
+            raise InputError(f"{name} has no public key", expected="SubjectPublicKeyInfo, PEM or DER")
         found += [hashlib.sha256(key).hexdigest() for key in keys]
     return tuple(found)
+
+
+def _key_of_vm(reference: str) -> bytes:
+    """The attestation key of a VM's own TPM, as it was written down when that was made."""
+    import msgspec
+
+    from casemate.engine import files
+    from casemate.engine.paths import default_paths
+    from casemate.engine.state import resolve
+    from casemate.engine.tpm_state import Keys
+    from casemate.evidence.tpm import parse_key
+
+    definition = resolve(default_paths(), reference)
+    path = f"{default_paths().vm_data(definition.id)}/tpm.json"
+    try:
+        keys = msgspec.json.decode(files.read_bounded(path, POLICY_MAX_BYTES), type=Keys)
+        return parse_key(bytes.fromhex(keys.ak_public)).key
+    except FileNotFoundError:
+        raise InputError(
+            f"{definition.name} has no TPM yet",
+            expected="a VM with [tpm] enabled = true that was started once",
+            next_step=f"casemate start {definition.name}",
+        ) from None
+    except (OSError, ValueError, msgspec.MsgspecError) as fault:
+        raise InputError(f"the TPM's keys of {definition.name} cannot be read", got=str(fault)[:200]) from None
+
+
+def write_client(path: str) -> None:
+    """Compile the key client and write it to ``path``, executable.
+
+    Raises:
+        HostError: no compiler, or no static C library. OSError: it cannot be written.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from casemate.engine import files
+    from casemate.release.keyclient import compile_client
+
+    with tempfile.TemporaryDirectory(prefix="casemate-client-") as scratch:
+        files.write_atomic(str(Path.cwd() / path), compile_client(Path(scratch)), mode=0o755)
 
 
 def check_log(data: str | None = None, public_key: str | None = None) -> Iterator[Decision]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,14 +20,14 @@ from tests.support.tpm_client import SWTPM, Tpm, software_tpm
 
 from casemate.engine.keys import load_or_create_key
 from casemate.errors import HostError, InputError, SpecError
-from casemate.evidence.policy import Policy
+from casemate.evidence.policy import Policy, parse_policy
 from casemate.release import snp_json
 from casemate.release.broker import Asked, Broker, Guarded
 from casemate.release.decision_log import REFUSALS_PER_MINUTE, DecisionLog, read_log
 from casemate.release.decisions import Decision
 from casemate.release.policy import parse_release_policy
 from casemate.release.sessions import Sessions
-from casemate.releases import KeyServer, load
+from casemate.releases import KeyServer, load, write_client
 
 VECTORS = Path(__file__).parents[3] / "shared/vectors"
 SECRET = b"\x00the disk's key, which no log may hold\xff"
@@ -105,9 +106,15 @@ def key(tpm: Tpm) -> int:
 def place(tmp_path: Path, tpm: Tpm, key: int) -> Iterator[Place]:
     """A server that releases ``default/disk/web`` to this TPM in this state."""
     (tmp_path / "ak.der").write_bytes(tpm.public_key(key))
-    write_policy(tmp_path, f'[tpm.pcrs.sha256]\n9 = "{tpm.pcrs()[9].hex()}"', extra='attestation-keys = ["ak.der"]')
+    write_policy(tmp_path, wanted(tpm), extra='attestation-keys = ["ak.der"]')
     with serving(tmp_path) as found:
         yield found
+
+
+def wanted(tpm: Tpm) -> str:
+    """A policy of the registers that say what was started, as they are now."""
+    values = tpm.pcrs()
+    return "[tpm.pcrs.sha256]\n" + "\n".join(f'{number} = "{values[number].hex()}"' for number in (4, 8, 9))
 
 
 def quoting(tpm: Tpm, key: int) -> Evidence:
@@ -366,7 +373,7 @@ def snp_evidence(report: bytes, certificates: list[bytes]) -> dict[str, object]:
     ],
 )
 def test_evidence_that_is_none_is_refused(tmp_path: Path, tee: str, evidence: object, code: str) -> None:
-    write_policy(tmp_path, "", extra="accept-any-measurement = true")
+    write_policy(tmp_path, "", extra="accept-guests-whatever-they-measured = true")
     with serving(tmp_path) as place:
         client = Client(place.connect)
         assert client.auth(tee).status == 200
@@ -379,7 +386,7 @@ def test_real_azure_and_tdx_evidence_is_refused_because_it_answers_no_challenge_
     write_policy(
         tmp_path,
         "",
-        extra="accept-any-measurement = true",
+        extra="accept-guests-whatever-they-measured = true",
         more='[evidence]\ncollateral = "collateral.json"\ncertificates = ["milan.pem"]',
     )
     (tmp_path / "collateral.json").write_bytes((VECTORS / "tdx/dcap-qvl-tdx-v4.collateral.json").read_bytes())
@@ -570,12 +577,70 @@ def test_no_release_policy(text: str) -> None:
 
 def test_a_policy_that_would_accept_any_guest_is_refused_unless_that_is_said(tmp_path: Path) -> None:
     path = write_policy(tmp_path, "[tpm]\nsecure-boot = true")
-    with pytest.raises(InputError, match="would accept any guest"):
+    with pytest.raises(InputError, match="does not say what was started"):
         load(str(path))
-    path = write_policy(tmp_path, "[tpm]\nsecure-boot = true", extra="accept-any-measurement = true")
+    path = write_policy(tmp_path, "[tpm]\nsecure-boot = true", extra="accept-guests-whatever-they-measured = true")
     assert "tpm" in load(str(path))["default/disk/web"].kinds
     path = write_policy(tmp_path, '[sev-snp]\nmeasurement = ["' + "00" * 48 + '"]')
     assert load(str(path))["default/disk/web"].kinds == {"sev-snp"}, "kinds that it does not measure do not count"
     path = write_policy(tmp_path, '[sev-snp]\nmeasurement = ["' + "00" * 48 + '"]', extra='kinds = ["tpm"]')
     with pytest.raises(InputError, match="with tpm evidence"):
         load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "accepted"),
+    [
+        ({"4": "a", "8": "b", "9": "c"}, True),
+        ({"4": "a", "11": "b"}, True),
+        ({"4": "a", "11": "0"}, False),
+        ({"4": "a", "9": "c"}, False),
+        ({"8": "b", "9": "c", "11": "d"}, False),
+        ({"0": "a", "2": "b", "7": "c"}, False),
+    ],
+)
+def test_registers_that_do_not_say_what_was_started_are_no_measurement(
+    tmp_path: Path, numbers: dict[str, str], accepted: bool
+) -> None:
+    lines = "\n".join(f'{number} = "{digit * 64}"' for number, digit in numbers.items())
+    path = write_policy(tmp_path, f"[tpm.pcrs.sha256]\n{lines}")
+    if accepted:
+        assert load(str(path))["default/disk/web"].kinds == {"tpm"}
+    else:
+        with pytest.raises(InputError, match="does not say what was started"):
+            load(str(path))
+    (tmp_path / "measured.toml").write_text(f"format = 1\n[tpm.pcrs.sha1]\n{lines.replace('a' * 64, 'a' * 40)}\n")
+    with pytest.raises((InputError, SpecError)):
+        load(str(path))
+
+
+def test_a_specification_in_place_of_a_policy_is_measured_by_whoever_can(tmp_path: Path) -> None:
+    path = write_policy(tmp_path, "")
+    path.write_text(path.read_text().replace('policy = "measured.toml"', 'spec = "web.toml"'))
+    with pytest.raises(InputError, match="nobody here measures"):
+        load(str(path))
+    asked: list[str] = []
+
+    def measure(spec: str) -> tuple[Policy, str]:
+        asked.append(spec)
+        return parse_policy(f'format = 1\n[sev-snp]\nmeasurement = ["{"00" * 48}"]', "x"), "web.toml (00ff)"
+
+    found = load(str(path), measure)["default/disk/web"]
+    assert asked == [str(tmp_path / "web.toml")]
+    assert found.policy_name == "web.toml (00ff)"
+    assert found.kinds == {"sev-snp"}
+
+
+def test_the_client_of_guests_is_compiled(tmp_path: Path) -> None:
+    """It runs in tests/boot/test_attested_disk.py; here it says what it wants, and that there is no TPM."""
+    client = tmp_path / "keyclient"
+    try:
+        write_client(str(client))
+    except HostError as error:
+        pytest.skip(f"no compiler or static C library: {error}")
+    done = subprocess.run([client], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "usage: keyclient PORT REPOSITORY/TYPE/TAG" in done.stderr
+    done = subprocess.run([client, "/nonexistent", "a/b/c"], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot open /nonexistent" in done.stderr

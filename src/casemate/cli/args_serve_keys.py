@@ -43,6 +43,11 @@ def add(commands: Commands) -> None:
     serve.add_argument("--cert", metavar="FILE", help="the server's certificate chain, for --listen")
     serve.add_argument("--key", metavar="FILE", help="its private key, mode 0600")
     serve.add_argument("--client-ca", metavar="FILE", help="only clients with a certificate of these")
+    serve.add_argument(
+        "--write-client",
+        metavar="FILE",
+        help="compile the client for a guest's initrd into this file",
+    )
     serve.add_argument("--check-log", action="store_true", help="verify the decision log and print it")
     serve.add_argument("--public-key", metavar="KEY", help="for --check-log: the host's key, when it is another host")
     add_json(serve)

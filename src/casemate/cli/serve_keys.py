@@ -5,20 +5,28 @@ from __future__ import annotations
 import argparse
 import signal
 
-from casemate import releases
+from casemate import measures, releases
 from casemate.cli import output
 from casemate.errors import ExitCode, InputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.evidence.policy import Policy
 
 
 def serve_keys(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; or check the log."""
     if arguments.check_log:
         return _check_log(arguments)
+    if arguments.write_client:
+        releases.write_client(arguments.write_client)
+        print(arguments.write_client)
+        return ExitCode.DONE
     if arguments.policy is None or not (arguments.socket or arguments.listen or arguments.vm):
         raise InputError(
             "serve-keys", expected="a policy, and where to listen", next_step="casemate serve-keys FILE --socket PATH"
         )
-    server = releases.KeyServer(arguments.policy)
+    server = releases.KeyServer(arguments.policy, measure=_measure)
     try:
         if arguments.socket:
             server.listen_unix(arguments.socket)
@@ -40,6 +48,12 @@ def serve_keys(arguments: argparse.Namespace) -> int:
     finally:
         server.close()
     return ExitCode.DONE
+
+
+def _measure(spec: str) -> tuple[Policy, str]:
+    """The policy of the launch that a specification describes: the values are those of `casemate measure`."""
+    found = measures.measure(spec, measures.Choices()).expected
+    return found.policy(), f"{spec} ({found.identity()[:16]})"
 
 
 def _check_log(arguments: argparse.Namespace) -> int:

@@ -8,13 +8,14 @@
     trust = ["makers-root.pem"]
 
     [resource."default/disk/web"]               # REPOSITORY/TYPE/TAG, as the guest asks for it
-    policy = "web-policy.toml"                  # of `casemate measure --policy`: what the guest must measure
+    spec = "web.toml"                           # the guest must measure what this specification will: or
+    policy = "web-policy.toml"                  # what this policy wants, of `casemate measure --policy`
     secret = { file = "web-disk.key" }          # any source of secrets but a descriptor
     kinds = ["tpm"]                             # kinds of evidence that may ask for it
-    attestation-keys = ["web-ak.pem"]           # the TPMs that may: public keys that were read where they were made
+    attestation-keys = ["vm:web"]               # the TPMs that may: a VM's of this host, or files with public keys
 
 A resource without a policy does not exist, and neither does a default: an empty policy accepts any guest that is not
-debugged. `accept-any-measurement = true` says that this is meant.
+debugged. `accept-guests-whatever-they-measured = true` says that this is meant.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ class Evidence(_Closed, frozen=True):
 class Resource(_Closed, frozen=True):
     """One secret and who may have it."""
 
-    policy: str
     secret: Secret
+    policy: str = ""
+    spec: str = ""
     kinds: Names = ()
     attestation_keys: Names = ()
-    accept_any_measurement: bool = False
+    accept_guests_whatever_they_measured: bool = False
 
 
 class ReleasePolicy(_Closed, frozen=True):
@@ -95,6 +97,8 @@ def _faults(found: ReleasePolicy) -> Iterator[Fault]:
         where = f"resource.{name}"
         if not _NAME.fullmatch(name):
             yield Fault(where, "release.name", "is not REPOSITORY/TYPE/TAG of letters, digits, '_', '.', '-'")
+        if bool(resource.policy) == bool(resource.spec):
+            yield Fault(where, "release.policy", "says policy and spec, or neither; keep one")
         for kind in resource.kinds:
             if kind not in KINDS:
                 yield Fault(f"{where}.kinds", "release.kind", f"{kind}: there are {', '.join(KINDS)}")
@@ -116,13 +120,23 @@ def _secret_faults(where: str, secret: Secret) -> Iterator[Fault]:
 
 
 def measures_something(policy: Policy, kind: str) -> bool:
-    """Whether a policy names anything that a guest of this kind measured; otherwise it accepts every guest."""
-    snp, tdx, tpm = policy.sev_snp, policy.tdx, policy.tpm
+    """Whether a policy names what a guest of this kind was started from; otherwise it accepts too many."""
+    snp, tdx = policy.sev_snp, policy.tdx
     wanted = {
         "sev-snp": bool(snp.measurement or snp.id_key_digest),
         "tdx": bool(tdx.mrtd and tdx.rtmr),
-        "tpm": bool(any(tpm.pcrs.values())),
-        "azure-snp": bool(snp.measurement and any(tpm.pcrs.values())),
-        "azure-tdx": bool(tdx.mrtd and any(tpm.pcrs.values())),
+        "tpm": _measures_boot(policy),
+        "azure-snp": bool(snp.measurement) and _measures_boot(policy),
+        "azure-tdx": bool(tdx.mrtd) and _measures_boot(policy),
     }
     return wanted[kind]
+
+
+def _measures_boot(policy: Policy) -> bool:
+    """PCR 4 has what the firmware started. Behind it, GRUB's commands and files (8, 9) or the parts of a unified kernel
+    image (11), of which zeros would only say that there was none."""
+    for bank, values in policy.tpm.pcrs.items():
+        said = {number for number, value in values.items() if bank != "sha1" and (number != "11" or value.strip("0"))}
+        if "4" in said and ({"8", "9"} <= said or "11" in said):
+            return True
+    return False
