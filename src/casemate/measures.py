@@ -227,6 +227,11 @@ def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str 
         "foreign_roms": bool(spec.passthrough),
     }
     described |= {"firmware": firmware, "variables": variables, "memory_mib": spec.machine.memory_mib}
+    if spec.boot.keys is not None and choices.variables is None:
+        from casemate.engine.uefi_enrol import enrol
+
+        fields["variables"] = enrol(fields["variables"], spec.boot.keys)  # as the VM's first start does
+        described["keys"] = "boot.keys, enrolled"
     if choices.qemu is not None:
         fields["plain_kernel"] = _major(choices.qemu) >= _PLAIN_KERNEL_QEMU
         described["qemu"] = choices.qemu

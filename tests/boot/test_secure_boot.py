@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.support.cli_runner import Cli
 from tests.support.debian_image import CMDLINE, debian_images
-from tests.support.guest_shell import LOGIN_S, GuestShell
+from tests.support.guest_shell import COMMAND_S, LOGIN_S, GuestShell
 from tests.support.signed_boot import (
     KERNEL,
     REMOVABLE,
@@ -53,7 +53,7 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     found.clean()
 
 
-def specification(directory: Path, disk: Path, keys: OwnerKeys | None = None) -> Path:
+def specification(directory: Path, disk: Path, keys: OwnerKeys | None = None, more: str = "") -> Path:
     file = directory / "guarded.toml"
     own = ""
     if keys is not None:
@@ -61,7 +61,7 @@ def specification(directory: Path, disk: Path, keys: OwnerKeys | None = None) ->
         own += f'db = ["{keys.db.certificate}"]\n'
     file.write_text(
         'name = "guarded"\n[machine]\ntype = "q35"\nmemory_mib = 512\n[boot]\nfirmware = "uefi-secure"\n'
-        f'{own}[[disk]]\npath = "{disk}"\nformat = "raw"\nmode = "persistent"\n'
+        f'{own}{more}[[disk]]\npath = "{disk}"\nformat = "raw"\nmode = "persistent"\n'
     )
     return file
 
@@ -124,9 +124,15 @@ def test_an_owners_image_starts_and_a_changed_one_is_refused_by_the_firmware(cli
     uki = make_uki(tmp_path / "uki.efi", guest.kernel, guest.initrd, "console=ttyS0 panic=-1 reboot=t")
     signed = sign_efi(uki, keys.db, tmp_path / "signed.efi")
     disk = uki_disk(tmp_path / "disk.img", signed)
-    cli.ok("run", "-d", specification(tmp_path, disk, keys))
+    spec = specification(tmp_path, disk, keys, "[tpm]\nenabled = true\n")
+    cli.ok("run", "-d", spec)
+    computed = cli.json("measure", spec, "--json")["values"]
     with GuestShell(cli, "guarded") as shell:
         shell.expect(READY_MARKER.encode(), LOGIN_S)
+        for register in (4, 7):
+            shell.type(f"\ncat /sys/class/tpm/tpm0/pcr-sha256/{register}\n")
+            measured = shell.expect(rb"\n([0-9A-F]{64})\r?\n", COMMAND_S)[1].decode().lower()
+            assert measured == computed[f"sha256.{register}"], register
     assert "UEFI Secure Boot is enabled" in cli.ok("logs", "guarded")
     cli.ok("kill", "guarded")
 
