@@ -35,6 +35,7 @@ age|secrets encrypted with age, in tests
 gnupg|makes the OpenPGP signatures that tests verify
 openssh-client|ssh-keygen makes and judges the SSH signatures of tests
 minisign|makes the minisign signatures of tests
+docker-registry|the registry that tests pull disks from
 cryptsetup-bin|veritysetup judges our hash trees
 fsverity|judges our fs-verity digests
 binutils|as assembles the listings beside machine code

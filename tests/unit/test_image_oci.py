@@ -150,7 +150,7 @@ def test_odd_layouts_are_refused(build: Callable[[Layout], str], words: str, lay
 
 
 def test_other_directories_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="skopeo copy"):
+    with pytest.raises(InputError, match="oci://HOST/NAME:TAG"):
         open_disk(str(tmp_path))
     with pytest.raises(InputError, match="cannot open"):
         open_disk(str(tmp_path / "nothing"))

@@ -1,4 +1,5 @@
-"""What `image add` is given, as an open file: a path, an https URL, an OCI layout directory, or standard input."""
+"""What `image add` is given, as an open file: a path, an https URL, an image of a registry, an OCI layout directory, or
+standard input."""
 
 from __future__ import annotations
 
@@ -45,14 +46,19 @@ def opened_source(
     """Open what a user named.
 
     Args:
-        source: a path, relative to the working directory; ``https://...``; a directory; ``-``.
+        source: a path, relative to the working directory; ``https://...``; ``oci://HOST/NAME:TAG``; a directory; ``-``.
         max_bytes: how much may come from a server or from standard input.
 
     Raises:
         InputError, ImageError, HostError: why it cannot be had.
     """
+    from casemate.image.oci_registry import is_reference
     from casemate.image.store_download import downloaded, file_name, is_url, shown
 
+    if is_reference(source):
+        with _pulled(store, source, max_bytes, ca_file, progress) as pulled:
+            yield pulled
+        return
     if is_url(source):
         with downloaded(
             store,
@@ -78,6 +84,34 @@ def opened_source(
         yield opened
     finally:
         os.close(opened.fd)
+
+
+@contextlib.contextmanager
+def _pulled(store: Store, source: str, max_bytes: int, ca_file: str | None, progress: Progress) -> Iterator[Source]:
+    """The disk of an image in a registry. The import compares it with the digest that its manifest names."""
+    from casemate.image.oci_registry import find_disk, parse_reference
+    from casemate.image.store_download import downloaded
+
+    progress("asking the registry", 0, 0)
+    disk = find_disk(source, ca_file)
+    if disk.size_bytes > max_bytes:
+        raise ImageError(
+            f"{source} is too large", got=format_bytes(disk.size_bytes), expected=f"at most {format_bytes(max_bytes)}"
+        )
+    origin = {
+        "source": str(parse_reference(source)),
+        "oci_manifest": disk.manifest,
+        "oci_media_type": disk.media_type[:120],
+    }
+    with downloaded(
+        store,
+        disk.url,
+        max_bytes=disk.size_bytes + 1,  # one more is not what was promised, and that is what the import then says
+        ca_file=ca_file,
+        authorization=disk.authorization,
+        progress=lambda done, of: progress("downloading", done, of),
+    ) as fd:
+        yield Source(fd, disk.name, origin, disk.sha256, "tar" in disk.media_type, private=True)
 
 
 def _spool(store: Store, max_bytes: int, progress: Progress) -> int:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi")
 SOURCE_HELP = (
-    "a file (raw, qcow2, vmdk, vhd, vhdx, vdi, OVA; packed with gz, xz, bz2, zst or not), an https URL of one, an OCI"
-    " layout directory, or - for standard input"
+    "a file (raw, qcow2, vmdk, vhd, vhdx, vdi, OVA; packed with gz, xz, bz2, zst or not), an https URL of one, an"
+    " image of a registry (oci://HOST/NAME:TAG), an OCI layout directory, or - for standard input"
 )
 STORED_HELP = "name, digest, or at least eight digits of it"
 

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -28,10 +29,17 @@ MAX_JSON_BYTES: Final = 4 << 20
 MAX_MEMBERS: Final = 64
 MAX_DEPTH: Final = 3
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
-_INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-_MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 T = TypeVar("T")
-_TITLE = "org.opencontainers.image.title"
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+TITLE: Final = "org.opencontainers.image.title"
+
+
+class Platform(msgspec.Struct, frozen=True):
+    """What a manifest of an index is for, in Go's words."""
+
+    architecture: str = ""
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename={"media_type": "mediaType"}):
@@ -41,6 +49,7 @@ class Descriptor(msgspec.Struct, frozen=True, rename={"media_type": "mediaType"}
     digest: str
     size: int
     annotations: dict[str, str] = {}
+    platform: Platform | None = None
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -84,18 +93,40 @@ def _find(place: int, name: str) -> OciDisk:
         raise InputError(
             f"{name!r} is a directory and no OCI image layout",
             expected="oci-layout and index.json in it",
-            next_step="for a registry: skopeo copy docker://REGISTRY/NAME:TAG oci:DIR, then casemate image add DIR",
+            next_step="for a registry: casemate image add oci://HOST/NAME:TAG",
         ) from None
+    return _open_layer(place, find_layer(found, lambda descriptor: _blob(place, descriptor, name), name), name)
+
+
+def find_layer(found: list[Descriptor], read: Callable[[Descriptor], bytes], name: str) -> Descriptor:
+    """From the manifests of an index to the one layer of the one manifest that is for this host.
+
+    Args:
+        read: gives what a descriptor points to; its digest is compared here.
+
+    Raises:
+        ImageError: not exactly one, another content than its digest says, or nothing of OCI.
+    """
     for _ in range(MAX_DEPTH):
-        one = _only(found, "manifests", name)
-        data = _blob(place, one, name)
-        if one.media_type in _MANIFESTS:
-            layer = _only(_decode(data, _Manifest, name).layers, "layers", name)
-            return _open_layer(place, layer, name)
-        if one.media_type not in _INDEXES:
+        one = _only(_for_this_host(found), "manifests", name)
+        data = read(one)
+        digest = checked_digest(one, name)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise _refused(name, f"a blob {digest[:16]} with another content", "what its digest says")
+        if one.media_type in MANIFESTS:
+            return _only(_decode(data, _Manifest, name).layers, "layers", name)
+        if one.media_type not in INDEXES:
             raise _refused(name, f"a manifest of type {one.media_type[:80]!a}")
         found = _decode(data, _Index, name).manifests
     raise _refused(name, "indexes of indexes")
+
+
+def _for_this_host(found: list[Descriptor]) -> list[Descriptor]:
+    """Of several manifests those for this architecture; a single one is taken as it is."""
+    if len(found) < 2:
+        return found
+    wanted = _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+    return [item for item in found if item.platform is not None and item.platform.architecture == wanted]
 
 
 def _only(found: list[Descriptor], what: str, name: str) -> Descriptor:
@@ -105,7 +136,7 @@ def _only(found: list[Descriptor], what: str, name: str) -> Descriptor:
 
 
 def _open_layer(place: int, layer: Descriptor, name: str) -> OciDisk:
-    digest = _checked_digest(layer, name)
+    digest = checked_digest(layer, name)
     try:
         fd = _open(place, f"blobs/sha256/{digest}", name)
     except FileNotFoundError:
@@ -113,11 +144,12 @@ def _open_layer(place: int, layer: Descriptor, name: str) -> OciDisk:
     if os.fstat(fd).st_size != layer.size:
         os.close(fd)
         raise _refused(name, f"a disk of another size than {layer.size} bytes", "a copy that is whole")
-    title = layer.annotations.get(_TITLE, "")
+    title = layer.annotations.get(TITLE, "")
     return OciDisk(fd, title or os.path.basename(name.rstrip("/")), digest, layer.media_type)
 
 
-def _checked_digest(descriptor: Descriptor, name: str) -> str:
+def checked_digest(descriptor: Descriptor, name: str) -> str:
+    """The SHA-256 that a descriptor names, in hexadecimal."""
     match = _DIGEST.fullmatch(descriptor.digest)
     if match is None or descriptor.size < 0:
         raise _refused(name, f"the digest {descriptor.digest[:80]!a}", "sha256:HEX")
@@ -125,14 +157,11 @@ def _checked_digest(descriptor: Descriptor, name: str) -> str:
 
 
 def _blob(place: int, descriptor: Descriptor, name: str) -> bytes:
-    digest = _checked_digest(descriptor, name)
+    digest = checked_digest(descriptor, name)
     try:
-        data = _read(place, f"blobs/sha256/{digest}", name)
+        return _read(place, f"blobs/sha256/{digest}", name)
     except FileNotFoundError:
         raise _refused(name, f"no blob {digest[:16]}", "a copy that is whole") from None
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise _refused(name, f"a blob {digest[:16]} with another content", "what its digest says")
-    return data
 
 
 def _read(place: int, path: str, name: str) -> bytes:

@@ -87,15 +87,19 @@ def downloaded(
     max_bytes: int,
     ca_file: str | None = None,
     deadline_s: float = DEADLINE_S,
+    authorization: Callable[[], str] = lambda: "",
     progress: Progress = lambda done, of: None,
 ) -> Iterator[int]:
     """The whole file behind ``url`` as a descriptor (closed at the end of the block, and removed unless interrupted).
+
+    Args:
+        authorization: asked before each connection for a header that no other host is sent; empty for none.
 
     Raises:
         InputError: no https URL, or the server refuses it. ImageError: larger than ``max_bytes``, or it never came
             whole. HostError: no room; another command downloads it.
     """
-    _check_url(url)
+    check_url(url)
     with store.changing():
         place = f"{store.directory}/downloads/{hashlib.sha256(url.encode()).hexdigest()}"
         files.private_directory(place)
@@ -106,7 +110,8 @@ def downloaded(
     keep = True
     try:
         part = os.open(f"{place}/part", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        _Download(place, part, url, max_bytes, ca_file, time.monotonic() + deadline_s, progress).run()
+        end = time.monotonic() + deadline_s
+        _Download(place, part, url, max_bytes, ca_file, end, authorization, progress).run()
         yield part
         keep = False
     except (ImageError, InputError):
@@ -120,7 +125,8 @@ def downloaded(
         os.close(lock)
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
+    """Refuse what is no https URL, or has a password in it (InputError)."""
     from urllib.parse import urlsplit
 
     try:
@@ -149,11 +155,19 @@ class _Download:
     """One download, over as many connections as it takes."""
 
     def __init__(
-        self, place: str, part: int, url: str, max_bytes: int, ca_file: str | None, end: float, progress: Progress
+        self,
+        place: str,
+        part: int,
+        url: str,
+        max_bytes: int,
+        ca_file: str | None,
+        end: float,
+        authorization: Callable[[], str],
+        progress: Progress,
     ) -> None:
         self._place, self._part, self._url, self._max = place, part, url, max_bytes
-        self._end, self._progress = end, progress
-        self._opener = _opener(ca_file)
+        self._end, self._authorization, self._progress = end, authorization, progress
+        self._opener = https_opener(ca_file)
         self._about = self._remembered()
 
     def run(self) -> None:
@@ -193,7 +207,10 @@ class _Download:
         headers = {"User-Agent": "casemate", "Accept-Encoding": "identity", "Accept": "*/*"}
         if at:
             headers |= {"Range": f"bytes={at}-", "If-Range": self._about.validator}
-        response = self._open(Request(self._url, headers=headers))  # noqa: S310 - the scheme was checked
+        request = Request(self._url, headers=headers)  # noqa: S310 - the scheme was checked
+        if allowed := self._authorization():
+            request.add_unredirected_header("Authorization", allowed)
+        response = self._open(request)
         with response:
             at = self._begin(response, at)
             self._receive(response, at)
@@ -296,7 +313,7 @@ class _Download:
         )
 
 
-def _opener(ca_file: str | None) -> Any:
+def https_opener(ca_file: str | None) -> Any:
     """An opener for https and nothing else."""
     import ssl
     from urllib import request
@@ -309,7 +326,7 @@ def _opener(ca_file: str | None) -> Any:
 
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
             try:
-                _check_url(newurl)
+                check_url(newurl)
             except InputError:
                 raise InputError(
                     "the server sends us elsewhere",
