@@ -59,7 +59,7 @@ def test_the_emulator_gets_a_socket_and_a_device(kind: str, device: str) -> None
     number = next(item.number for item in plan.descriptors if item.role == "tpm")
     assert ("-chardev", f"socket,id=tpm-link,fd={number}") in words
     assert ("-tpmdev", "emulator,id=tpm0,chardev=tpm-link") in words
-    assert ("-device", f"{device},id=tpm,tpmdev=tpm0") in words
+    assert ("-device", f"{device},id=tpm,tpmdev=tpm0,ppi=off") in words
     assert ("tpm_tis.force=1" in " ".join(plan.wall.argv)) is (kind == "microvm")
     assert "tpm" in plan.profile.name
 

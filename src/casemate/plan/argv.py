@@ -290,7 +290,8 @@ def _tpm(numbering: Numbering, microvm: bool) -> list[str]:
     """The command interface where ACPI describes it (q35); microvm's tables know no TPM, and its guest is told."""
     argv = ["-chardev", option("socket", id="tpm-link", fd=numbering.inherit("tpm", "socket"))]
     argv += ["-tpmdev", option("emulator", id="tpm0", chardev="tpm-link")]
-    return [*argv, "-device", option("tpm-tis" if microvm else "tpm-crb", id="tpm", tpmdev="tpm0")]
+    # No physical presence interface: with it a guest asks its firmware to clear the TPM, and it is one more region.
+    return [*argv, "-device", option("tpm-tis" if microvm else "tpm-crb", id="tpm", tpmdev="tpm0", ppi=False)]
 
 
 def devices_of(spec: Spec, accel: str) -> frozenset[str]:
