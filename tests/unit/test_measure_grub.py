@@ -1,0 +1,190 @@
+"""GRUB's scripts and what running one measures; what cannot be followed ends in a reason, not in a guess."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fuzz.fuzz_measure import fat_seed, reader_of
+
+from casemate.measure.fat import Fat
+from casemate.measure.grub import DIALECTS, Runner
+from casemate.measure.grub_script import Command, If, NotUnderstoodError, parse_script, plain
+from casemate.measure.registers import Steps
+
+DEVICE = "hd0,gpt1"
+
+
+class Vendor:
+    """Vouches for everything, and counts."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, int]] = []
+
+    def check(self, data: bytes, what: str, checked: int, loaded: int) -> None:
+        self.asked.append((what, checked, loaded))
+
+
+def runner(files: Mapping[str, bytes] = {}, version: str = "2.12") -> Runner:
+    found = Runner(Steps(("sha256",)), DIALECTS[version], Vendor(), Fat(reader_of(fat_seed())), DEVICE, files)  # type: ignore[arg-type]
+    found.variables["prefix"] = f"({DEVICE})/EFI"
+    return found
+
+
+def commands(text: str, files: Mapping[str, bytes] = {}) -> list[str]:
+    """The commands that running a script measures."""
+    found = runner(files)
+    found.run(parse_script(text))
+    return [step.what.removeprefix("grub_cmd: ") for step in found._steps.found if step.register == 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("set a=1\nset b=2", ["set a=1", "set b=2"]),
+        ("set a=1;set b=2 # and more", ["set a=1", "set b=2"]),
+        ("# nothing\n\n ;;\n", []),
+        ("echo 'a  b' \"c d\"", ["echo a  b c d"]),
+        ('set a=x; echo $a ${a}y "$a z"', ["set a=x", "echo x xy x z"]),
+        ("set a='x y'; echo $a", ["set a=x y", "echo x y"]),
+        ("echo a$nothing b $nothing c", ["echo a b c"]),
+        ('echo "$nothing"', ["echo "]),
+        ("echo a\\ b \\$x", ["echo a b $x"]),
+        ("echo a \\\n b", ["echo a b"]),
+        ('echo "a\\"b\\$c"', ['echo a"b$c']),
+        ("if true; then echo a; else echo b; fi", ["true", "echo a"]),
+        ("if false; then echo a; elif true; then echo b; fi", ["false", "true", "echo b"]),
+        ("if false\nthen\necho a\nfi\necho c", ["false", "echo c"]),
+        ("menuentry 'a b' --class x {\n linux /k }\n}\necho y", None),
+        ("menuentry a {\n echo '}' ${x}\n}\necho y", ["menuentry a {\n echo '}' ${x}\n}", "echo y"]),
+        ("function f { echo x; }\necho y", ["echo y"]),
+    ],
+)
+def test_words(text: str, said: list[str] | None) -> None:
+    if said is None:
+        with pytest.raises(NotUnderstoodError):
+            commands(text)
+    else:
+        assert commands(text) == said
+
+
+@pytest.mark.parametrize(
+    ("test", "holds"),
+    [
+        ("-z ''", True),
+        ("-n ''", False),
+        ("-n x", True),
+        ("a = a", True),
+        ("a == b", False),
+        ("a != b", True),
+        ("! -z ''", False),
+        ("-z x -o a = a", True),
+        ("a = a -a -z x", False),
+        ("-e $prefix/grub.cfg", True),
+        ("-f /EFI/grub.cfg", True),
+        ("-s /EFI/grub.cfg", True),
+        ("-d /EFI", True),
+        ("-d /EFI/grub.cfg", False),
+        ("-e /none", False),
+        ("x", True),
+    ],
+)
+def test_tests(test: str, holds: bool) -> None:
+    assert commands(f"if [ {test} ]; then echo yes; fi")[1:] == (["echo yes"] if holds else [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "for a in b; do echo; done",
+        "while true; do echo; done",
+        "if true; then echo",
+        "fi",
+        "echo 'a",
+        'echo "a',
+        "echo $",
+        "echo $'a'",
+        "echo a > b",
+        "echo a | b",
+        "menuentry a { echo",
+        "search --fs-uuid --set=root 1234",
+        "if ! search --file /x; then echo; fi",
+        "if [ a -lt b ]; then echo; fi",
+        "if [ -e (hd1)/x ]; then echo; fi",
+        "source /none",
+        "linux /none",
+        "linux /EFI/grub.cfg 'a b'",
+        "submenu a { echo }",
+        "function f { echo x }\nf",
+        "keystatus",
+        "chainloader /x",
+    ],
+)
+def test_what_cannot_be_followed_is_said(text: str) -> None:
+    with pytest.raises(NotUnderstoodError):
+        commands(text)
+
+
+def test_scripts_that_call_themselves_end() -> None:
+    itself = {f"({DEVICE})/x": b"source /x\n"}
+    with pytest.raises(NotUnderstoodError, match="too deeply"):
+        commands("source /x", itself)
+    with pytest.raises(NotUnderstoodError, match="too deeply"):
+        parse_script("if true; then " * 100)
+    with pytest.raises(NotUnderstoodError, match="KiB"):
+        parse_script("#" * (300 << 10))
+    with pytest.raises(NotUnderstoodError, match="many words"):
+        commands("[ " + "a -o " * 100 + "a ]")
+
+
+def test_kernels_and_entries() -> None:
+    files = {f"({DEVICE})/k": b"kernel with LOADED_IMAGE::LoadOptions\0Linux initrd\0", f"({DEVICE})/i": b"initrd"}
+    config = "set timeout=0\nmenuentry one { boot }\nmenuentry two {\n linux /k quiet\n initrd /i\n}\nset default={}\n"
+    for default in ("1", "two"):
+        found = runner(files)
+        found.run(parse_script(config.replace("{}", default)))
+        found.start()
+        by_register = {n: [step for step in found._steps.found if step.register == n] for n in (8, 9)}
+        assert by_register[8][-4].what == "grub_cmd: setparams two"
+        assert [step.what for step in by_register[9]] == ["/k", "/i", "command line", "initrd"]
+        options = "BOOT_IMAGE=/k quiet".encode("utf-16-le")
+        assert by_register[9][2].digests["sha256"] == hashlib.sha256(options).digest()
+        assert found._vendor.asked == [("/k", 1, 0)]  # type: ignore[attr-defined]
+    for broken in ("", "set timeout=5\nmenuentry a { linux /k }\nset default=9", "menuentry a { linux /k }"):
+        found = runner(files)
+        found.run(parse_script(broken))
+        with pytest.raises(NotUnderstoodError):
+            found.start()
+
+
+def test_old_grub_starts_no_stub() -> None:
+    files = {f"({DEVICE})/k": b"LOADED_IMAGE::LoadOptions\0Linux initrd\0"}
+    found = runner(files, "2.06")
+    found.run(parse_script("linux /k quiet\nboot\necho never"))
+    found.start()
+    assert [step.what for step in found._steps.found if step.register == 9] == ["/k"]
+    assert not [step for step in found._steps.found if "never" in step.what]
+
+
+def test_structure() -> None:
+    script = parse_script("if a; then b; elif c; then d; else e f; fi")
+    assert len(script) == 1
+    assert isinstance(script[0], If)
+    (first, second), otherwise = script[0].branches, script[0].otherwise
+    names = [plain(part[0].words[0]) for pair in (first, second) for part in pair if isinstance(part[0], Command)]
+    assert names == ["a", "b", "c", "d"]
+    assert isinstance(otherwise[0], Command)
+    assert [plain(word) for word in otherwise[0].words] == ["e", "f"]
+
+
+WORDS = st.text("abcxyz0123456789/.,=_-:", min_size=1, max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(WORDS, min_size=1, max_size=4), max_size=5))
+def test_plain_commands_are_measured_as_they_stand(lines: list[list[str]]) -> None:
+    text = "\n".join(" ".join(["echo", *words]) for words in lines)
+    assert commands(text) == [" ".join(["echo", *words]) for words in lines]
