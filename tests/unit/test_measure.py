@@ -15,9 +15,11 @@ from sevsnpmeasure import guest as oracle  # type: ignore[import-untyped]
 from sevsnpmeasure.sev_mode import SevMode  # type: ignore[import-untyped]
 from sevsnpmeasure.vcpu_types import CPU_SIGS  # type: ignore[import-untyped]
 
+from casemate import releases
 from casemate.cli.main import main
 from casemate.errors import InputError
 from casemate.evidence.policy import parse_policy
+from casemate.measure.expected import Expected
 from casemate.measure.explain import explain
 from casemate.measure.inputs import Inputs, measured
 from casemate.measure.ovmf import PAGE, parse_firmware
@@ -194,3 +196,51 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*line, "--explain", "xx"]) == 2
     assert main(["measure", "--firmware", str(image), "--cpu", "Pentium"]) == 2
     assert main(["measure", "--firmware", str(image), "--cpu", "EPYC", "--kind", "sev-es"]) == 0
+
+
+HEX = st.text("0123456789abcdef", min_size=96, max_size=96)
+SHA256 = st.text("0123456789abcdef", min_size=64, max_size=64)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_a_policy_file_is_the_policy(data: st.DataObject) -> None:
+    """What is written is what is read back, whatever the inputs are called."""
+    kind = data.draw(st.sampled_from(["sev-snp", "tdx", "tpm", "nitro"]))
+    names = {
+        "sev-snp": st.just({"measurement"}),
+        "tdx": st.sets(st.sampled_from(["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"]), min_size=1),
+        "tpm": st.sets(st.integers(0, 23).map("sha256.{}".format), min_size=1),
+        "nitro": st.sets(st.integers(0, 31).map("pcr{}".format), min_size=1),
+    }[kind]
+    values = {name: data.draw(SHA256 if kind == "tpm" else HEX) for name in sorted(data.draw(names))}
+    inputs: dict[str, str | int] = {"kernel": data.draw(st.text(max_size=30)), "memory_mib": 7}
+    found = Expected(kind=kind, values=values, inputs=inputs, unpredictable={"x": data.draw(st.text(max_size=30))})
+    assert parse_policy(found.policy_text(), "policy") == found.policy()
+    other = msgspec.structs.replace(found, inputs={}, unpredictable={})
+    assert found.identity() == other.identity()
+    assert found.document()["values"] == values
+
+
+def test_what_has_no_policy_says_so() -> None:
+    for kind, values, said in (("sev-es", {"measurement": "00" * 32}, "no policy"), ("tpm", {}, "nothing to want")):
+        with pytest.raises(InputError, match=said):
+            Expected(kind=kind, values=values, inputs={}).policy()
+
+
+def test_key_release_takes_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, spec, policy = tmp_path / "ovmf.fd", tmp_path / "web.toml", tmp_path / "policy.toml"
+    image.write_bytes(firmware())
+    (tmp_path / "vmlinuz").write_bytes(b"kernel")
+    spec.write_text(f'[boot]\nkernel = "{tmp_path}/vmlinuz"\n')
+    assert main(["measure", str(spec), "--firmware", str(image), "--cpu", "EPYC", "--policy", str(policy)]) == 0
+    digest = capsys.readouterr().out.strip()
+    release, key = tmp_path / "release.toml", tmp_path / "web.key"
+    key.write_bytes(b"secret")
+    key.chmod(0o600)
+    release.write_text(
+        f'format = 1\n[resource."default/disk/web"]\npolicy = "{policy}"\nsecret = {{ file = "{key}" }}\n'
+    )
+    guarded = releases.load(str(release))["default/disk/web"]
+    assert guarded.policy.sev_snp.measurement == (digest,)
+    assert guarded.kinds == {"sev-snp"}
