@@ -249,6 +249,25 @@ def test_newer_libvirt_gets_passt_and_no_keyboard_controller() -> None:
     assert "ps2" not in older
 
 
+@pytest.mark.parametrize(
+    ("boot", "off"),
+    [
+        ("<os><type machine='q35'>hvm</type></os>", True),
+        ("<os firmware='efi'><type machine='q35'>hvm</type></os>", False),
+        ("<os><type machine='q35'>hvm</type><loader secure='yes' type='pflash'>/c.fd</loader></os>", False),
+    ],
+)
+def test_system_management_mode_stays_where_secure_boot_may_need_it(boot: str, off: bool) -> None:
+    """libvirt chooses its firmware by this: with the mode off it would take one without Secure Boot."""
+    data = re.sub(rb"<os>.*?</os>", boot.encode(), made([]), flags=re.DOTALL)
+    assert boot.encode() in data
+    hardened = harden_domain(data, "t")
+    assert ("<smm state='off'/>" in hardened.after) is off
+    assert ("dev.smm" in hardened.claims) is off
+    check(hardened)
+    assert "<smm" not in harden_domain(data, "t", keep=["dev.smm"]).after
+
+
 def test_tcg_can_be_kept() -> None:
     assert harden_domain(made([], kind="qemu"), "t", keep=["dev.kvm"]).after.startswith("<domain type='qemu'>")
 

@@ -50,6 +50,9 @@ LINES = {
     "-device virtio-net-pci,mac=BC:24:11:00:00:01,netdev=net0,bus=pci.0,addr=0x12,id=net0 -machine type=pc+pve0",
     "uefi": f"{Q} -machine q35,accel=kvm -m 1G -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE.fd "
     "-drive if=pflash,format=raw,file=vars.fd -drive file=/d.qcow2,format=qcow2,if=virtio -nographic",
+    "secure": f"{Q} -machine q35,accel=kvm,smm=on -global driver=cfi.pflash01,property=secure,value=on -m 1G "
+    "-drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.ms.fd -drive if=pflash,format=raw,file=vars.fd "
+    "-drive file=/d.qcow2,format=qcow2,if=virtio -nographic",
     "kernel": f"{Q} -M pc -kernel /boot/k -initrd /boot/i -append 'root=/dev/sda1 console=ttyS0' -m 512 -hda /r.img",
     "microvm": f"{Q} -M microvm -nodefaults -no-user-config -accel kvm -m 256 -kernel /k -append console=ttyS0 "
     "-drive id=d,file=/r.img,format=raw,if=none -device virtio-blk-device,drive=d",
@@ -217,6 +220,9 @@ def test_disks_boot_order_and_modes() -> None:
     ]
     assert {d.mode for d in hardened(LINES["by hand"] + " -snapshot").spec.disks} == {"read-only", "overlay"}
     assert hardened(LINES["uefi"]).spec.boot.firmware == "uefi"
+    secure = hardened(LINES["secure"])
+    assert secure.spec.boot.firmware == "uefi-secure"
+    assert ("dev.uefi", Reason.DECIDE) in {(left.control, left.reason) for left in secure.hardened.left}
     kernel = hardened(LINES["kernel"])
     assert kernel.spec.boot.cmdline == "root=/dev/vda1 console=ttyS0"
     assert any("root=/dev/sda1 becomes root=/dev/vda1" in change.what for change in kernel.hardened.changes)

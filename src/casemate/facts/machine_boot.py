@@ -11,7 +11,7 @@ from casemate.facts.qemu_argv_text import is_off, is_on
 
 def boot_facts(sayer: Sayer, machine: Machine) -> None:
     """``vm.firmware``, ``dev.smm``, and where it means to boot with Secure Boot ``dev.boot-variables``."""
-    firmware = _firmware(machine)
+    firmware = firmware_of(machine)
     sayer.say("vm.firmware", firmware, "firmware")
     # QEMU's own choice is on wherever the accelerator has it (x86_machine_is_smm_enabled).
     is_pc = machine.vmm == "qemu" and machine.architecture in ("x86_64", "i386", "i686")
@@ -29,7 +29,7 @@ def boot_facts(sayer: Sayer, machine: Machine) -> None:
         sayer.miss(name, "the VM's variables say that, and only a launch of Casemate's looks into them")
 
 
-def _firmware(machine: Machine) -> str:
+def firmware_of(machine: Machine) -> str:
     """``bios``, ``uefi``, ``uefi-secure`` (by name of the file or as libvirt asks for it) or ``kernel``."""
     text = " ".join(machine.firmware).lower()
     if machine.settings.get("secure-boot") == "yes" or re.search(r"secboot|secure|\.ms\.|snakeoil", text):

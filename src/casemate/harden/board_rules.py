@@ -87,11 +87,41 @@ def features(domain: Domain) -> None:
                 "a back door of VMware that QEMU emulates",
             )
         _ps2(domain)
+    _smm(domain)
     _enlightenments(domain)
 
 
 def _features(domain: Domain) -> Element:
     return domain.section("features", after=_AFTER_OS)
+
+
+def _smm(domain: Domain) -> None:
+    """Off, unless UEFI may need it: which build libvirt chooses, or a loader's file is, decides that."""
+    control = "dev.smm"
+    if not domain.notes.wants(control, "features/smm", "system management mode stays as it is"):
+        return
+    system = domain.section("os")
+    section = domain.root.first("features")
+    now = section.first("smm") if section is not None else None
+    if now is not None and now.get("state") == "off":
+        return
+    if system.get("firmware") or system.first("loader") is not None:
+        domain.notes.leave(
+            control,
+            "features/smm",
+            "system management mode stays: UEFI with Secure Boot guards its variables with it",
+            Reason.DECIDE,
+            "<smm state='off'/> by hand if this firmware has no Secure Boot, or --keep it",
+        )
+        return
+    _, changed = domain.ensure(_features(domain), "smm", {"state": "off"})
+    if changed:
+        domain.notes.change(
+            control,
+            "features/smm",
+            "<smm state='off'/>",
+            "a processor mode above the kernel, emulated by KVM or QEMU, that only Secure Boot has a use for",
+        )
 
 
 def _ps2(domain: Domain) -> None:

@@ -28,6 +28,7 @@ CONTROLS: Final = (
     "dev.machine",
     "kvm.irqchip-split",
     "dev.platform-off",
+    "dev.smm",
     "kvm.no-hyperv-xen",
     "cpu.guest-flags",
     "kvm.nested-off",

@@ -6,6 +6,7 @@ import re
 from typing import Any, Final
 
 from casemate.facts.machine import Machine
+from casemate.facts.machine_boot import firmware_of
 from casemate.harden.model import Notes, Reason
 
 _UEFI: Final = re.compile(r"ovmf|edk2|aavmf|uefi|efi|_code", re.IGNORECASE)
@@ -25,6 +26,15 @@ def boot(machine: Machine, notes: Notes) -> dict[str, Any]:
             notes.leave("dev.uefi", "firmware", "a kernel and a firmware: the kernel boots", Reason.LIMIT)
         return found
     text = " ".join(machine.firmware)
+    if firmware_of(machine) == "uefi-secure":
+        notes.leave(
+            "dev.uefi",
+            "firmware",
+            "Secure Boot with the keys of the host's distribution and fresh variables takes the place of its firmware",
+            Reason.DECIDE,
+            'a guest that is signed for other keys needs [boot.keys], one that is not signed firmware = "uefi"',
+        )
+        return {"firmware": "uefi-secure"}
     uefi = bool(_UEFI.search(text)) or machine.settings.get("firmware") == "efi"
     if uefi:
         notes.leave(
