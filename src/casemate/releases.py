@@ -66,17 +66,30 @@ class KeyServer:
         return self._server.listen_tls(host, port, Tls(certificate, key, client_ca))
 
     def serve_vm(self, reference: str) -> str:
-        """Serve the port of a running VM until that run ends; returns the VM's name.
+        """Serve the port of a VM in this run and those that come; returns the VM's name.
 
         Raises:
-            InputError: there is no such VM, or it is not running. VmError: it has no port: ``[keys] port = true``.
+            InputError: there is no such VM, or it has no port.
         """
         from casemate.engine.control import keys_port
         from casemate.engine.paths import default_paths
         from casemate.engine.state import resolve
+        from casemate.errors import CasemateError
 
-        definition = resolve(default_paths(), reference)
-        self.serve_port(keys_port(default_paths(), definition), definition.name)
+        paths = default_paths()
+        definition = resolve(paths, reference)
+        if not definition.spec.keys.port:
+            raise InputError(
+                f"{definition.name} has no port to a key broker", next_step="port = true in [keys], then create it anew"
+            )
+
+        def connect() -> socket.socket | None:
+            try:
+                return keys_port(paths, definition)
+            except CasemateError:  # it does not run now
+                return None
+
+        self._server.follow_port(connect, definition.name)
         return definition.name
 
     def serve_port(self, channel: socket.socket, vm: str) -> None:

@@ -32,7 +32,7 @@ class Tpm:
     """One TPM, by its data socket."""
 
     def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+        self.channel = channel
 
     def command(self, code: int, handles: bytes, parameters: bytes, *, auth: bool = False) -> bytes:
         """Send one command; what comes behind the response's header."""
@@ -40,7 +40,7 @@ class Tpm:
         tag = SESSIONS if auth else NO_SESSIONS
         result = RETRY
         while result == RETRY:  # it was busy and did nothing; swtpm says so once after a key was made
-            self._channel.sendall(struct.pack(">HII", tag, 10 + len(body), code) + body)
+            self.channel.sendall(struct.pack(">HII", tag, 10 + len(body), code) + body)
             _, size, result = struct.unpack(">HII", self._exactly(10))
             rest = self._exactly(size - 10)
         if result:
@@ -119,7 +119,7 @@ class Tpm:
     def _exactly(self, size: int) -> bytes:
         found = b""
         while len(found) < size:
-            piece = self._channel.recv(size - len(found))
+            piece = self.channel.recv(size - len(found))
             if not piece:
                 raise TpmError("swtpm went")
             found += piece

@@ -379,3 +379,33 @@ def test_defaults_are_what_the_document_says() -> None:
     assert (http.REQUEST_DEADLINE_S, http.HEAD_MAX_BYTES, listen.CONNECTIONS_MAX) == (10.0, 16384, 64)
     assert isinstance(Tls("a", "b"), Tls)
     assert KeyServer.__doc__
+
+
+def test_a_broker_that_ends_leaves_the_port_to_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor keeps the host's end and lends copies: a shutdown would end the guest's port for good."""
+    monkeypatch.setattr(http, "SILENCE_S", 0.1)
+    write_policy(tmp_path, NOTHING)
+    guest, supervisors = socket.socketpair()
+    guest.settimeout(30)
+    client = Client(lambda: guest)
+    for _ in range(2):
+        with serving(tmp_path, lambda server: server.serve_port(supervisors.dup(), "web")) as place:
+            assert client.auth("snp").status == 200
+        assert "vm web" not in [item.peer for item in place.log() if item.event == "refused"]
+    guest.close()
+    supervisors.close()
+
+
+def test_each_run_of_a_vm_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "AGAIN_S", 0.05)
+    runs = [socket.socketpair() for _ in range(2)]
+    waiting: list[socket.socket | None] = [None, runs[0][1], None, runs[1][1]]
+    server = Server(lambda _: Answer(200, b"{}"))
+    server.follow_port(lambda: waiting.pop(0) if waiting else None, "web")
+    for guest, _ in runs:
+        guest.settimeout(30)
+        guest.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(guest).status == 200
+        guest.close()
+    server.close()
+    assert not waiting

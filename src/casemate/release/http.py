@@ -52,14 +52,16 @@ class Connection:
         answer: Callable[[Asked], Answer],
         limit: Callable[[str, str], int],
         *,
-        is_port: bool = False,
+        port_is_over: Callable[[], bool] | None = None,
     ) -> None:
-        """``limit``: (method, path) to the bytes that a request may have. ``is_port``: a VM's serial port."""
+        """``limit``: (method, path) to the bytes that a request may have. ``port_is_over``: this is a VM's serial port,
+        where silence is nothing unusual, and asked now and then whether to go on."""
         self._channel = channel
         self._peer = peer
         self._answer = answer
         self._limit = limit
-        self._is_port = is_port
+        self._is_port = port_is_over is not None
+        self._is_over = port_is_over or (lambda: False)
 
     def serve(self) -> None:
         """Answer requests until the other side goes, breaks a rule, or has had enough of them."""
@@ -152,21 +154,24 @@ class Connection:
 
     def _read(self, end: float | None) -> bytes:
         """Some bytes; ``end``: when the request has to be complete, None before its first byte."""
-        wait_s = (None if self._is_port else IDLE_S) if end is None else end - time.monotonic()
-        if wait_s is not None and wait_s <= 0:
-            raise _FaultError(408, f"a request that takes longer than {REQUEST_DEADLINE_S:.0f} s")
-        try:
-            self._channel.settimeout(wait_s)
-            data = self._channel.recv(_PIECE_BYTES)
-        except TimeoutError:
-            if end is None:
+        while True:
+            wait_s = (SILENCE_S if self._is_port else IDLE_S) if end is None else end - time.monotonic()
+            try:
+                self._channel.settimeout(max(wait_s, 0.001))
+                data = self._channel.recv(_PIECE_BYTES)
+            except TimeoutError:
+                if end is not None:
+                    raise _FaultError(408, f"a request that takes longer than {REQUEST_DEADLINE_S:.0f} s") from None
+                if self._is_port and not self._is_over():
+                    continue
                 raise _EndedError from None
-            raise _FaultError(408, f"a request that takes longer than {REQUEST_DEADLINE_S:.0f} s") from None
-        except OSError:
-            raise _EndedError from None
-        if not data:
-            raise _EndedError
-        return data
+            except OSError:
+                raise _EndedError from None
+            if not data:
+                raise _EndedError
+            if end is not None and time.monotonic() > end:
+                raise _FaultError(408, f"a request that takes longer than {REQUEST_DEADLINE_S:.0f} s")
+            return data
 
     def _write(self, data: bytes) -> None:
         end, view = time.monotonic() + REQUEST_DEADLINE_S, memoryview(data)

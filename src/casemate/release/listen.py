@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX: Final = 64
 CONNECTIONS_PER_PEER: Final = 16
+VM: Final = "vm "
+"""How peers on a VM's port begin; others begin otherwise."""
+AGAIN_S: Final = 1.0
+"""How often a VM that does not run is looked for."""
 _BACKLOG: Final = 64
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -52,6 +56,7 @@ class Server:
         self._listeners: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._peers: dict[socket.socket, str] = {}
         self._threads: set[threading.Thread] = set()
+        self._ending = threading.Event()
         self._lock = threading.Lock()
         self._paths: list[tuple[str, int]] = []
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC)
@@ -96,8 +101,30 @@ class Server:
     def serve_port(self, channel: socket.socket, name: str) -> None:
         """Serve a VM's serial port, in a thread of its own, until the VM ends. Takes the socket over."""
         with self._lock:
-            self._peers[channel] = f"vm {name}"
-        self._start(channel, None, f"vm {name}", is_port=True)
+            self._peers[channel] = VM + name
+        self._start(channel, None, VM + name, is_port=True)
+
+    def follow_port(self, connect: Callable[[], socket.socket | None], name: str) -> None:
+        """Serve the serial port of each run of a VM, in a thread of its own, until `close`.
+
+        Args:
+            connect: the port of the present run, None while there is none.
+        """
+
+        def follow() -> None:
+            while not self._ending.is_set():
+                with self._lock:
+                    self._threads.add(threading.current_thread())
+                channel = connect()
+                if channel is not None:
+                    with self._lock:
+                        self._peers[channel] = VM + name
+                    self._serve(channel, None, VM + name, is_port=True)
+                self._ending.wait(AGAIN_S)
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+        threading.Thread(target=follow, name=VM + name, daemon=True).start()
 
     def run(self) -> None:
         """Take connections until `stop`."""
@@ -120,12 +147,15 @@ class Server:
 
     def close(self) -> None:
         """Close listeners and connections, wait for their threads, and take our sockets' names away."""
+        self._ending.set()
         for listener, _ in self._listeners:
             listener.close()
         with self._lock:
-            for channel in self._peers:
-                with contextlib.suppress(OSError):
-                    channel.shutdown(socket.SHUT_RDWR)
+            # Not the ports of VMs: the VM has that very socket, too, for the broker that comes next. They look up.
+            for channel, peer in self._peers.items():
+                if not peer.startswith(VM):
+                    with contextlib.suppress(OSError):
+                        channel.shutdown(socket.SHUT_RDWR)
             threads = list(self._threads)
         for thread in threads:  # each wakes up from its socket
             thread.join(REQUEST_DEADLINE_S)
@@ -171,7 +201,8 @@ class Server:
                 channel.settimeout(REQUEST_DEADLINE_S)
                 wrapped = context.wrap_socket(channel, server_side=True)
                 peer = _certificate_of(wrapped) or peer
-            Connection(wrapped, peer, self._answer, body_limit, is_port=is_port).serve()
+            over = self._ending.is_set if is_port else None
+            Connection(wrapped, peer, self._answer, body_limit, port_is_over=over).serve()
         except OSError as fault:  # a handshake that fails
             self._answer(Asked("-", f"- (TLS: {fault.args[-1] if fault.args else fault})", peer))
         except Exception:  # a bug of ours ends this connection, not the server
