@@ -74,7 +74,7 @@ def test_a_vm_without_a_tpm_has_none_of_it() -> None:
 def test_swtpm_is_told_descriptors_and_one_directory() -> None:
     _, helper = planned()
     assert helper.argv == (
-        "/usr/bin/swtpm", "socket", "--tpm2", "--ctrl", "type=unixio,clientfd=3",
+        "/swtpm", "socket", "--tpm2", "--ctrl", "type=unixio,clientfd=3",
         "--tpmstate", "dir=/state,mode=0600", "--key", "fd=4,format=binary,mode=aes-256-cbc",
     )  # fmt: skip
     assert [(item.number, item.role) for item in helper.descriptors] == [

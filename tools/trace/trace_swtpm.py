@@ -27,7 +27,7 @@ from casemate.engine.tpm_furnish import furnish
 from casemate.facts.closure import needed_closure
 from casemate.facts.root import Root
 from casemate.jail.policy import Identity, IdentityMode
-from casemate.plan.swtpm import CONTROL_FD, KEY_FD, STATE, plan_swtpm
+from casemate.plan.swtpm import CONTROL_FD, KEY_FD, PROGRAM, STATE, plan_swtpm
 
 ENTER = """
 import ctypes, os, sys
@@ -92,7 +92,7 @@ def build(root: Path, source: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     view = Root(source)
     program = "/usr/bin/swtpm"
-    places = {program: program, **{item.target: item.source for item in needed_closure(program, view)}}
+    places = {PROGRAM: program, **{item.target: item.source for item in needed_closure(program, view)}}
     for target, origin in places.items():
         path = root / target.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def main() -> int:
             for call, variants in its.items():
                 mine.setdefault(call, set()).update(variants)
     version = subprocess.run(
-        ["chroot", options.work / "root", "/usr/bin/swtpm", "--version"], capture_output=True, text=True, check=True
+        ["chroot", options.work / "root", PROGRAM, "--version"], capture_output=True, text=True, check=True
     ).stdout
     about: dict[str, object] = {"name": f"{options.prefix}swtpm", "program": "swtpm"}
     about["version"] = version.split("version ")[1].split(",")[0]

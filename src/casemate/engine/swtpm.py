@@ -40,7 +40,7 @@ from casemate.jail.policy import Wall
 from casemate.jail.profiles import swtpm_profile
 from casemate.jail.spawn import Spawned, kill_and_reap, spawn
 from casemate.plan.model import HelperPlan, LaunchPlan
-from casemate.plan.swtpm import swtpm_wall
+from casemate.plan.swtpm import PROGRAM, swtpm_wall
 from casemate.sys import seccomp
 
 DEADLINE_S: Final = 10.0
@@ -100,7 +100,7 @@ def start_tpm(
         raise RuntimeError("start_tpm for a VM without a TPM")
     cache = Path(cache_dir or default_paths().cache)
     closure = cached_closure(helper.program, (), cache / "emulators" / "swtpm.closure")
-    inside = {helper.program: helper.program, **{item.target: item.source for item in closure}}
+    inside = {PROGRAM: helper.program, **{item.target: item.source for item in closure}}
     wall = swtpm_wall(helper, plan.wall, inside, home.directory)
     program = cached_program(swtpm_profile(), os.uname().machine, cache / "filters")
     ours, theirs = socket.socketpair()

@@ -17,7 +17,7 @@ from casemate.engine.tpm_state import NAMES
 from casemate.facts.fact import Fact, Facts, Known, Stage, Unknown, Value
 from casemate.jail.policy import NAMESPACES
 from casemate.plan.model import LaunchPlan
-from casemate.plan.swtpm import STATE
+from casemate.plan.swtpm import PROGRAM, STATE
 
 FILTERS: Final = 2
 """Ours, and the one that swtpm loads itself."""
@@ -40,7 +40,8 @@ def observe_tpm(plan: LaunchPlan, tpm: Tpm, roles: dict[str, int]) -> Facts:
     with open(f"{live}/cmdline", "rb") as file:
         arguments = file.read(65536).split(b"\0")
     encrypted = b"--key" in arguments and any(word.endswith(b"mode=aes-256-cbc") for word in arguments)
-    know("tpm.backend", "swtpm", f"{live}/cmdline; one end of its socket is the emulator's")
+    is_swtpm = arguments[0] == PROGRAM.encode()
+    know("tpm.backend", "swtpm" if is_swtpm else "unknown", f"{live}/cmdline; the other end of its socket is QEMU's")
     know("tpm.state-encrypted", encrypted, f"{live}/cmdline: --key fd=…,mode=aes-256-cbc")
     know(
         "tpm.key-in-arguments", _tells(roles["tpm-key"], b"\0".join(arguments)), f"{live}/cmdline, searched for the key"

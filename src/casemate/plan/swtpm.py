@@ -25,6 +25,9 @@ from casemate.jail.policy import (
 from casemate.plan.model import HelperPlan
 
 PROFILE: Final = "swtpm"
+PROGRAM: Final = "/swtpm"
+"""Where its root has it. Not where the host does: Ubuntu's AppArmor profile is attached to that path, and knows nothing
+of a state directory like ours; no profile may be the reason that a wall has a hole or a VM no TPM."""
 CONTROL_FD: Final = 3
 KEY_FD: Final = 4
 STATE: Final = "/state"
@@ -40,7 +43,7 @@ def plan_swtpm(swtpm: str, identity: Identity, *, keeps_state: bool) -> HelperPl
     return HelperPlan(
         name="swtpm",
         argv=(
-            swtpm,
+            PROGRAM,
             "socket",
             "--tpm2",
             "--ctrl",
@@ -52,7 +55,7 @@ def plan_swtpm(swtpm: str, identity: Identity, *, keeps_state: bool) -> HelperPl
         ),
         wall=(
             "new user, mount, pid, network, ipc, uts and cgroup namespaces; the network namespace stays empty",
-            f"new root: {swtpm} and its libraries, read-only; {STATE} is "
+            f"new root: {swtpm} as {PROGRAM}, its libraries, read-only; {STATE} is "
             + ("the directory with its state" if keeps_state else "a tmpfs that ends with it"),
             f"uid and gid {identity.uid} of its own, no capabilities, no_new_privs, the VM's cgroup, limits",
             f"Landlock: reads its root, writes {STATE}; no TCP, no abstract sockets or signals outside",
