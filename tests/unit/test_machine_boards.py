@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from casemate.controls.catalogue.devices import CONTROLS
 from casemate.facts.domain import read_domain
 from casemate.facts.machine_boards import board_devices, board_family
 from casemate.facts.qemu_argv import read_argv
@@ -62,3 +63,18 @@ def test_a_domain_of_arm64_has_its_board_and_no_isa() -> None:
     assert machine.unreadable == ()
     assert {"pl011", "kvm-arm-gic", "virtio-balloon-pci", "pcie-root-port", "virtio-rng-pci"} <= types
     assert not {"isa-serial", "piix3-usb-uhci", "qemu-xhci"} & types
+
+
+BOARDS = """q35 microvm pc-q35-7.2 pc-q35-2.12.1 pc-q35-10.1 pc-q35-7.2-machine pc-q35-rhel8.6.0
+    pc-q35-rhel9.4.0-machine pc-q35-8.1+pve0 pc-q35-noble pc-q35-noble-v2 pc-q35-jammy-hpb-maxcpus"""
+NO_BOARDS = """pc pc-i440fx-7.2 isapc xenfv none virt pc-q35- pc-q35-7 pc-q35-7.2,accel=tcg Q35 q35-machine-machine
+    pc-q35-7.2.1.0 pc-q35-100.1 pc-q35-rhel9 pc-q35-a pc-q35-noble-v2-v2-v2 pc-q35-.. xpc-q35-7.2"""
+HOSTILE_BOARDS = ("", "pc-q35-7.2\n", "pc-q35-7.2 ", "pc-q35-\u0667.\u0662", "pc-q35-" + "a" * 64)
+
+
+def test_names_of_boards_that_a_launch_accepts() -> None:
+    """Distributions' names of q35, of releases to come too; nothing that only begins like one."""
+    (control,) = [item for item in CONTROLS if item.id == "dev.machine"]
+    (check,) = control.checks
+    assert [name for name in BOARDS.split() if not check.expect.holds(name)] == []
+    assert [name for name in (*NO_BOARDS.split(), *HOSTILE_BOARDS) if check.expect.holds(name)] == []
