@@ -1,7 +1,8 @@
 """Security updates of what runs VMs that wait to be installed, from the package manager's own files; no network.
 
 Debian and Ubuntu: installed versions from dpkg's status, offered ones from apt's copy of the lists of security suites
-(their Release file says which suite it is, and when it was made). Other package managers: unknown, with the reason.
+(their Release file says which suite it is, and when it was made). Hosts of rpm and dnf: `facts/updates_rpm.py`. Other
+package managers: unknown, with the reason.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ def collect_updates(root: Root, now_s: float | None = None) -> Facts:
     """
     now_s = root.now_s() if now_s is None else now_s
     installed = _installed(root)
+    if isinstance(installed, _Rpm):
+        from casemate.facts.updates_rpm import collect_rpm_updates
+
+        return collect_rpm_updates(root, installed.folder, now_s)
     if isinstance(installed, Unknown):
         names = [f"updates.{prefix}{family}" for family in FAMILIES for prefix in ("", "has-")]
         return dict.fromkeys((*names, "updates.age-days", "updates.running-kernel"), installed)
@@ -96,7 +101,13 @@ def stanzas(text: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def _installed(root: Root) -> dict[str, str] | Unknown:
+class _Rpm(msgspec.Struct, frozen=True):
+    """Packages are kept by rpm, in this folder."""
+
+    folder: str
+
+
+def _installed(root: Root) -> dict[str, str] | Unknown | _Rpm:
     """Installed packages of interest: name to version."""
     try:
         text = root.read_text(STATUS, _MAX_STATUS_BYTES)
@@ -110,13 +121,17 @@ def _installed(root: Root) -> dict[str, str] | Unknown:
     return {n: f["Version"] for n, f in found.items() if f.get("Status", "").endswith(" installed")}
 
 
-def _other_manager(root: Root) -> Unknown:
-    for path, name in (("/var/lib/rpm", "rpm"), ("/usr/lib/sysimage/rpm", "rpm"), ("/var/lib/pacman", "pacman")):
-        try:
-            if root.exists(path):
-                return Unknown(f"packages are kept by {name} ({path}), which is not read; ask it: dnf updateinfo")
-        except OSError as error:
-            return Unknown(f"{path}: {error.strerror or error}")
+def _other_manager(root: Root) -> Unknown | _Rpm:
+    from casemate.facts.rpm_packages import has_rpm
+
+    try:
+        folder = has_rpm(root)
+        if folder:
+            return _Rpm(folder)
+        if root.exists("/var/lib/pacman"):
+            return Unknown("packages are kept by pacman (/var/lib/pacman), which is not read; ask it: arch-audit")
+    except OSError as error:
+        return Unknown(f"{error.filename or '/var/lib'}: {error.strerror or error}")
     return Unknown(f"{STATUS}: does not exist, and no other package manager is known here")
 
 
