@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # as a program it is not installed
 
+from tests.support import se_makers  # noqa: E402
 from tests.support.evidence_makers import Authority, Chip, Hypervisor, Tpm, event_log, snp_report  # noqa: E402
 
 from casemate.errors import CasemateError  # noqa: E402
@@ -28,13 +29,14 @@ from casemate.evidence import (  # noqa: E402
     companions,
     ear,
     nitro_true,
+    se,
     snp_true,
     tdx_collateral,
     tpm_files,
     verify_nitro,
     verify_snp,
 )
-from casemate.evidence.policy import Policy, parse_policy  # noqa: E402
+from casemate.evidence.policy import Policy, SePolicy, parse_policy  # noqa: E402
 from casemate.evidence.tpm import parse_quote  # noqa: E402
 from casemate.evidence.verify import Inputs, verify  # noqa: E402
 
@@ -57,6 +59,7 @@ class Seed(NamedTuple):
     name: str
     data: bytes
     inputs: Inputs
+    policy: Policy
     claims: dict[str, Any]
 
 
@@ -149,6 +152,10 @@ def seeds() -> tuple[Seed, ...]:
     """One of each kind."""
     tpm = Inputs(moment=NOW, nonce=b"fresh", keys=(hashlib.sha256(key().spki()).hexdigest(),))
     snp = Inputs(moment=NOW, certificates=chip().certificates, revocations=(chip().root.list_of(),))
+    parts = (b"\1" * se.IMAGE_BYTES, b"user", b"\2" * 64)
+    measured = se_makers.measured(*parts)
+    exchange = se_makers.exchange(se_makers.request(), measured, parts[2], parts[1], se_makers.UID)
+    own = Policy(se=SePolicy(image=(parts[0].hex(),)))
     report = chip().sign(snp_report(version=5))
     nitro = Inputs(moment=NOW, nonce=b"nonce")
     pcrs = {number: bytes([number + 1]) * 48 for number in range(3)}
@@ -161,15 +168,17 @@ def seeds() -> tuple[Seed, ...]:
         ("nitro-tpm", hypervisor().document(NOW, pcrs=None, nitrotpm_pcrs=pcrs), nitro),
         ("tpm-json", _tpm_json(), tpm),
         ("gotpm", _gotpm(), tpm),
+        ("se", exchange, Inputs(request_key=se_makers.KEY)),
     ):
-        found.append(Seed(name, data, inputs, dict(verify(data, inputs, Policy()).claims)))
+        policy = own if name == "se" else Policy()
+        found.append(Seed(name, data, inputs, policy, dict(verify(data, inputs, policy).claims)))
     return tuple(found)
 
 
 def judge(seed: Seed, data: bytes) -> bool:
     """Whether it is accepted; then it claims what the seed does."""
     try:
-        found = verify(data, seed.inputs, Policy())
+        found = verify(data, seed.inputs, seed.policy)
     except CasemateError:
         return False
     ear.ear_claims([("x", found)], Policy(), policy_id="", issued_at_s=0, lifetime_s=1, build="")
@@ -190,6 +199,7 @@ def other_seeds() -> tuple[bytes, ...]:
         authority.der,
         authority.revokes(authority),
         chip().leaf.der,
+        se_makers.header(),
         key().public_area(),
         key().spki(),
         key().quote(_values(), b"fresh"),
@@ -208,6 +218,7 @@ def read_all(data: bytes) -> None:
         lambda: companions.parse_companions(data, "x"),
         lambda: tdx_collateral.windows_of(data),
         lambda: tdx_collateral.evaluation_of(data),
+        lambda: se.parse_image(data),
         lambda: tpm_files.parse_signature_file(data),
         lambda: tpm_files.parse_pcr_file(data, quote),
         lambda: parse_policy(data.decode("utf-8", "replace"), "x"),

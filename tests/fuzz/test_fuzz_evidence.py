@@ -30,7 +30,7 @@ def _our_roots() -> Iterator[None]:
 def test_the_seeds_are_accepted() -> None:
     for seed in fuzz_evidence.seeds():
         assert fuzz_evidence.judge(seed, seed.data), seed.name
-    assert {seed.name for seed in fuzz_evidence.seeds()} >= {"snp", "nitro", "nitro-tpm", "tpm-json", "gotpm"}
+    assert {seed.name for seed in fuzz_evidence.seeds()} >= {"snp", "nitro", "nitro-tpm", "tpm-json", "gotpm", "se"}
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -40,7 +40,7 @@ def test_mutations(choices: bytes) -> None:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 6), st.integers(0, 65535), st.integers(0, 255))
+@given(st.integers(0, 7), st.integers(0, 65535), st.integers(0, 255))
 def test_one_octet_changed(which: int, position: int, value: int) -> None:
     seed = fuzz_evidence.seeds()[which]
     fuzz_evidence.judge(seed, fuzz_evidence.mutated(seed.data, position.to_bytes(2, "little") + bytes([value, 0])))

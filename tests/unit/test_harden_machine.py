@@ -81,6 +81,8 @@ EXTRA = [
     "-device tpm-tis,tpmdev=t -tpmdev emulator,id=t,chardev=c -chardev socket,id=c,path=/s",
     "-cpu host,+vmx,hv-relaxed=on",
     "-object sev-guest,id=s",
+    "-machine confidential-guest-support=s -object sev-snp-guest,id=s,policy=0xffffffffffffffff -kernel /k",
+    "-machine confidential-guest-support=s -object tdx-guest,id=s,attributes=0xffffffffffffffff,mrowner=x -bios x",
     "-name 'Ünï \\\" code'",
     "-m 1",
     "-smp 300",

@@ -105,7 +105,9 @@ def _smm(domain: Domain) -> None:
     now = section.first("smm") if section is not None else None
     if now is not None and now.get("state") == "off":
         return
-    if system.get("firmware") or system.first("loader") is not None:
+    # An encrypted guest has no such mode: the host could not emulate it.
+    is_encrypted = domain.root.value("launchSecurity", "type") in ("sev-snp", "tdx")
+    if not is_encrypted and (system.get("firmware") or system.first("loader") is not None):
         domain.notes.leave(
             control,
             "features/smm",

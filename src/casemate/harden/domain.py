@@ -2,7 +2,8 @@
 
 The rules run in one order, and each finds what the ones before it left:
 
-1. the board: accelerator, machine type, features, clock, CPU, memory, generation id, raw arguments, labels, limits
+1. the board: accelerator, machine type, features, clock, CPU, memory, generation id, raw arguments, labels, limits,
+   the launch of a confidential guest
 2. devices: those of the host, disks, USB, displays, shares, consoles, leftovers, network, entropy
 3. the slots of everything that is left
 
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from casemate.errors import InputError
-from casemate.harden import board_rules, device_rules, disk_rules, network_rules, slot_rules
+from casemate.harden import board_rules, device_rules, disk_rules, launch_rules, network_rules, slot_rules
 from casemate.harden.context import OLDEST_LIBVIRT, Version, open_domain
 from casemate.harden.model import Hardened, Notes
 from casemate.harden.reading import read_document
@@ -57,6 +58,9 @@ CONTROLS: Final = (
     "net.isolated",
     "ent.virtio-rng",
     "dev.no-hotplug",
+    "cc.no-debug",
+    "cc.no-migration",
+    "cc.kernel-hashes",
 )
 """What the rules satisfy, and what ``--keep`` takes."""
 
@@ -96,6 +100,7 @@ def harden_domain(
     board_rules.raw_arguments(domain)
     board_rules.labels(domain)
     board_rules.limits(domain)
+    launch_rules.launch_security(domain)
     device_rules.host_devices(domain)
     disk_rules.disks(domain)
     if io_limit_mib_s is not None:

@@ -19,7 +19,7 @@ import msgspec
 from casemate.errors import InputError
 from casemate.facts.machine import Machine
 from casemate.facts.machine_boards import ORIGIN
-from casemate.harden import machine_boot, machine_disks, machine_network, machine_rest
+from casemate.harden import machine_boot, machine_confidential, machine_disks, machine_network, machine_rest
 from casemate.harden.machine_data import DECIDE, DEVICE_RULES, GONE, LIMIT, REPLACED, DeviceRule
 from casemate.harden.model import Hardened, Notes, Reason
 from casemate.harden.spec_text import write_spec
@@ -120,7 +120,7 @@ def harden_machine(
     limits = _limits(machine, notes, io_limit_mib_s)
     if limits:
         document["limits"] = limits
-    document |= machine_rest.tpm(machine, notes)
+    document |= machine_rest.tpm(machine, notes) | machine_confidential.launch(machine, notes)
     _devices(machine, notes)  # 5.
     machine_rest.surroundings(machine, notes)  # 6.
     if not document["boot"].get("kernel") and not document["disk"]:
@@ -158,7 +158,8 @@ def _check_keep(keep: Iterable[str]) -> frozenset[str]:
 def _board(machine: Machine, notes: Notes) -> dict[str, Any]:
     """Board, memory, processors, accelerator."""
     board: dict[str, Any] = {"type": "q35"}
-    if machine.board == "microvm" and machine.kernel:
+    is_confidential = machine_confidential.is_taken(machine)
+    if machine.board == "microvm" and machine.kernel and not is_confidential:
         board["type"] = "microvm"
     elif not re.fullmatch(r"(pc-)?q35(-.*)?", machine.board):
         notes.change(
@@ -181,7 +182,7 @@ def _board(machine: Machine, notes: Notes) -> dict[str, Any]:
             "a host with /dev/kvm in place of Xen",
         )
     elif not machine.accel.startswith("kvm"):
-        if notes.wants("dev.kvm", "machine", f"accelerator {machine.accel or 'tcg'} stays"):
+        if is_confidential or notes.wants("dev.kvm", "machine", f"accelerator {machine.accel or 'tcg'} stays"):
             notes.change(
                 "dev.kvm",
                 "machine",
@@ -216,7 +217,7 @@ def _cpu(machine: Machine, notes: Notes) -> None:
             "KVM's Hyper-V and Xen interfaces are hypercalls more in the host's kernel",
             "a Windows guest loses its paravirtualised clock and timers",
         )
-    if machine.cpu_model not in ("", "host", "max", "qemu64", "kvm64"):
+    if not machine_confidential.is_taken(machine) and machine.cpu_model not in ("", "host", "max", "qemu64", "kvm64"):
         notes.leave(
             "cpu.guest-flags",
             "cpu",

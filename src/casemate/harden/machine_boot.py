@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from casemate.facts.machine import Machine
 from casemate.facts.machine_boot import firmware_of
+from casemate.harden.machine_confidential import is_taken
 from casemate.harden.model import Notes, Reason
 
 _UEFI: Final = re.compile(r"ovmf|edk2|aavmf|uefi|efi|_code", re.IGNORECASE)
@@ -22,9 +23,11 @@ def boot(machine: Machine, notes: Notes) -> dict[str, Any]:
             found["initrd"] = machine.initrd
         if machine.cmdline:
             found["cmdline"] = _cmdline(machine, notes)
-        if machine.firmware:
+        if machine.firmware and not is_taken(machine):
             notes.leave("dev.uefi", "firmware", "a kernel and a firmware: the kernel boots", Reason.LIMIT)
         return found
+    if is_taken(machine):
+        return {"firmware": "uefi"}
     text = " ".join(machine.firmware)
     if firmware_of(machine) == "uefi-secure":
         notes.leave(

@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from casemate.facts.machine import Machine
+from casemate.harden.machine_confidential import is_taken
 from casemate.harden.model import Notes, Reason
 
 _IGNORED_FLAGS: Final = frozenset({"-nodefaults", "-no-user-config", "-snapshot", "-enable-kvm", "-S"})
@@ -15,6 +16,12 @@ def tpm(machine: Machine, notes: Notes) -> dict[str, dict[str, bool]]:
     """``[tpm]`` where the machine has one that is emulated; its state cannot come along."""
     device = next((item for item in machine.devices if item.type.startswith(("tpm-", "spapr-tpm"))), None)
     if device is None:
+        return {}
+    if is_taken(machine):
+        step = "the guest's evidence is its own report: what trusts its TPM has to change"
+        notes.leave(
+            "dev.tpm", device.origin, f"{device.type} is what the host says it is: removed", Reason.DECIDE, step
+        )
         return {}
     if any(item.kind == "tpmdev" and item.type == "passthrough" for item in machine.backends):
         step = "a TPM of the VM's own: [tpm] enabled = true; the host's is the host's"
@@ -85,7 +92,7 @@ def _memory(machine: Machine, notes: Notes) -> None:
 
 
 def _interfaces(machine: Machine, notes: Notes) -> None:
-    """Debuggers, secrets in arguments, launch security."""
+    """Debuggers, secrets in arguments."""
     opened = [flag for flag in machine.flags if flag not in _IGNORED_FLAGS]
     if opened:
         notes.change(
@@ -102,14 +109,6 @@ def _interfaces(machine: Machine, notes: Notes) -> None:
             "secrets in the arguments are not taken over",
             "every process of the host can read another one's arguments",
             "what needed them",
-        )
-    if machine.launch_security:
-        notes.leave(
-            "cc.launch",
-            "launch security",
-            f"{machine.launch_security} is not in the specification",
-            Reason.DECIDE,
-            "write its [confidential] table (docs/confidential.md), or keep this VM where it is",
         )
 
 
