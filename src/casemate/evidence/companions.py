@@ -52,10 +52,10 @@ def _kind_of(data: bytes) -> str:
     if tpm.looks_like_public_area(data):
         return "key"
     try:
-        parts = list(der.elements(der.whole(data, der.SEQUENCE).body))
+        parts = der.elements(der.whole(data, der.SEQUENCE).body)
         if len(parts) == 2 and parts[1].tag == der.BIT_STRING:
             return "key"
-        fields = list(der.elements(parts[0].body)) if parts and parts[0].tag == der.SEQUENCE else []
+        fields = der.elements(parts[0].body) if parts and parts[0].tag == der.SEQUENCE else []
     except InputError:
         return ""
     is_list = len(fields) > 4 and all(item.tag in (der.UTC_TIME, der.GENERALIZED_TIME) for item in fields[3:5])

@@ -73,11 +73,11 @@ def parse_list(data: bytes) -> RevocationList:
     """
     if len(data) > MAX_BYTES:
         raise _fault(f"{len(data)} bytes")
-    outer = list(der.elements(der.whole(data, der.SEQUENCE).body))
+    outer = der.elements(der.whole(data, der.SEQUENCE).body)
     if len(outer) != 3:
         raise _fault("not three parts")
     scheme, hash_name, salt = x509.algorithm_of(der.expect(outer[1], der.SEQUENCE))
-    fields = list(der.elements(der.expect(outer[0], der.SEQUENCE).body))
+    fields = der.elements(der.expect(outer[0], der.SEQUENCE).body)
     if len(fields) < 5 or der.integer(der.expect(fields[0], der.INTEGER).body) != 1:
         raise _fault("not version 2, or fields are missing")
     _, algorithm, issuer, this_update, next_update, *rest = fields
@@ -106,7 +106,7 @@ def _scope(value: bytes) -> bytes:
     """The distribution point of an issuingDistributionPoint that says nothing else: no kinds, no reasons."""
     if not value:
         return b""
-    parts = list(der.elements(der.whole(value, der.SEQUENCE).body))
+    parts = der.elements(der.whole(value, der.SEQUENCE).body)
     if len(parts) != 1 or parts[0].tag != 0xA0:
         raise _fault("a list about some certificates only")
     return parts[0].whole
@@ -115,7 +115,7 @@ def _scope(value: bytes) -> bytes:
 def _revoked(body: bytes) -> frozenset[int]:
     serials: set[int] = set()
     for entry in der.elements(body):
-        parts = list(der.elements(der.expect(entry, der.SEQUENCE).body))
+        parts = der.elements(der.expect(entry, der.SEQUENCE).body)
         if len(parts) not in (2, 3) or len(serials) >= MAX_REVOKED:
             raise _fault("an entry, or too many of them")
         extensions = x509.extensions_of([_wrapped(parts[2])], 0xA0) if len(parts) == 3 else {}

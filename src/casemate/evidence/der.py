@@ -6,7 +6,7 @@ certificates carry raw bytes where DER wants an OCTET STRING: what an extension 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from typing import Final, NamedTuple
 
 from casemate.errors import InputError
@@ -21,6 +21,8 @@ BOOLEAN: Final = 0x01
 UTC_TIME: Final = 0x17
 GENERALIZED_TIME: Final = 0x18
 MAX_BYTES: Final = 1 << 20
+MAX_OID_BYTES: Final = 64
+MAX_ELEMENTS: Final = 1 << 16
 
 
 class Element(NamedTuple):
@@ -67,12 +69,29 @@ def whole(data: bytes, tag: int) -> Element:
     return expect(element, tag)
 
 
-def elements(body: bytes) -> Iterator[Element]:
-    """The elements of a SEQUENCE's or SET's content."""
-    offset = 0
-    while offset < len(body):
-        element, offset = read(body, offset)
-        yield element
+def elements(body: bytes) -> list[Element]:
+    """The elements of a SEQUENCE's or SET's content.
+
+    Raises:
+        InputError: as `read`.
+    """
+    found: list[Element] = []
+    offset, end = 0, len(body)
+    while offset < end:
+        if len(found) == MAX_ELEMENTS:
+            raise _fault(f"more than {MAX_ELEMENTS} elements")
+        # Short elements, nearly all there are, without a call each: a chain of certificates has hundreds.
+        if offset + 2 <= end and body[offset + 1] < 0x80 and body[offset] & 0x1F != 0x1F:
+            start = offset + 2
+            after = start + body[offset + 1]
+            if after > end:
+                raise _fault("an element longer than what holds it")
+            found.append(Element(body[offset], body[start:after], body[offset:after]))
+            offset = after
+        else:
+            element, offset = read(body, offset)
+            found.append(element)
+    return found
 
 
 def expect(element: Element, tag: int) -> Element:
@@ -84,7 +103,14 @@ def expect(element: Element, tag: int) -> Element:
 
 def oid_text(body: bytes) -> str:
     """An object identifier as dotted numbers."""
-    if not body or body[-1] & 0x80:
+    if not 0 < len(body) <= MAX_OID_BYTES:
+        raise _fault("an object identifier of no length, or of none that anybody uses")
+    return _oid_text(body)
+
+
+@functools.lru_cache(maxsize=256)
+def _oid_text(body: bytes) -> str:
+    if body[-1] & 0x80:
         raise _fault("an object identifier that does not end")
     numbers, value = [], 0
     for octet in body:

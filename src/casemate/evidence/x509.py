@@ -43,6 +43,7 @@ _PSS_HASHES: Final = {
 }
 MAX_EXTENSIONS: Final = 64
 MAX_BLOCKS: Final = 256
+_REMEMBERED: Final = 128
 _REMEMBERED_BYTES: Final = 8192
 KEY_USAGES: Final = {"digitalSignature": 0, "keyEncipherment": 2, "keyCertSign": 5, "cRLSign": 6}
 """Bits of KeyUsage (RFC 5280, 4.2.1.3)."""
@@ -92,7 +93,7 @@ class Certificate(msgspec.Struct, frozen=True):
         """The names (DER) of the points where its issuer publishes lists; none when they cannot be read."""
         _, value = self.extensions.get(_DISTRIBUTION_POINTS, (False, b""))
         try:
-            points = list(der.elements(der.whole(value, der.SEQUENCE).body)) if value else []
+            points = der.elements(der.whole(value, der.SEQUENCE).body) if value else []
             parts = [part for point in points for part in der.elements(der.expect(point, der.SEQUENCE).body)]
         except InputError:
             return ()
@@ -114,7 +115,7 @@ class Certificate(msgspec.Struct, frozen=True):
         """(CA, pathLenConstraint) of its basic constraints; what cannot be read allows nothing."""
         _, value = self.extensions.get(_BASIC_CONSTRAINTS, (False, b""))
         try:
-            parts = list(der.elements(der.whole(value, der.SEQUENCE).body))
+            parts = der.elements(der.whole(value, der.SEQUENCE).body)
             if not parts or parts[0].tag != der.BOOLEAN or parts[0].body != b"\xff" or len(parts) > 2:
                 return False, 0
             return True, der.integer(der.expect(parts[1], der.INTEGER).body) if len(parts) == 2 else None
@@ -145,9 +146,14 @@ class Certificate(msgspec.Struct, frozen=True):
         """
         if self.issuer != issuer.subject:
             return False
-        if self.is_authority and len(self.encoded) + len(issuer.encoded) <= _REMEMBERED_BYTES:
-            return _is_signed(self.encoded, issuer.encoded)
-        return self._verified_by(issuer)
+        if not self.is_authority or len(self.encoded) + len(issuer.encoded) > _REMEMBERED_BYTES:
+            return self._verified_by(issuer)
+        both = (self.encoded, issuer.encoded)
+        if both not in _SIGNED:
+            if len(_SIGNED) >= _REMEMBERED:
+                _SIGNED.clear()
+            _SIGNED[both] = self._verified_by(issuer)
+        return _SIGNED[both]
 
     def _verified_by(self, issuer: Certificate) -> bool:
         return verify(
@@ -165,11 +171,11 @@ def parse(data: bytes) -> Certificate:
     Raises:
         InputError: it is none, or uses an algorithm that no evidence here uses.
     """
-    outer = list(der.elements(der.whole(data, der.SEQUENCE).body))
+    outer = der.elements(der.whole(data, der.SEQUENCE).body)
     if len(outer) != 3:
         raise _fault("not three parts")
     scheme, hash_name, salt = algorithm_of(der.expect(outer[1], der.SEQUENCE))
-    fields = list(der.elements(der.expect(outer[0], der.SEQUENCE).body))
+    fields = der.elements(der.expect(outer[0], der.SEQUENCE).body)
     if fields and fields[0].tag == 0xA0:  # version
         fields.pop(0)
     if len(fields) < 6:
@@ -196,12 +202,11 @@ def parse(data: bytes) -> Certificate:
     )
 
 
-@functools.lru_cache(maxsize=128)
-def _is_signed(lower: bytes, upper: bytes) -> bool:
-    return parse(lower)._verified_by(parse(upper))
+_SIGNED: Final[dict[tuple[bytes, bytes], bool]] = {}
+"""(an authority, the one above it), both as encoded, to whether the one signed the other: nothing else decides."""
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _remembered(data: bytes) -> Certificate:
     return parse(data)
 
@@ -213,7 +218,7 @@ def parse_authority(data: bytes) -> Certificate:
 
 def forget() -> None:
     """Forget what was remembered of authorities: for whoever measures."""
-    _is_signed.cache_clear()
+    _SIGNED.clear()
     _remembered.cache_clear()
 
 
@@ -259,13 +264,13 @@ def verify(
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
-    known: dict[str, hashes.HashAlgorithm] = {
-        "sha1": hashes.SHA1(),  # noqa: S303  some TPMs sign quotes with it; a policy decides
-        "sha256": hashes.SHA256(),
-        "sha384": hashes.SHA384(),
-        "sha512": hashes.SHA512(),
+    known: dict[str, type[hashes.HashAlgorithm]] = {
+        "sha1": hashes.SHA1,  # some TPMs sign quotes with it; a policy decides
+        "sha256": hashes.SHA256,
+        "sha384": hashes.SHA384,
+        "sha512": hashes.SHA512,
     }
-    algorithm = known[hash_name]
+    algorithm = known[hash_name]()
     try:
         if scheme == "ecdsa" and isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, signed, ec.ECDSA(algorithm))
@@ -284,7 +289,7 @@ def verify(
 
 def algorithm_of(element: der.Element) -> tuple[str, str, int]:
     """(scheme, hash, salt in bytes) of an AlgorithmIdentifier."""
-    parts = list(der.elements(element.body))
+    parts = der.elements(element.body)
     if not parts:
         raise _fault("no signature algorithm")
     name = der.oid_text(der.expect(parts[0], der.OID).body)
@@ -302,18 +307,18 @@ def _pss(element: der.Element) -> tuple[str, int]:
     fields = {part.tag: part.body for part in der.elements(element.body)}
     try:
         hashed = der.whole(fields[0xA0], der.SEQUENCE)
-        mask = list(der.elements(der.whole(fields[0xA1], der.SEQUENCE).body))
+        mask = der.elements(der.whole(fields[0xA1], der.SEQUENCE).body)
         salt = der.integer(der.whole(fields[0xA2], der.INTEGER).body)
     except KeyError:
         raise _fault("PSS with parameters left out, which means SHA-1") from None
-    name = der.oid_text(der.expect(next(der.elements(hashed.body)), der.OID).body)
+    name = _first_oid(hashed)
     if name not in _PSS_HASHES or len(mask) != 2 or _first_oid(mask[1]) != name or not 0 < salt <= 128:
         raise _fault("PSS parameters")
     return _PSS_HASHES[name], salt
 
 
 def _first_oid(element: der.Element) -> str:
-    parts = list(der.elements(der.expect(element, der.SEQUENCE).body))
+    parts = der.elements(der.expect(element, der.SEQUENCE).body)
     if not parts:
         raise _fault("an empty algorithm")
     return der.oid_text(der.expect(parts[0], der.OID).body)
@@ -328,17 +333,18 @@ def _two(items: object) -> tuple[der.Element, der.Element]:
 
 def time_of(element: der.Element) -> datetime.datetime:
     """RFC 5280, 4.1.2.5: UTCTime until 2049, GeneralizedTime after; both with seconds and Z."""
-    text = element.body.decode("ascii", "replace")
-    form = {der.UTC_TIME: "%y%m%d%H%M%SZ", der.GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}.get(element.tag)
+    years = {der.UTC_TIME: 2, der.GENERALIZED_TIME: 4}.get(element.tag, 0)
+    text = element.body
+    if not years or len(text) != years + 11 or text[-1:] != b"Z" or not text[:-1].isdigit():
+        raise _fault("a time of no known form")
+    year = int(text[:years])
+    if years == 2:
+        year += 2000 if year < 50 else 1900
+    month, day, hour, minute, second = (int(text[at : at + 2]) for at in range(years, years + 10, 2))
     try:
-        if form is None:
-            raise ValueError(text)
-        moment = datetime.datetime.strptime(text, form).replace(tzinfo=datetime.UTC)
+        return datetime.datetime(year, month, day, hour, minute, second, tzinfo=datetime.UTC)
     except ValueError:
         raise _fault("a time of no known form") from None
-    if element.tag == der.UTC_TIME and moment.year >= 2050:
-        moment = moment.replace(year=moment.year - 100)
-    return moment
 
 
 def bits_of(element: der.Element) -> bytes:
@@ -353,7 +359,7 @@ def common_name(subject: der.Element) -> str:
     """The first common name of a name; empty when there is none."""
     for relative in der.elements(subject.body):
         for pair in der.elements(der.expect(relative, der.SET).body):
-            parts = list(der.elements(der.expect(pair, der.SEQUENCE).body))
+            parts = der.elements(der.expect(pair, der.SEQUENCE).body)
             if len(parts) == 2 and der.oid_text(der.expect(parts[0], der.OID).body) == _COMMON_NAME:
                 return parts[1].body.decode("utf-8", "backslashreplace")
     return ""
@@ -366,7 +372,7 @@ def extensions_of(fields: list[der.Element], tag: int) -> dict[str, tuple[bool, 
         if field.tag != tag:
             continue
         for extension in der.elements(der.whole(field.body, der.SEQUENCE).body):
-            parts = list(der.elements(der.expect(extension, der.SEQUENCE).body))
+            parts = der.elements(der.expect(extension, der.SEQUENCE).body)
             if len(parts) not in (2, 3) or len(found) >= MAX_EXTENSIONS:
                 raise _fault("an extension")
             name = der.oid_text(der.expect(parts[0], der.OID).body)
