@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Measure = Callable[[str], tuple[Policy, str]]
 
-__all__ = ["KeyServer", "check_log", "decision_json", "load", "render_decision", "write_client"]
+__all__ = ["KeyServer", "check_log", "decision_json", "keep_memory_private", "load", "render_decision", "write_client"]
 
 POLICY_MAX_BYTES = 1 << 20
 COMPANION_MAX_BYTES = 32 << 20
@@ -150,11 +150,17 @@ def load(policy: str, measure: Measure | None = None) -> dict[str, Guarded]:
 
 def _wanted(resource: Resource, at: Callable[[str], str], measure: Measure | None) -> tuple[Policy, str]:
     """(policy, its name in the log) of a resource: a file's, or computed from the specification that starts the VM."""
+    import hashlib
+
     from casemate.evidence.policy import parse_policy
+    from casemate.measure.expected import policy_lines
 
     if resource.policy:
         path = at(resource.policy)
-        return parse_policy(_text(path), path), path
+        policy = parse_policy(_text(path), path)
+        # The same identity as that of the object in `casemate measure` that the file was written from.
+        identity = hashlib.sha256("\n".join(policy_lines(policy)).encode()).hexdigest()
+        return policy, f"{path} ({identity[:16]})"
     if measure is None:
         raise InputError(f"{resource.spec}: nobody here measures specifications", expected="policy = FILE")
     return measure(at(resource.spec))
@@ -243,6 +249,16 @@ def _key_of_vm(reference: str) -> bytes:
         raise InputError(f"the TPM's keys of {definition.name} cannot be read", got=str(fault)[:200]) from None
 
 
+def keep_memory_private() -> None:
+    """No core dump of this process, and no look into its memory by others of its user: secrets pass through it."""
+    import resource
+
+    from casemate.sys.process import PR_SET_DUMPABLE, prctl
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl(PR_SET_DUMPABLE, 0)
+
+
 def write_client(path: str) -> None:
     """Compile the key client and write it to ``path``, executable.
 
@@ -282,6 +298,14 @@ def check_log(data: str | None = None, public_key: str | None = None) -> Iterato
 
 def render_decision(found: Decision) -> str:
     """One entry for a person."""
+    if found.event == "attested":  # which resources may now be asked for, each with the policy that says so
+        head = " ".join(filter(None, (found.at, found.event.ljust(8), found.tee, found.peer)))
+        return "\n".join(
+            [
+                head,
+                *(f"  {item.message} [{item.code}{', ' * bool(item.policy)}{item.policy}]" for item in found.reasons),
+            ]
+        )
     words = [found.at, found.event.ljust(8), *filter(None, (found.resource, found.tee, found.peer))]
     if found.suppressed:
         words.append(f"({found.suppressed} more before it were not written)")

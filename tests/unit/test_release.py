@@ -8,12 +8,14 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.support.kbs_client import Client, Evidence
 from tests.support.tpm_client import SWTPM, Tpm, software_tpm
@@ -21,12 +23,14 @@ from tests.support.tpm_client import SWTPM, Tpm, software_tpm
 from casemate.engine.keys import load_or_create_key
 from casemate.errors import HostError, InputError, SpecError
 from casemate.evidence.policy import Policy, parse_policy
-from casemate.release import snp_json
+from casemate.measure.expected import policy_lines
+from casemate.release import protocol, snp_json
 from casemate.release.broker import Asked, Broker, Guarded
 from casemate.release.decision_log import REFUSALS_PER_MINUTE, DecisionLog, read_log
 from casemate.release.decisions import Decision
 from casemate.release.policy import parse_release_policy
 from casemate.release.sessions import Sessions
+from casemate.release.tee_key import EcKey, RsaKey, TeeKey, check_key, encrypt
 from casemate.releases import KeyServer, load, write_client
 
 VECTORS = Path(__file__).parents[3] / "shared/vectors"
@@ -180,6 +184,10 @@ def test_neither_log_nor_answers_hold_what_must_not_stand_there(place: Place, tp
     for word in (client.cookie, client.nonce, client.token):
         assert word.encode() not in text
     (attested,) = [item for item in place.log() if item.event == "attested"]
+    assert [(item.code, item.message) for item in attested.reasons] == [("accepted", "default/disk/web")]
+    policy = parse_policy((place.directory / "measured.toml").read_text(), "x")
+    identity = hashlib.sha256("\n".join(policy_lines(policy)).encode()).hexdigest()
+    assert identity[:16] in attested.reasons[0].policy, "as `Expected.identity` of casemate measure names it"
     assert attested.claims["sha256-pcr9"] == tpm.pcrs()[9].hex()
     assert attested.peer == f"uid {os.getuid()}"
 
@@ -199,7 +207,7 @@ def test_another_state_of_the_machine_is_refused_and_named(place: Place, tpm: Tp
     assert client.resource("default/disk/web").status == 401
     *_, refused, denied = place.log()
     assert [item.code for item in refused.reasons] == ["sha256.pcr9"]
-    assert refused.reasons[0].policy.endswith("measured.toml")
+    assert "measured.toml (" in refused.reasons[0].policy
     assert denied.event == "denied"
 
 
@@ -644,3 +652,80 @@ def test_the_client_of_guests_is_compiled(tmp_path: Path) -> None:
     done = subprocess.run([client, "/nonexistent", "a/b/c"], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot open /nonexistent" in done.stderr
+
+
+# ---- what others computed --------------------------------------------------------------------------------------------
+
+
+def test_what_is_hashed_is_what_trustee_hashes() -> None:
+    """Vector: parse_runtimedata_json_binding of trustee's attestation-service (SHA-384 of canonical JSON)."""
+    document = {"b": 1, "a": "test", "c": {"d": "e"}}
+    expected = "e71ce8e70d814ba6639c3612ebee0ff1f76f650f8dbb5e47157e0f3f525cd22c4597480a186427c813ca941da78870c3"
+    assert protocol.canonical_sha384(document).hex() == expected
+
+
+def test_the_header_of_an_answer_is_as_kbs_types_writes_it() -> None:
+    """`ProtectedHeader::generate_aad` serialises alg, enc, then the rest by name; that is what clients authenticate."""
+    key = Client(socket.socket, key="P-256").jwk()
+    sealed = json.loads(encrypt(msgspec.convert(key, EcKey), b"x"))
+    header = base64.urlsafe_b64decode(sealed["protected"] + "==")
+    x, y = (json.loads(header)["epk"][name] for name in ("x", "y"))
+    epk = f'"epk":{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
+    assert header.decode() == f'{{"alg":"ECDH-ES+A256KW","enc":"A256GCM",{epk}}}'
+    assert "aad" not in sealed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alg": "RSA1_5"},
+        {"alg": "dir"},
+        {"crv": "P-384"},
+        {"x": "AAAA"},
+        {"x": "A" * 43},
+        {"kty": "oct"},
+        {"kty": "AKP"},
+        {"d": "AAAA"},
+        {"x": "A" * 5000},
+        {"y": "!" * 43},
+    ],
+)
+def test_keys_that_nothing_is_encrypted_to(change: dict[str, str]) -> None:
+    key = {**Client(socket.socket).jwk(), **change}
+    with pytest.raises((InputError, msgspec.ValidationError)):
+        check_key(msgspec.convert(key, TeeKey))
+
+
+@pytest.mark.parametrize(
+    ("bits", "exponent", "fault"),
+    [(1024, "AQAB", "1024 bits"), (8192, "AQAB", "8192 bits"), (2048, "Aw", "exponent 3"), (2048, "", "not base64url")],
+)
+def test_rsa_keys_that_are_too_weak_or_too_costly(bits: int, exponent: str, fault: str) -> None:
+    number = base64.urlsafe_b64encode(((1 << bits) - 1).to_bytes(bits // 8, "big")).rstrip(b"=").decode()
+    with pytest.raises(InputError, match=fault):
+        check_key(RsaKey(alg="RSA-OAEP-256", n=number, e=exponent))
+
+
+@pytest.mark.parametrize(("version", "family"), [(2, None), (3, 0x19), (3, 0x1A), (5, 0x1A)])
+def test_any_report_comes_back_from_its_json(version: int, family: int | None) -> None:
+    """Bytes that are reserved are zeros, in reports and here; all others count, the signature as well."""
+    dice = random.Random(f"{version} {family}")
+    report = bytearray(dice.randbytes(1184))
+    report[0:4], report[0x34:0x38] = version.to_bytes(4, "little"), (1).to_bytes(4, "little")
+    if family is not None:
+        report[0x188] = family
+    reserved = [(0x4C, 0x50), (0x18B if version > 2 else 0x188, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x330, 1184)]
+    reserved.append((0x208 if version == 5 else 0x1F8, 0x2A0))
+    for offset in (0x38, 0x180, 0x1E0, 0x1F0):
+        reserved.append((offset + 4, offset + 7) if family == 0x1A else (offset + 2, offset + 6))
+    for start, end in reserved:
+        report[start:end] = bytes(end - start)
+    evidence = snp_evidence(bytes(report), [])
+    inner = evidence["attestation_report"]
+    assert isinstance(inner, dict)
+    if family is not None:
+        inner |= {"cpuid_fam_id": family, "cpuid_mod_id": report[0x189], "cpuid_step": report[0x18A]}
+    if version == 5:
+        inner["launch_mit_vector"] = int.from_bytes(report[0x1F8:0x200], "little")
+        inner["current_mit_vector"] = int.from_bytes(report[0x200:0x208], "little")
+    assert snp_json.parse_snp_json(json.dumps(evidence).encode())[0] == bytes(report)

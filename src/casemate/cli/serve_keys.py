@@ -41,6 +41,7 @@ def serve_keys(arguments: argparse.Namespace) -> int:
             output.note(f"listening on {host} port {port}")
         for vm in arguments.vm:
             output.note(f"serving the port of {server.serve_vm(vm)}")
+        releases.keep_memory_private()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         output.note(f"{len(server.resources)} resources: {', '.join(server.resources)}")

@@ -186,7 +186,7 @@ class Broker:
         return Answer(OK, msgspec.json.encode({"token": session.token}), session.cookie)
 
     def _judge(self, session: Session, found: protocol.Attestation) -> tuple[list[str], Verified | None, list[Because]]:
-        """(resources whose policy accepts the evidence, its claims, reasons of the others).
+        """(resources whose policy accepts the evidence, its claims, what accepts it and the reasons of the others).
 
         Raises:
             InputError: the evidence is in no form of its kind.
@@ -213,6 +213,7 @@ class Broker:
                 reasons += [item for item in against[same] if item not in reasons]
             if not against[same]:
                 accepted.append(name)
+                reasons.append(Because("accepted", name, guarded.policy_name))
         if verified is None:
             reasons.append(Because("kind", f"no resource is for {session.kind} evidence"))
         return accepted, verified, reasons

@@ -151,7 +151,11 @@ def _bound(key: TeeKey, nonce: str, more: str | None) -> bytes:
     document: dict[str, object] = {"nonce": nonce, "tee-pubkey": key.jwk()}
     if more is not None:
         document["additional-evidence"] = more
-    # RFC 8785 for texts and objects with names in ASCII: sorted names, no white space, JSON's shortest escapes.
+    return canonical_sha384(document)
+
+
+def canonical_sha384(document: dict[str, object]) -> bytes:
+    """SHA-384 of canonical JSON: RFC 8785 for texts, integers, and objects with names in ASCII."""
     return hashlib.sha384(msgspec.json.encode(document, order="sorted")).digest()
 
 
