@@ -118,6 +118,16 @@ class Running:
         answer = self.ask(struct.pack(">HII", 0x8002, 10 + len(body), 0x14E) + body, "NV_Read")
         return answer[6 : 6 + size]
 
+    def stolen(self) -> bytes:
+        """What whoever holds the control channel gets when it asks for the whole state, decrypted."""
+        request = struct.pack(">IIII", 12, 1, 1, 0)  # CMD_GET_STATEBLOB, PTM_STATE_FLAG_DECRYPTED, permanent
+        self.control.sendall(request)
+        self.control.settimeout(5)
+        answer = self.control.recv(1 << 16)
+        result, _, total, length = struct.unpack(">IIII", answer[:16])
+        assert (result, total) == (0, length), answer[:16].hex()
+        return answer[16 : 16 + length]
+
     def observed(self) -> dict[str, object]:
         facts = observe_tpm(self.plan, self.tpm, self.roles)
         return {name: getattr(fact, "value", f"unknown: {getattr(fact, 'why', '')}") for name, fact in facts.items()}

@@ -76,9 +76,10 @@ def test_swtpm_is_told_descriptors_and_one_directory() -> None:
     assert helper.argv == (
         "/swtpm", "socket", "--tpm2", "--ctrl", "type=unixio,clientfd=3",
         "--tpmstate", "dir=/state,mode=0600", "--key", "fd=4,format=binary,mode=aes-256-cbc",
+        "--migration-key", "fd=5,format=binary,mode=aes-256-cbc",
     )  # fmt: skip
     assert [(item.number, item.role) for item in helper.descriptors] == [
-        (0, "null"), (1, "log"), (2, "log"), (3, "tpm-control"), (4, "tpm-key"),
+        (0, "null"), (1, "log"), (2, "log"), (3, "tpm-control"), (4, "tpm-key"), (5, "tpm-export-key"),
     ]  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from casemate.engine import owned, swtpm, tpm_commands, tpm_furnish, tpm_state
 from casemate.engine.identity import claim
 from casemate.errors import HostError
 from casemate.evidence.tpm import parse_public_key
-from casemate.jail.policy import IdentityMode, LandlockPath, RootEntry, Scratch, StateDirectory
+from casemate.jail.policy import IdentityMode, LandlockPath, RootEntry, Scratch, StateDirectory, Wall
 from casemate.jail.spawn import spawn
-from casemate.plan.swtpm import STATE
+from casemate.plan.swtpm import STATE, swtpm_wall
 
 pytestmark = [
     pytest.mark.wall,
@@ -218,6 +218,28 @@ def test_state_that_was_changed_or_robbed_of_its_key_is_refused(folder: Path) ->
     assert state.read_bytes() == good
     key.write_bytes(good_key)
     life(folder, lambda running: running.read_nv(8).decode())
+
+
+def test_an_emulator_that_was_taken_over_does_not_take_the_tpms_secrets_along(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may ask swtpm for the whole state, decrypted. Without a key of its own for that the answer is the state."""
+
+    def steal(running: Running) -> list[bool]:
+        running.define_nv(b"it stays")
+        blob = running.stolen()
+        return [b"it stays" in blob, running.public(tpm_commands.AK_HANDLE)[-64:] in blob, len(blob) > 1000]
+
+    assert life(folder, steal) == [False, False, True]
+    owned.remove(str(home_of(folder)))
+
+    def careless(*arguments: object) -> Wall:
+        planned = swtpm_wall(*arguments)  # type: ignore[arg-type]
+        at = planned.argv.index("--migration-key")
+        return msgspec.structs.replace(planned, argv=(*planned.argv[:at], *planned.argv[at + 2 :]))
+
+    monkeypatch.setattr(swtpm, "swtpm_wall", careless)
+    assert life(folder, steal) == [True, True, True]
 
 
 def plant_link(state: Path) -> None:

@@ -27,7 +27,7 @@ from casemate.engine.tpm_furnish import furnish
 from casemate.facts.closure import needed_closure
 from casemate.facts.root import Root
 from casemate.jail.policy import Identity, IdentityMode
-from casemate.plan.swtpm import CONTROL_FD, KEY_FD, PROGRAM, STATE, plan_swtpm
+from casemate.plan.swtpm import CONTROL_FD, EXPORT_KEY_FD, KEY_FD, PROGRAM, STATE, plan_swtpm
 
 ENTER = """
 import ctypes, os, sys
@@ -121,11 +121,14 @@ def run(work: Path, log: Path) -> float:
     key = os.memfd_create("key")
     os.write(key, bytes(range(32)))
     os.lseek(key, 0, os.SEEK_SET)
+    other = os.memfd_create("export-key")
+    os.write(other, bytes(range(32)))
+    os.lseek(other, 0, os.SEEK_SET)
 
     def place() -> None:
-        high = os.dup(theirs.fileno()), os.dup(key)
-        os.dup2(high[0], CONTROL_FD)
-        os.dup2(high[1], KEY_FD)
+        high = os.dup(theirs.fileno()), os.dup(key), os.dup(other)
+        for number, copy in zip((CONTROL_FD, KEY_FD, EXPORT_KEY_FD), high, strict=True):
+            os.dup2(copy, number)
 
     command = [
         *("strace", "-f", "-qq", "-ttt", "-X", "raw", "-e", "signal=none", "-e", f"raw=!{','.join(PATH_CALLS)}"),
@@ -135,6 +138,7 @@ def run(work: Path, log: Path) -> float:
     child = subprocess.Popen(command, close_fds=False, preexec_fn=place, env=environment)  # noqa: PLW1509
     theirs.close()
     os.close(key)
+    os.close(other)
     link = Link(ours)
     if not (work / "root" / STATE.lstrip("/") / "tpm2-00.permall").exists():
         with link.data() as data:

@@ -43,9 +43,8 @@ def observe_tpm(plan: LaunchPlan, tpm: Tpm, roles: dict[str, int]) -> Facts:
     is_swtpm = arguments[0] == PROGRAM.encode()
     know("tpm.backend", "swtpm" if is_swtpm else "unknown", f"{live}/cmdline; the other end of its socket is QEMU's")
     know("tpm.state-encrypted", encrypted, f"{live}/cmdline: --key fd=…,mode=aes-256-cbc")
-    know(
-        "tpm.key-in-arguments", _tells(roles["tpm-key"], b"\0".join(arguments)), f"{live}/cmdline, searched for the key"
-    )
+    told = any(_tells(roles[name], b"\0".join(arguments)) for name in ("tpm-key", "tpm-export-key"))
+    know("tpm.key-in-arguments", told, f"{live}/cmdline, searched for the keys")
     facts["tpm.own-uid"] = _own_uid(seen, plan.wall.identity.uid)
     know("tpm.wall-faults", wall_faults(seen, tpm), f"{live}: the same read-back as the emulator's")
     return facts

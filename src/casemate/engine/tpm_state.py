@@ -79,7 +79,7 @@ class Home:
 
 
 def prepare(plan: LaunchPlan, paths: Paths, opened: Opened) -> Home:
-    """Make ready what swtpm is given: its directory, and in ``opened`` the key as ``tpm-key``.
+    """Make ready what swtpm is given: its directory, and in ``opened`` its keys, ``tpm-key`` and ``tpm-export-key``.
 
     Raises:
         InputError: the secret is not one. HostError: the state is not what swtpm leaves, or its key is gone.
@@ -90,6 +90,7 @@ def prepare(plan: LaunchPlan, paths: Paths, opened: Opened) -> Home:
         raise RuntimeError("a TPM's emulator without an identity")
     data = paths.vm_data(plan.vm_id)
     home, record = f"{data}/tpm", f"{data}/tpm.json"
+    opened.by_role["tpm-export-key"] = sealed("tpm-export-key", os.urandom(KEY_BYTES))
     if not helper.keeps_state:
         opened.by_role["tpm-key"] = _key(plan.spec, plan.vm_id, None, made=False)
         return Home(None, True, record)

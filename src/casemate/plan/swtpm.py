@@ -30,6 +30,7 @@ PROGRAM: Final = "/swtpm"
 of a state directory like ours; no profile may be the reason that a wall has a hole or a VM no TPM."""
 CONTROL_FD: Final = 3
 KEY_FD: Final = 4
+EXPORT_KEY_FD: Final = 5
 STATE: Final = "/state"
 KEY_BYTES: Final = 32
 STATE_MAX_BYTES: Final = 1024 * 1024
@@ -52,6 +53,10 @@ def plan_swtpm(swtpm: str, identity: Identity, *, keeps_state: bool) -> HelperPl
             f"dir={STATE},mode=0600",
             "--key",
             f"fd={KEY_FD},format=binary,mode=aes-256-cbc",
+            # Whoever holds the control channel may ask for the whole state in the clear (CMD_GET_STATEBLOB). With this
+            # key, which nobody keeps, an emulator that was taken over gets noise. It is what swtpm calls migration.
+            "--migration-key",
+            f"fd={EXPORT_KEY_FD},format=binary,mode=aes-256-cbc",
         ),
         wall=(
             "new user, mount, pid, network, ipc, uts and cgroup namespaces; the network namespace stays empty",
@@ -60,7 +65,7 @@ def plan_swtpm(swtpm: str, identity: Identity, *, keeps_state: bool) -> HelperPl
             f"uid and gid {identity.uid} of its own, no capabilities, no_new_privs, the VM's cgroup, limits",
             f"Landlock: reads its root, writes {STATE}; no TCP, no abstract sockets or signals outside",
             f"seccomp allowlist {PROFILE}, default kill; then swtpm's own filter",
-            "state encrypted (AES-256) with a key that comes by descriptor",
+            "state encrypted (AES-256) with a key by descriptor; given out only under a key that nobody keeps",
         ),
         profile=PROFILE,
         program=swtpm,
@@ -70,6 +75,7 @@ def plan_swtpm(swtpm: str, identity: Identity, *, keeps_state: bool) -> HelperPl
             Descriptor(2, "log", "wo"),
             Descriptor(CONTROL_FD, "tpm-control", "socket"),
             Descriptor(KEY_FD, "tpm-key", "ro"),
+            Descriptor(EXPORT_KEY_FD, "tpm-export-key", "ro"),
         ),
         run_as=identity,
         keeps_state=keeps_state,
