@@ -274,6 +274,16 @@ class Tpm:
         return struct.pack(">HHH", identifier, _HASH_IDS[self.hash_name], len(value)) + value
 
 
+def secure_boot_event(value: int) -> tuple[int, int, bytes]:
+    """The measurement of the variable ``SecureBoot``, as firmware makes it."""
+    name = "SecureBoot".encode("utf-16-le")
+    vendor = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
+    return 7, 0x80000001, vendor + struct.pack("<QQ", len(name) // 2, 1) + name + bytes([value])
+
+
+SEPARATOR = (7, 4, bytes(4))
+
+
 def event_log(events: list[tuple[int, int, bytes]], banks: tuple[str, ...] = ("sha256",)) -> bytes:
     """A crypto-agile log: events as (register, type, data), of which the data are measured."""
     spec = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 0, 2) + struct.pack("<I", len(banks))

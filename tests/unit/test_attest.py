@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.cli.main import main
+from casemate.engine.authorities import known_authorities
 from casemate.errors import CasemateError, InputError, SpecError
 from casemate.evidence import azure, der, gotpm, nitro, snp, tdx, tpm, x509
 from casemate.evidence.event_log import parse_event_log, replay, secure_boot
@@ -313,8 +314,6 @@ def test_three_quotes_of_google() -> None:
 
 def test_google_vouches_for_its_own_vtpms() -> None:
     """With the authorities that come with Casemate: the root is pinned, the intermediate is found."""
-    from casemate.engine.authorities import known_authorities
-
     inputs = Inputs(certificates=known_authorities(), moment=NOW, nonce=bytes.fromhex("9009"))
     found = verify(vector(GCE), inputs, Policy())
     assert found.is_accepted
@@ -522,3 +521,55 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["attest", "verify", report, "--nonce", "xyz"]) == 2
     assert main(["attest", "verify", report, "--at", "yesterday"]) == 2
     assert main(["attest", "verify", report, "--certs", vcek, "--certs", chain, "--at", "document"]) == 2
+
+
+# ---- every vector, every bit -----------------------------------------------------------------------------------------
+
+WHOLE: tuple[tuple[str, dict[str, Any]], ...] = (
+    (DEBUG[0], {"certificates": DEBUG[1:]}),
+    (MILAN[0], {"certificates": MILAN[1:]}),
+    ("azure/snp-evidence-v1.json", {}),
+    ("azure/snp-evidence-genoa.json", {}),
+    (TDX, {"collateral": COLLATERAL, "moment": THEN}),
+    ("nitro/sp2.bin", {"moment": None}),
+    ("nitro/evervault-valid.bin", {"moment": None}),
+    (GCE, {}),
+)
+
+
+def judged_whole(which: int, data: bytes) -> Verified:
+    """One of `WHOLE`, or what became of it, with what belongs to it and with the authorities that come with Casemate."""
+    _, given_ = WHOLE[which]
+    names = given_.get("certificates", ())
+    leaf = tuple(item for name in names for item in x509.parse_many(vector(name)))
+    collateral = vector(str(given_["collateral"])) if "collateral" in given_ else None
+    moment: Any = given_.get("moment", NOW)
+    inputs = Inputs(certificates=(*leaf, *known_authorities()), collateral=collateral, moment=moment)
+    return verify(data, inputs, Policy())
+
+
+@cache
+def claimed(which: int) -> tuple[bool, dict[str, Any]]:
+    found = judged_whole(which, vector(WHOLE[which][0]))
+    return found.is_true, dict(found.claims)
+
+
+def test_every_vector_is_true() -> None:
+    assert all(claimed(which)[0] for which in range(len(WHOLE)))
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.integers(0, len(WHOLE) - 1), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+def test_no_flipped_bit_makes_evidence_say_something_else(which: int, place: float, bit: int) -> None:
+    """Anywhere in a file: it is not true any more, or the bit is of no consequence. What a log says beside its digests
+    may be lost, never gained."""
+    data = bytearray(vector(WHOLE[which][0]))
+    data[int(place * len(data))] ^= 1 << bit
+    try:
+        found = judged_whole(which, bytes(data))
+    except CasemateError:
+        return
+    if found.is_true:
+        lost = {"secure-boot"} if found.claims.get("secure-boot") == "unknown" else set()
+        _, whole = claimed(which)
+        assert {name: value for name, value in found.claims.items() if name not in lost}.items() <= whole.items()

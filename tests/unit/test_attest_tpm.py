@@ -11,11 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.evidence_makers import ATTESTING, Authority, Chip, Hypervisor, Tpm, event_log, snp_report
+from tests.support.evidence_makers import (
+    ATTESTING,
+    SEPARATOR,
+    Authority,
+    Chip,
+    Hypervisor,
+    Tpm,
+    event_log,
+    secure_boot_event,
+    snp_report,
+)
 
 from casemate.cli.main import main
 from casemate.errors import InputError
 from casemate.evidence import nitro_true, snp_true, verify_nitro, verify_snp
+from casemate.evidence.event_log import parse_event_log, secure_boot
 from casemate.evidence.policy import NitroPolicy, Policy, TpmPolicy
 from casemate.evidence.verdict import Revocation, Step, Verified
 from casemate.evidence.verify import Inputs, verify
@@ -147,11 +158,18 @@ def test_every_bit_of_a_quote_and_its_signature() -> None:
                 continue
 
 
-def secure_boot_log(value: int, banks: tuple[str, ...] = ("sha256",)) -> tuple[bytes, dict[str, dict[int, bytes]]]:
-    name = "SecureBoot".encode("utf-16-le")
-    data = bytes(16) + struct.pack("<QQ", len(name) // 2, 1) + name + bytes([value])
-    values = {bank: {7: _extended(bank, data)} for bank in banks}
-    return event_log([(7, 0x80000001, data)], banks), values
+def secure_boot_log(
+    value: int, banks: tuple[str, ...] = ("sha256",), later: tuple[tuple[int, int, bytes], ...] = ()
+) -> tuple[bytes, dict[str, dict[int, bytes]]]:
+    """A log, and the PCR 7 that it replays to."""
+    events = [secure_boot_event(value), SEPARATOR, *later]
+    values = {}
+    for bank in banks:
+        register = bytes(hashlib.new(bank).digest_size)
+        for _, _, data in events:
+            register = hashlib.new(bank, register + hashlib.new(bank, data).digest()).digest()
+        values[bank] = {7: register}
+    return event_log(events, banks), values
 
 
 def _extended(bank: str, data: bytes) -> bytes:
@@ -168,6 +186,44 @@ def test_secure_boot_by_a_log_that_the_quote_covers() -> None:
     found = judged(json_evidence(KEY, off, event_log=base64.b64encode(log).decode()), policy=policy)
     assert codes(found) == {"secure-boot"}
     assert codes(judged(json_evidence(KEY, values), event_log=log)) == {"log.sha256.7"}
+
+
+def test_who_runs_after_the_firmware_cannot_turn_secure_boot_on() -> None:
+    """The same words, extended into the same register after the hand-over, by a system that was started without it; and
+    with whatever types and digests of banks that no quote covers its log may have."""
+    policy = Policy(tpm=TpmPolicy(secure_boot=True))
+    log, values = secure_boot_log(0, later=(secure_boot_event(1),))
+    found = judged(json_evidence(KEY, values, event_log=base64.b64encode(log).decode()), policy=policy)
+    assert codes(found) == {"secure-boot"}
+    assert found.claims["secure-boot"] is False
+    separator = struct.pack("<II", 7, 4)
+    hidden = log.replace(separator, struct.pack("<II", 7, 0x80000001), 1)
+    hidden = hidden.replace(struct.pack("<II", 7, 0x80000001), struct.pack("<II", 7, 5), 1)
+    assert hidden != log
+    found = judged(json_evidence(KEY, values, event_log=base64.b64encode(hidden).decode()), policy=policy)
+    assert found.is_true
+    assert found.claims["secure-boot"] == "unknown"
+    both = ("sha256", "sha1")
+    log, values = secure_boot_log(0, both, later=(secure_boot_event(1),))
+    off = hashlib.sha1(secure_boot_event(0)[2], usedforsecurity=False).digest()
+    zeros = hashlib.sha1(bytes(4), usedforsecurity=False).digest()
+    for changed in (log.replace(off, bytes(20)), log.replace(off, bytes(20)).replace(zeros, bytes(20))):
+        quoted = {"sha256": values["sha256"]}
+        found = judged(json_evidence(KEY, quoted, event_log=base64.b64encode(changed).decode()), policy=policy)
+        assert found.is_true
+        assert found.claims["secure-boot"] == "unknown"
+
+
+def test_logs_that_contradict_themselves_say_nothing_of_secure_boot() -> None:
+    for events in (
+        [secure_boot_event(1), secure_boot_event(0), SEPARATOR],
+        [secure_boot_event(1)],
+        [SEPARATOR, secure_boot_event(1)],
+        [(4, 0x80000001, secure_boot_event(1)[2]), SEPARATOR],
+        [(7, 0x80000001, bytes(16) + secure_boot_event(1)[2][16:]), SEPARATOR],
+    ):
+        assert secure_boot(parse_event_log(event_log(events))) is None
+    assert secure_boot(parse_event_log(event_log([secure_boot_event(1), (7, 5, b"x"), SEPARATOR]))) is True
 
 
 def test_sha1_alone_proves_no_secure_boot() -> None:

@@ -36,6 +36,7 @@ _MOST_HEAD: Final = 256
 _SPEC_ID: Final = b"Spec ID Event03\0"
 _FIRST_REGISTERS: Final = (bytes(4), b"\x01\0\0\0")
 _FIRST_EVENTS: Final = (b"\x03\0\0\0", b"\x08\0\0\0", b"\x01\0\0\0")
+_EFI_GLOBAL_VARIABLE: Final = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
 _LOCALITY: Final = b"StartupLocality\0"
 
 
@@ -238,25 +239,46 @@ def replay(log: EventLog, bank: str) -> dict[int, bytes]:
 def secure_boot(log: EventLog, register: int = 7) -> bool | None:
     """Whether Secure Boot was on, by the measured variable; None when the log does not say.
 
-    The last measurement of ``SecureBoot`` whose data are what was measured, in the register where firmware puts it: 7
-    of a TPM, 1 of a CCEL (RTMR 0). It is worth what that register's quote is worth.
+    Firmware measures ``SecureBoot`` once, in register 7 of a TPM or 1 of a CCEL (RTMR 0), before the separator with
+    which it hands over: who runs afterwards can extend the same register with the same words. A separator is known by
+    its digest in any bank, for an event's type is measured by nobody. Worth what that register's quote is worth.
     """
-    state = None
+    states = set()
     for event in log.events:
-        if event.register == register and event.kind == EV_EFI_VARIABLE_DRIVER_CONFIG and event.is_data_measured():
-            name, value = _variable(event.data)
-            if name == "SecureBoot":
-                state = value == b"\x01"
-    return state
+        if event.register != register or event.kind == EV_NO_ACTION:
+            continue
+        if _is_separator(event):
+            break
+        if event.kind == EV_EFI_VARIABLE_DRIVER_CONFIG and event.is_data_measured():
+            vendor, name, value = _variable(event.data)
+            if (vendor, name) == (_EFI_GLOBAL_VARIABLE, "SecureBoot"):
+                states.add(value == b"\x01")
+    else:
+        return None  # the firmware never handed over: not its log, or not all of it
+    return states.pop() if len(states) == 1 else None
 
 
-def _variable(data: bytes) -> tuple[str, bytes]:
-    """UEFI_VARIABLE_DATA: (name, value); ("", b"") when it is none."""
+def _is_separator(event: Event) -> bool:
+    return any(event.digests.get(bank) in digests for bank, digests in _separators().items())
+
+
+@functools.cache
+def _separators() -> dict[str, frozenset[bytes]]:
+    """Digests of EV_SEPARATOR's data: zeros, or after a firmware's error ones."""
+    return {
+        bank: frozenset(_hash_of(bank)(data).digest() for data in (bytes(4), b"\xff" * 4, b"\1\0\0\0"))
+        for bank in LOG_HASHES.values()
+        if bank in hashlib.algorithms_available
+    }
+
+
+def _variable(data: bytes) -> tuple[bytes, str, bytes]:
+    """UEFI_VARIABLE_DATA: (vendor, name, value), all empty when it is none."""
     try:
         octets = Octets(data, "UEFI variable", "little")
-        octets.take(16, "vendor")
+        vendor = octets.take(16, "vendor")
         characters, size = octets.number(8, "name length"), octets.number(8, "data length")
         name = octets.take(2 * characters if characters < 4096 else -1, "name").decode("utf-16-le", "replace")
-        return name, octets.take(size if size < MAX_DATA else -1, "value")
+        return vendor, name, octets.take(size if size < MAX_DATA else -1, "value")
     except InputError:
-        return "", b""
+        return b"", "", b""
