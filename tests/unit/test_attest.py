@@ -538,7 +538,7 @@ WHOLE: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def judged_whole(which: int, data: bytes) -> Verified:
-    """One of `WHOLE`, or what became of it, with what belongs to it and with the authorities that come with Casemate."""
+    """One of `WHOLE`, or what became of it, with what belongs to it and the authorities that come with Casemate."""
     _, given_ = WHOLE[which]
     names = given_.get("certificates", ())
     leaf = tuple(item for name in names for item in x509.parse_many(vector(name)))
