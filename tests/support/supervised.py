@@ -79,6 +79,11 @@ class Supervised:
         }
         pidfd = os.pidfd_open(process.pid)
         keep = [qmp.fileno(), console.fileno(), log, listener.fileno(), pidfd, lock]
+        helpers = {}
+        for name, command in config.pop("helpers", {}).items():  # each ends as its shell command says
+            helper = os.pidfd_open(os.posix_spawn("/bin/sh", ["sh", "-c", command], {}))
+            helpers[str(helper)] = name
+            keep.append(helper)
         full = {
             "runtime": str(self.runtime),
             "data": str(self.data),
@@ -88,7 +93,7 @@ class Supervised:
             "log_fd": log,
             "listener_fd": listener.fileno(),
             "pidfd": pidfd,
-            "helper_pidfds": {},
+            "helper_pidfds": helpers,
             "inherited_fds": keep,
             "lock_fds": [lock],
             "console_log_max_bytes": 65536,

@@ -328,3 +328,16 @@ def test_a_limit_of_disk_traffic_is_added_once_and_on_demand(path: Path) -> None
     said = [change.what for change in done.changes if change.control == "proc.cgroup-cpu"]
     assert said == ([f"{fresh} disks at most 50 MiB/s each"] if fresh else [])
     assert "52428800" not in harden_domain(data, path.name).after
+
+
+def test_a_tpm_whose_state_is_in_the_clear_is_left_to_its_owner() -> None:
+    """libvirt encrypts only a TPM that is made anew, and its secret is the owner's to define."""
+    careless = (DOMAINS / "fedora-uefi-q35.xml").read_bytes()
+    left = {item.control for item in harden_domain(careless, "a").left}
+    assert "tpm.state-encrypted" in left
+    careful = careless.replace(
+        b"<backend type='emulator' version='2.0'/>",
+        b"<backend type='emulator' version='2.0'><encryption secret='6dd3e4a5-1d76-44ce-961f-f119f5aad935'/></backend>",
+    )
+    assert careful != careless
+    assert "tpm.state-encrypted" not in {item.control for item in harden_domain(careful, "a").left}

@@ -80,6 +80,24 @@ def test_stop_wakes_a_paused_guest_first(make: Make) -> None:
     assert names.index("resume") < names.index("powerdown")
 
 
+@pytest.mark.parametrize(
+    ("name", "command", "said"),
+    [
+        ("swtpm", "exit 0", ""),  # as QEMU tells it to when it ends itself
+        ("swtpm", "exit 1", "swtpm died (it ended): the VM has no TPM until it is restarted"),
+        ("swtpm", "kill -9 $$", "swtpm died (signal 9): the VM has no TPM until it is restarted"),
+        ("passt", "exit 0", "passt died (it ended): the VM has no network until it is restarted"),
+    ],
+)
+def test_the_death_of_a_helper_is_said(make: Make, name: str, command: str, said: str) -> None:
+    vm = make(helpers={name: command})
+    if said:
+        until(lambda: json.loads((vm.runtime / "state.json").read_text())["health"] == [said])
+    assert vm.ask("stop") == {"ok": True}
+    assert vm.wait_exit()["code"] == 0
+    assert ("helper-died" in [event["event"] for event in vm.events()]) is bool(said)
+
+
 def test_kill(make: Make) -> None:
     vm = make("absent")
     assert vm.ask("kill") == {"ok": True}

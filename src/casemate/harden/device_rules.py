@@ -63,6 +63,15 @@ def host_devices(domain: Domain) -> None:
     for node in devices.elements("tpm"):
         if node.value("backend", "type") == "passthrough" or (node.first("backend/device") is not None):
             _passthrough(domain, node, "iommu.no-hostdev", "the host's TPM")
+        elif not node.value("backend/encryption", "secret"):
+            domain.notes.leave(
+                "tpm.state-encrypted",
+                node.place(),
+                "the TPM's state is written in the clear",
+                Reason.DECIDE,
+                "virsh secret-define (private, usage vtpm), then <encryption secret='UUID'/> in <backend>; only a"
+                " TPM that is made anew can be encrypted: unlock first what the guest sealed with this one",
+            )
 
 
 def _passthrough(domain: Domain, node: Element, control: str, what: str) -> None:
