@@ -72,13 +72,15 @@ CONTROLS: tuple[Control, ...] = (
         ),
         cost=Cost(features="unsigned kernels and boot loaders; SMM has to be on"),
         remedies=Remedies(
-            libvirt="<os firmware='efi'><firmware><feature enabled='yes' name='secure-boot'/></firmware></os>"
+            libvirt="<os firmware='efi'><firmware><feature enabled='yes' name='secure-boot'/></firmware></os>",
+            spec='[boot] firmware = "uefi-secure"',
         ),
         sources=(
             libvirt("formatdomain: firmware, loader, nvram"),
             lecture("Démarrage sécurisé"),
         ),
-        limits="Judged by the names of the firmware files; which keys are enrolled is not looked at.",
+        limits="Judged by the names of the firmware files; what the variables say is looked at in VMs of Casemate only"
+        " (dev.secure-boot).",
     ),
     Control(
         id="dev.tpm",
