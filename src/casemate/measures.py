@@ -10,7 +10,6 @@ One object gives all three: they cannot drift apart. No root, no QEMU, no hardwa
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -132,12 +131,16 @@ def _is_eif(path: str | None) -> bool:
         return False
 
 
-def _load(path: str | None) -> Spec | None:
-    from casemate.spec.file import load_spec
+def _load(target: str | None) -> Spec | None:
+    """What `casemate run` would start."""
+    from pathlib import Path
 
-    if path is None:
+    from casemate.engine.paths import default_paths
+    from casemate.engine.target import load_target
+
+    if target is None:
         return None
-    return load_spec(path, today=datetime.datetime.now(datetime.UTC).date())
+    return load_target(target, {}, paths=default_paths(), base_dir=Path.cwd(), report=lambda _: None)
 
 
 def _with_confidential(spec: Spec | None, choices: Choices) -> Choices:
@@ -264,7 +267,6 @@ def _boot_fields(spec: Spec, choices: Choices, described: dict[str, str | int]) 
     """The disk that is booted, when no kernel is given, and the reference."""
     from casemate.evidence.event_log import parse_event_log
     from casemate.measure.disk import Disk
-    from casemate.spec.model import DiskFormat
 
     fields: dict[str, Any] = {}
     if choices.reference_log is not None:
@@ -272,14 +274,8 @@ def _boot_fields(spec: Spec, choices: Choices, described: dict[str, str | int]) 
         described["reference-log"] = choices.reference_log
     if spec.boot.kernel is None and spec.disks:
         first = spec.disks[0]
-        if first.format is not DiskFormat.RAW:
-            raise InputError(
-                f"{first.path} is {first.format.value}",
-                expected="a raw disk, whose boot loader is read without an emulator",
-                next_step="qemu-img convert -O raw, in a copy",
-            )
         given = {path: _read(name, KERNEL_MAX_BYTES) for path, name in choices.files.items()}
-        fields["disk"] = Disk(_reader(first.path), given)
+        fields["disk"] = Disk(_disk_reader(first.path, first.format.value), given)
         described["disk"] = first.path
     return fields
 
@@ -336,6 +332,33 @@ def _reader(path: str) -> Read:
     return read
 
 
+def _disk_reader(path: str, declared: str | None) -> Read:
+    """Reads of a disk as the guest sees it, raw or qcow2.
+
+    Args:
+        declared: the format; None: told by content.
+
+    Raises:
+        InputError, ImageError: it cannot be read, or is none that a VM would get.
+    """
+    from casemate.audit.text import open_regular
+    from casemate.image.headers import inspect_image
+    from casemate.image.qcow2 import read_fixed
+    from casemate.image.reader import ImageReader
+    from casemate.measure.qcow2 import qcow2_reader
+
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}", got=(error.strerror or str(error)).lower()) from None
+    try:
+        if inspect_image(descriptor, path, declared).format == "raw":
+            return _reader(path)
+        return qcow2_reader(_reader(path), read_fixed(ImageReader(descriptor, path)))
+    finally:
+        os.close(descriptor)
+
+
 def _reported(text: str) -> tuple[str, str]:
     """(name or nothing, value) of what was reported."""
     name, found, value = text.rpartition("=")
@@ -361,7 +384,7 @@ def _others(choices: Choices) -> dict[str, list[tuple[str, Any]]]:
         if kind == "cmdline":
             value = name
         elif kind == "disk":
-            value = Disk(_reader(name))
+            value = Disk(_disk_reader(name, None))
         else:
             value = _reader(name) if kind == "eif" else _read(name, KERNEL_MAX_BYTES)
         found.setdefault(kind, []).append((name, value))
@@ -378,6 +401,10 @@ def _differences(expected: Expected, choices: Choices) -> tuple[str, ...] | None
     if not expected.steps:
         raise InputError(f"{expected.kind} has no event log", expected="a TPM's registers, or TDX")
     log = parse_event_log(_read(choices.observed_log, LOG_MAX_BYTES))
+    if expected.kind == "tdx":  # a CCEL counts from 1: RTMR n is its register n + 1
+        log = msgspec.structs.replace(
+            log, events=tuple(msgspec.structs.replace(event, register=event.register - 1) for event in log.events)
+        )
     registers = sorted({step.register for step in expected.steps})
     return tuple(differences(Prediction(choices.banks, expected.steps), log, registers))
 

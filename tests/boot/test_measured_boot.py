@@ -7,6 +7,7 @@ log is the reference for PCR 0 of another.
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,11 @@ def test_what_casemate_runs_is_what_casemate_measured(
         f'[[disk]]\npath = "{disk}"\nformat = "raw"\n'
     )
     found = document(capsys, str(spec))
+    packed, text = tmp_path / "disk.qcow2", spec.read_text()
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", "-c", disk, packed], check=True)
+    spec.write_text(text.replace(str(disk), str(packed)).replace('"raw"', '"qcow2"'))
+    assert document(capsys, str(spec))["values"] == found["values"], "the format of a disk is not what the guest sees"
+    spec.write_text(text)
     (tmp_path / "vms").mkdir()
     cli = Cli(tmp_path / "vms")
     try:

@@ -79,7 +79,7 @@ def _boot_changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
         if inputs.kernel is not None and plain is not inputs.plain_kernel:
             yield f"QEMU {'10.0 or newer' if plain else 'older than 10.0'}", replace(inputs, plain_kernel=plain)
     for mib in MEMORY_TRIED_MIB:
-        if mib << 20 != inputs.memory_bytes:
+        if inputs.kernel is not None and mib << 20 != inputs.memory_bytes:
             yield f"{mib} MiB of memory", replace(inputs, memory_bytes=mib << 20)
 
 
