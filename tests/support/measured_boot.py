@@ -7,6 +7,7 @@ Nothing of Casemate starts here: this is the oracle for what `casemate measure` 
 from __future__ import annotations
 
 import base64
+import hashlib
 import subprocess
 import time
 from collections.abc import Sequence
@@ -29,20 +30,27 @@ dmesg -n 1
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t securityfs sec /sys/kernel/security
-echo CASEMATE-BEGIN
-for bank in sha1 sha256 sha384; do
-  n=0
-  while [ $n -lt 24 ]; do
-    echo "PCR $bank $n $(cat /sys/class/tpm/tpm0/pcr-$bank/$n)"
-    n=$((n+1))
+{
+  for bank in sha1 sha256 sha384; do
+    n=0
+    while [ $n -lt 24 ]; do
+      echo "PCR $bank $n $(cat /sys/class/tpm/tpm0/pcr-$bank/$n 2>/dev/null)"
+      n=$((n+1))
+    done
   done
+  echo "CMDLINE $(cat /proc/cmdline)"
+  echo CASEMATE-LOG
+  base64 /sys/kernel/security/tpm0/binary_bios_measurements 2>/dev/null
+} > /tmp/report
+sum=$(sha256sum < /tmp/report | cut -c1-64)
+for n in 1 2 3; do
+  echo "CASEMATE-BEGIN $sum"
+  cat /tmp/report
+  echo CASEMATE-END
 done
-echo "CMDLINE $(cat /proc/cmdline)"
-echo CASEMATE-LOG
-base64 /sys/kernel/security/tpm0/binary_bios_measurements 2>/dev/null
-echo CASEMATE-END
 poweroff -f
 """
+"""A serial port drops characters when its reader is slow: said three times, with a digest."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +143,27 @@ def boot(
 
 
 def read_console(text: str) -> MeasuredBoot:
-    """What the guest of `reporting_initrd` said, out of its console."""
-    body = text.split("CASEMATE-BEGIN", 1)[1].split("CASEMATE-END", 1)[0]
-    values, encoded = body.split("CASEMATE-LOG", 1)
+    """What the guest of `reporting_initrd` said, out of its console.
+
+    Raises:
+        AssertionError: not one of its reports came through whole.
+    """
+    for part in text.replace("\r", "").split("CASEMATE-BEGIN ")[1:]:
+        digest, _, body = part.partition("\n")
+        report = body.partition("CASEMATE-END")[0]
+        if hashlib.sha256(report.encode()).hexdigest() == digest.strip():
+            return _read(report)
+    raise AssertionError(f"no whole report:\n{text}")
+
+
+def _read(report: str) -> MeasuredBoot:
+    values, encoded = report.split("CASEMATE-LOG", 1)
     pcrs: dict[str, dict[int, bytes]] = {bank: {} for bank in BANKS}
     cmdline = ""
     for line in values.splitlines():
-        words = line.strip().split(" ")
+        words = line.split(" ")
         if words[0] == "PCR" and len(words) == 4:
             pcrs[words[1]][int(words[2])] = bytes.fromhex(words[3])
         elif words[0] == "CMDLINE":
-            cmdline = line.strip().removeprefix("CMDLINE ")
+            cmdline = line.removeprefix("CMDLINE ")
     return MeasuredBoot(pcrs, base64.b64decode("".join(encoded.split())), cmdline)
