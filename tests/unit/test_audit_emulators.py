@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from casemate.audit.targets import Named
 from casemate.audit.trees import report_tree
 from casemate.controls.model import Verdict
 from casemate.controls.profiles import DEFAULT, named
+from casemate.facts import emulator_cache
 from casemate.facts.cve_table import load_table
+from casemate.facts.elf_hardening import Hardening, read_hardening
 from casemate.facts.emulator import _cve_facts, vmm_of
+from casemate.facts.emulator_cache import Look
 from casemate.facts.emulator_package import INFO, allowed_bridges, bridge_facts, package_facts
 from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.root import Root
@@ -141,25 +145,75 @@ def dpkg(tree: Path, content: bytes, name: str = "qemu-system-x86", path: str = 
     put(tree, f"{INFO}/{name}.md5sums", f"{digest}  {path[1:]}\n".encode())
 
 
+def packaged(tree: Path, path: str) -> Facts:
+    """The facts of its package, with the file's own digest."""
+    return package_facts(
+        Root(tree), path, lambda: hashlib.md5((tree / path[1:]).read_bytes(), usedforsecurity=False).hexdigest()
+    )
+
+
+def test_a_look_is_kept_while_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worked out once; anew for any change, even one whose times were set back; never kept of a file just written."""
+    monkeypatch.setattr(emulator_cache, "_QUIET_NS", -1)
+    binary, cache = tmp_path / "qemu-system-x86_64", tmp_path / "cache"
+    content = Path("/bin/true").read_bytes()
+    binary.write_bytes(content)
+    worked: list[str] = []
+
+    def counted(descriptor: int) -> Hardening:
+        worked.append("elf")
+        return read_hardening(descriptor)
+
+    monkeypatch.setattr(emulator_cache, "read_hardening", counted)
+
+    def look() -> tuple[str, Hardening]:
+        descriptor = os.open(binary, os.O_RDONLY)
+        try:
+            found = Look(descriptor, str(binary), cache)
+            answer = found.md5(), found.hardening()
+            found.keep()
+            return answer
+        finally:
+            os.close(descriptor)
+
+    first = look()
+    assert first[0] == hashlib.md5(content, usedforsecurity=False).hexdigest()
+    assert (look(), len(worked)) == (first, 1)
+    before = binary.stat()
+    changed = content[:-1] + bytes([content[-1] ^ 1])
+    binary.write_bytes(changed)
+    os.utime(binary, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert binary.stat().st_mtime_ns == before.st_mtime_ns
+    assert look()[0] == hashlib.md5(changed, usedforsecurity=False).hexdigest()
+    assert len(worked) == 2
+    (kept,) = cache.rglob("look-*.json")
+    kept.write_bytes(b"{")
+    assert look()[0] == hashlib.md5(changed, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(emulator_cache, "_QUIET_NS", 10**12)
+    kept.unlink()
+    look()
+    assert not kept.exists()
+
+
 def test_the_package_and_its_digest(tree: Path) -> None:
-    assert isinstance(package_facts(Root(tree), QEMU)["bin.package"], Unknown)
+    assert isinstance(packaged(tree, QEMU)["bin.package"], Unknown)
     dpkg(tree, BINARY)
-    facts = package_facts(Root(tree), QEMU)
+    facts = packaged(tree, QEMU)
     assert (value(facts, "bin.package"), value(facts, "bin.digest")) == ("qemu-system-x86", "as packaged")
     assert verdicts(tree, QEMU)["bin.provenance"] is Verdict.PASS
     put(tree, QEMU, BINARY + b"\0")
-    assert value(package_facts(Root(tree), QEMU), "bin.digest") == "changed"
+    assert value(packaged(tree, QEMU), "bin.digest") == "changed"
     assert verdicts(tree, QEMU)["bin.provenance"] is Verdict.FAIL
 
 
 def test_a_file_of_no_package_fails_and_a_diverted_one_is_unknown(tree: Path) -> None:
     dpkg(tree, BINARY)
     put(tree, "/usr/local/bin/qemu-system-x86_64", BINARY)
-    facts = package_facts(Root(tree), "/usr/local/bin/qemu-system-x86_64")
+    facts = packaged(tree, "/usr/local/bin/qemu-system-x86_64")
     assert value(facts, "bin.package") == "none"
     assert verdicts(tree, "/usr/local/bin/qemu-system-x86_64")["bin.provenance"] is Verdict.FAIL
     put(tree, "/var/lib/dpkg/diversions", f"{QEMU}\n{QEMU}.real\nother\n".encode())
-    assert isinstance(package_facts(Root(tree), QEMU)["bin.digest"], Unknown)
+    assert isinstance(packaged(tree, QEMU)["bin.digest"], Unknown)
     assert verdicts(tree, QEMU)["bin.provenance"] is Verdict.UNKNOWN
 
 
@@ -167,12 +221,12 @@ def test_a_file_of_no_package_fails_and_a_diverted_one_is_unknown(tree: Path) ->
 def test_a_database_without_a_digest_is_unknown(tree: Path, sums: bytes) -> None:
     dpkg(tree, BINARY)
     put(tree, f"{INFO}/qemu-system-x86.md5sums", sums)
-    assert isinstance(package_facts(Root(tree), QEMU)["bin.digest"], Unknown)
+    assert isinstance(packaged(tree, QEMU)["bin.digest"], Unknown)
 
 
 def test_a_package_from_before_the_merge_of_usr(tree: Path) -> None:
     dpkg(tree, BINARY, path="/bin/qemu-system-x86_64")
-    assert value(package_facts(Root(tree), QEMU), "bin.digest") == "as packaged"
+    assert value(packaged(tree, QEMU), "bin.digest") == "as packaged"
 
 
 HELPER = "/usr/lib/qemu/qemu-bridge-helper"

@@ -13,7 +13,8 @@ from typing import Final
 from casemate.errors import HostError
 from casemate.facts.cve_table import is_fixed, load_table, marks_of
 from casemate.facts.elf import ElfFormatError
-from casemate.facts.elf_hardening import Hardening, read_hardening
+from casemate.facts.elf_hardening import Hardening
+from casemate.facts.emulator_cache import Look
 from casemate.facts.emulator_package import bridge_facts, package_facts
 from casemate.facts.fact import Fact, Facts, Known, Unknown, Value
 from casemate.facts.qemu import Emulator, describe_emulator
@@ -74,7 +75,7 @@ def collect_emulator(
     Args:
         machine: facts of a machine that it runs; the vulnerabilities are then those that reach that machine.
         run: whether it may be asked; a captured tree's is never run, nor one that others can change.
-        cache_dir: where its answers are kept.
+        cache_dir: where its answers, and what takes long to read from its file, are kept.
     """
     try:
         real = root.real_path(path)
@@ -85,11 +86,13 @@ def collect_emulator(
         return {f"bin.{name}": Unknown(why) for name in names}
     try:
         facts: Facts = {"bin.vmm": Known(vmm_of(PurePosixPath(real).name), f"{real}: its name")}
-        facts |= _file_facts(root, real, descriptor) | package_facts(root, real) | bridge_facts(root)
+        look = Look(descriptor, real, cache_dir if root.is_live else None)
+        facts |= _file_facts(root, real, descriptor) | package_facts(root, real, look.md5) | bridge_facts(root)
         try:
-            facts |= _elf_facts(read_hardening(descriptor), real)
+            facts |= _elf_facts(look.hardening(), real)
         except (ElfFormatError, OSError, ValueError, RecursionError, MemoryError) as error:
             facts |= {f"bin.{name}": Unknown(f"{real}: {error}") for name in _ELF_FACTS}
+        look.keep()
     finally:
         os.close(descriptor)
     facts |= _answers(root, real, facts, run, cache_dir)

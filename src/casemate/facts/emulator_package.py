@@ -7,10 +7,10 @@ MD5, as dpkg records them: good enough to see a replaced file, and as trustworth
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat as stat_module
+from collections.abc import Callable
 from typing import Final
 
 from casemate.facts.fact import Fact, Facts, Known, Unknown
@@ -20,8 +20,6 @@ INFO: Final = "/var/lib/dpkg/info"
 _DIVERSIONS: Final = "/var/lib/dpkg/diversions"
 _PACKAGES_MAX: Final = 65_536
 _LIST_BYTES: Final = 32 << 20
-_BINARY_BYTES: Final = 512 << 20
-_CHUNK_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*(?::[a-z0-9-]+)?")
 
 HELPERS: Final = (
@@ -35,18 +33,19 @@ _ACL_FILES: Final = 64
 _DATABASE_BYTES: Final = 512 << 20
 
 
-def package_facts(root: Root, path: str) -> Facts:
+def package_facts(root: Root, path: str, md5: Callable[[], str]) -> Facts:
     """``bin.package`` (``none`` when no package has it) and ``bin.digest`` (``as packaged``, ``changed``).
 
     Args:
         path: without symbolic links, inside the tree.
+        md5: digest of the file, as hexadecimal digits; OSError when it cannot be read.
     """
     package = _owner(root, path)
     if not isinstance(package, Known):
         return {"bin.package": package, "bin.digest": package}
     if package.value == "none":
         return {"bin.package": package, "bin.digest": Unknown("no package holds a digest of it")}
-    return {"bin.package": package, "bin.digest": _digest(root, path, str(package.value))}
+    return {"bin.package": package, "bin.digest": _digest(root, path, str(package.value), md5)}
 
 
 def _spellings(path: str) -> tuple[str, ...]:
@@ -80,7 +79,7 @@ def _owner(root: Root, path: str) -> Fact:
     return Unknown(unread) if unread else Known("none", f"{INFO}/*.list")
 
 
-def _digest(root: Root, path: str, package: str) -> Fact:
+def _digest(root: Root, path: str, package: str, md5: Callable[[], str]) -> Fact:
     try:
         if any(f"\n{name}\n" in f"\n{root.read_text(_DIVERSIONS, _LIST_BYTES)}\n" for name in _spellings(path)):
             return Unknown(f"{_DIVERSIONS}: the file was diverted: another one may stand in its place")
@@ -98,25 +97,10 @@ def _digest(root: Root, path: str, package: str) -> Fact:
     if not re.fullmatch(r"[0-9a-f]{32}", recorded):
         return Unknown(f"{source}: no digest of {path}")
     try:
-        actual = _md5(root, path)
+        actual = md5()
     except OSError as error:
         return Unknown(f"{path}: {error.strerror or error}")
     return Known("as packaged" if actual == recorded else "changed", f"{source}, compared with the file")
-
-
-def _md5(root: Root, path: str) -> str:
-    found = hashlib.md5(usedforsecurity=False)
-    descriptor = root.open_regular(path)
-    left = _BINARY_BYTES
-    try:
-        while part := os.read(descriptor, _CHUNK_BYTES):
-            left -= len(part)
-            if left < 0:
-                raise OSError(errno.EFBIG, f"larger than {_BINARY_BYTES} bytes", path)
-            found.update(part)
-    finally:
-        os.close(descriptor)
-    return found.hexdigest()
 
 
 def bridge_facts(root: Root) -> Facts:
