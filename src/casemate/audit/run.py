@@ -326,12 +326,9 @@ def host_name(root: Root) -> str:
 @cache
 def tool_version() -> str:
     """Ours."""
-    from importlib.metadata import PackageNotFoundError, version
+    from casemate.sys.installed import installed_version
 
-    try:
-        return version("casemate")
-    except PackageNotFoundError:
-        return "unknown"
+    return installed_version()
 
 
 @cache

@@ -12,13 +12,9 @@ VERSION_SCHEMA = "casemate.version/1"
 
 def version_text() -> str:
     """The installed version."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+    from casemate.sys.installed import installed_version
 
-    try:
-        return installed("casemate")
-    except PackageNotFoundError:
-        return "unknown"
+    return installed_version()
 
 
 def version(arguments: argparse.Namespace) -> int:
