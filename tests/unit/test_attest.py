@@ -69,7 +69,9 @@ def test_milan_reports_are_true_and_judged_by_policy() -> None:
     assert codes(found) == {"debug"}
     found = judged(vector(MILAN[0]), MILAN[1])
     assert found.is_true
-    assert codes(found) == {"provisional"}, "microcode 206 runs, 115 is committed"
+    assert codes(found) == {"provisional"}
+    assert "microcode 206 runs, 115 is committed" in found.reasons[0].message
+    assert any("what has to run" in note for note in found.notes)
     lenient = Policy(sev_snp=SnpPolicy(accept_provisional_firmware=True))
     assert judged(vector(MILAN[0]), MILAN[1], policy=lenient).is_accepted
 
@@ -130,6 +132,30 @@ def test_certificates_out_of_their_time_are_stale_and_not_false() -> None:
         found = judged(vector(MILAN[0]), MILAN[1], moment=moment)
         assert not found.is_true
         assert {reason.step for reason in found.reasons} == {Step.STALE, Step.POLICY}
+
+
+def test_what_is_missing_is_named() -> None:
+    leaf = x509.parse(vector(MILAN[1]))
+    (reason,) = (
+        item
+        for item in verify(vector(MILAN[0]), Inputs(certificates=(leaf,), moment=NOW), Policy()).reasons
+        if item.code == "chain.root"
+    )
+    assert "ends at 'SEV-VCEK'; the certificate of its issuer 'SEV-Milan' is missing" in reason.message
+
+
+def test_verifying_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for any kind, with a cache or without: only `attest fetch` goes to the network."""
+    import socket
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    for which, (name, _) in enumerate(WHOLE):
+        assert judged_whole(which, vector(name)).is_true
+        main(["attest", "verify", str(VECTORS / name)])
 
 
 def test_the_right_chain_is_needed() -> None:
@@ -318,6 +344,10 @@ def test_google_vouches_for_its_own_vtpms() -> None:
     found = verify(vector(GCE), inputs, Policy())
     assert found.is_accepted
     assert verify(vector(GCE), msgspec.structs.replace(inputs, nonce=b"x"), Policy()).is_true
+    assert found.claims["gce-zone"] == "us-central1-a"
+    project = str(found.claims["gce-project"])
+    assert verify(vector(GCE), inputs, Policy(tpm=TpmPolicy(gce_projects=("x", project)))).is_accepted
+    assert codes(verify(vector(GCE), inputs, Policy(tpm=TpmPolicy(gce_projects=("x",))))) == {"gce-project"}
     strict = verify(vector(GCE), inputs, Policy(require_revocation_lists=True))
     assert codes(strict) == {"revocation.unknown"}, "Google publishes lists for these keys"
 

@@ -36,7 +36,7 @@ def chain_faults(
         return
     believed = believed_part(chain, anchors)
     if hashlib.sha256(believed[-1].encoded).hexdigest() not in anchors:
-        yield false("chain.root", f"the chain of {what} ends at {_name(chain[-1])}, which nobody pinned")
+        yield false("chain.root", f"{what}: {_where_it_ends(chain[-1])}")
     for below, (lower, upper) in enumerate(pairwise(believed)):
         yield from _link_faults(lower, upper, below, what)
     for certificate in believed:
@@ -62,6 +62,12 @@ def _link_faults(lower: Certificate, upper: Certificate, below: int, what: str) 
     elif upper.longest_path is not None and below > upper.longest_path:
         text = f"{_name(upper)} may have {upper.longest_path} authorities below it, and has {below}"
         yield false("chain.path", f"{what}: {text}")
+
+
+def _where_it_ends(last: Certificate) -> str:
+    if last.issuer == last.subject:
+        return f"the chain ends at the root {_name(last)}, which nobody pinned"
+    return f"the chain ends at {_name(last)}; the certificate of its issuer {last.issuer_name!r} is missing (--certs)"
 
 
 def _name(certificate: Certificate) -> str:

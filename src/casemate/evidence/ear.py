@@ -15,7 +15,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from casemate.evidence.policy import Policy
+from casemate.evidence.policy import Policy, names_measurements
 from casemate.evidence.verdict import Reason, Step, Verified
 
 CRYPTOGRAPHY_FAILED: Final = 99
@@ -32,7 +32,11 @@ _PARTS: Final = (
     ("runtime-opaque", 96, ("debug",)),
     ("configuration", 96, ("debug", "vmpl", "policy-bits", "migration-agent", "migratable", "sept-ve", "smt")),
     ("hardware", 32, ("tcb", "advisory", "provisional", "platform", "mitigation", "product", "mrseam")),
-    ("instance-identity", 97, ("chip-id", "provider", "id-key-digest", "author-key-digest", "nonce", "revocation")),
+    (
+        "instance-identity",
+        97,
+        ("chip-id", "provider", "gce-project", "id-key-digest", "author-key-digest", "nonce", "revocation"),
+    ),
     (
         "executables",
         33,
@@ -118,7 +122,7 @@ def trust_vector(found: Verified, policy: Policy) -> dict[str, int]:
     vector = {"instance-identity": 2, "hardware": 2, "configuration": 3}
     if found.kind in _HARDWARE:
         vector["runtime-opaque"] = 2
-    if _names_measurements(found.kind, policy):
+    if names_measurements(found.kind, policy):
         vector["executables"] = 3
     for reason in found.reasons:
         for part, value in _against(reason, vector):
@@ -139,21 +143,6 @@ def _against(reason: Reason, vector: Mapping[str, int]) -> list[tuple[str, int]]
         if any(reason.code.startswith((f"{code}-", f"{code}.")) for code in codes)
     ]
     return named or [("configuration", 96)]
-
-
-def _names_measurements(kind: str, policy: Policy) -> bool:
-    """Whether the policy says what has to run."""
-    vtpm = bool(policy.tpm.pcrs)
-    return {
-        "sev-snp": bool(policy.sev_snp.measurement),
-        "tdx": bool(policy.tdx.mrtd and policy.tdx.rtmr),
-        "nitro": bool(policy.nitro.pcrs),
-        "nitro-tpm": bool(policy.nitro.pcrs),
-        "tpm": vtpm,
-        "se": bool(policy.se.image),
-        "azure-snp": bool(policy.sev_snp.measurement) and vtpm,
-        "azure-tdx": bool(policy.tdx.mrtd) and vtpm,
-    }.get(kind, False)
 
 
 def _name(dotted: str, between: str) -> str:

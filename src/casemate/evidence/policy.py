@@ -102,11 +102,12 @@ class TdxPolicy(_Section, frozen=True):
 
 
 class TpmPolicy(_Section, frozen=True):
-    """What a TPM's quote and log must say."""
+    """What a TPM's quote and log must say. ``gce_projects``: of Google's cloud, by the key's certificate."""
 
     pcrs: dict[str, dict[str, str]] = {}
     secure_boot: bool = False
     required_pcrs: tuple[int, ...] = ()
+    gce_projects: tuple[str, ...] = ()
 
 
 class NitroPolicy(_Section, frozen=True):
@@ -227,3 +228,18 @@ def _digest_faults(policy: Policy) -> Iterator[Fault]:
         for text in texts:
             if not _HEX.fullmatch(text) or len(text) != 2 * size:
                 yield Fault(place, "policy.digest", f"{len(text)} characters, and {2 * size} of 0-9a-f belong here")
+
+
+def names_measurements(kind: str, policy: Policy) -> bool:
+    """Whether the policy says what has to run in evidence of this kind; else whatever runs is accepted."""
+    vtpm = bool(policy.tpm.pcrs)
+    return {
+        "sev-snp": bool(policy.sev_snp.measurement),
+        "tdx": bool(policy.tdx.mrtd and policy.tdx.rtmr),
+        "nitro": bool(policy.nitro.pcrs),
+        "nitro-tpm": bool(policy.nitro.pcrs),
+        "tpm": vtpm,
+        "azure-snp": bool(policy.sev_snp.measurement) and vtpm,
+        "azure-tdx": bool(policy.tdx.mrtd) and vtpm,
+        "se": bool(policy.se.image),
+    }.get(kind, False)

@@ -65,10 +65,25 @@ def _wants_snp_guest(report: SnpReport, policy: SnpPolicy) -> Iterator[Reason]:
         yield unwanted("guest-svn", f"guest SVN {report.guest_svn}, at least {policy.minimum_guest_svn} is wanted")
 
 
+def _provisional(report: SnpReport) -> str:
+    """What runs and is not committed, by component; empty when all is."""
+    current, committed = report.current_tcb.components(), report.committed_tcb.components()
+    parts = [
+        f"{name} {value} runs, {committed.get(name)} is committed"
+        for name, value in current.items()
+        if value != committed.get(name)
+    ]
+    if report.current_firmware != report.committed_firmware:
+        runs, stays = (".".join(map(str, item)) for item in (report.current_firmware, report.committed_firmware))
+        parts.append(f"firmware {runs} runs, {stays} is committed")
+    return ", ".join(parts)
+
+
 def _wants_snp_platform(report: SnpReport, product: str, provider: str, policy: SnpPolicy) -> Iterator[Reason]:
-    provisional = report.committed_tcb != report.current_tcb or report.committed_firmware != report.current_firmware
+    provisional = _provisional(report)
     if provisional and not policy.accept_provisional_firmware:
-        yield unwanted("provisional", "the platform's firmware is provisional: it can still be rolled back")
+        text = f"the platform's firmware is provisional, and can still be rolled back: {provisional}"
+        yield unwanted("provisional", text)
     if policy.products and product not in policy.products:
         yield unwanted("product", f"{product or 'an unnamed product'}, wanted is {', '.join(policy.products)}")
     if policy.providers and provider not in policy.providers:
@@ -159,6 +174,13 @@ def wants_tpm(pcrs: dict[str, dict[int, bytes]], log: EventLog | None, policy: T
             yield unwanted("secure-boot", "no quote covers what a log says of Secure Boot (PCR 7)")
         elif secure_boot(log) is not True:
             yield unwanted("secure-boot", "the log does not say that Secure Boot was on")
+
+
+def wants_place(project: str, policy: TpmPolicy) -> Iterator[Reason]:
+    """Every reason against where a vTPM's certificate says that it is. ``project``: of Google's cloud, or empty."""
+    if policy.gce_projects and project not in policy.gce_projects:
+        text = f"the key is of {project or 'no project'}, wanted is {' or '.join(policy.gce_projects)}"
+        yield unwanted("gce-project", text)
 
 
 def _one_of(name: str, value: bytes, wanted: tuple[str, ...]) -> Iterator[Reason]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from casemate.errors import InputError
 from casemate.evidence import azure, gotpm, nitro, se, snp, tdx, tpm, tpm_json
 from casemate.evidence.event_log import looks_like_event_log
 from casemate.evidence.inputs import Inputs
-from casemate.evidence.policy import Policy
+from casemate.evidence.policy import Policy, names_measurements
 from casemate.evidence.textual import binary_of
 from casemate.evidence.verdict import Verified
 from casemate.evidence.verify_azure import verify_azure
@@ -24,7 +26,9 @@ from casemate.evidence.verify_snp import verify_snp
 from casemate.evidence.verify_tdx import verify_tdx
 from casemate.evidence.verify_tpm import verify_gotpm, verify_quote, verify_tpm_json
 
-__all__ = ["Inputs", "verify"]
+__all__ = ["NO_MEASUREMENT", "Inputs", "verify"]
+
+NO_MEASUREMENT = "the policy does not say what has to run: whatever does is accepted"
 
 
 def verify(data: bytes, inputs: Inputs, policy: Policy) -> Verified:
@@ -36,7 +40,10 @@ def verify(data: bytes, inputs: Inputs, policy: Policy) -> Verified:
     data = binary_of(data)
     for looks_like, check in _KINDS:
         if looks_like(data):
-            return check(data, inputs, policy)
+            found = check(data, inputs, policy)
+            if found.kind == "event-log" or names_measurements(found.kind, policy):
+                return found
+            return msgspec.structs.replace(found, notes=(*found.notes, NO_MEASUREMENT))
     if tdx.looks_like_sgx(data):
         raise InputError(
             "the quote of an SGX enclave, not of a TD",

@@ -12,9 +12,10 @@ from casemate.errors import InputError
 from casemate.evidence import gotpm, tpm, tpm_files, tpm_json
 from casemate.evidence.chain import believed_part, order
 from casemate.evidence.event_log import EventLog, parse_event_log, replay, secure_boot
+from casemate.evidence.gce import instance_of
 from casemate.evidence.inputs import Inputs, log_of, moment_of, notes_of
 from casemate.evidence.policy import Policy
-from casemate.evidence.policy_wants import wants_revocation, wants_tpm
+from casemate.evidence.policy_wants import wants_place, wants_revocation, wants_tpm
 from casemate.evidence.revocation import revocation_of
 from casemate.evidence.tpm_true import (
     GOOGLE_ROOTS,
@@ -112,9 +113,12 @@ def _verified(
         reasons += quoted_faults(item, key.key, log, inputs)
         for bank, values in item.pcrs.items():
             pcrs.setdefault(bank, {}).update(values)
+    instance = instance_of(chain[0]) if chain else {}
     reasons += wants_tpm(pcrs, log, policy.tpm)
+    reasons += wants_place(str(instance.get("gce-project", "")), policy.tpm)
     reasons += wants_revocation(revocation, policy)
     claims: dict[str, Claim] = {"attestation-key": hashlib.sha256(key.key).hexdigest()}
+    claims |= instance
     claims |= tpm_claims(pcrs, log, quotes[0].quote)
     notes = notes_of(inputs, *(() if log is not None else (NO_LOG,)))
     return Verified(

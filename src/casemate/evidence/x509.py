@@ -70,6 +70,11 @@ class Certificate(msgspec.Struct, frozen=True):
     extensions: dict[str, tuple[bool, bytes]]
 
     @property
+    def issuer_name(self) -> str:
+        """The issuer's common name; empty when it has none."""
+        return common_name(der.whole(self.issuer, der.SEQUENCE))
+
+    @property
     def is_authority(self) -> bool:
         """Whether it may sign certificates: basic constraints say so, and key usage does not say otherwise."""
         return self._constraints()[0] and self.may("keyCertSign")
