@@ -159,7 +159,8 @@ def test_a_guest_uses_its_tpm_and_the_host_believes_its_quote(cli: Cli, tmp_path
     (tmp_path / "quote.bin").write_bytes(body[6 : 6 + size])
     parameters = int.from_bytes(body[:4], "big")
     (tmp_path / "signature.bin").write_bytes(body[6 + size : 4 + parameters])
-    (tmp_path / "ak.pem").write_text(document["tpm"]["attestation_key"])
+    (tmp_path / "ak.pem").write_text(cli.ok("inspect", "tpm", "--attestation-key"))
+    assert (tmp_path / "ak.pem").read_text() == document["tpm"]["attestation_key"]
     verify: list[str | Path] = ["attest", "verify", tmp_path / "quote.bin", "--signature", tmp_path / "signature.bin"]
     verify += ["--trust", tmp_path / "ak.pem", "--json"]
     policy = tmp_path / "policy.toml"

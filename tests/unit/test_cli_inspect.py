@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from casemate.cli.listing import _print_wall
+from casemate.cli.listing import _attestation_key, _print_wall
 from casemate.controls.model import Severity, Verdict
+from casemate.errors import InputError
 
 
 def entry(control: str, verdict: str, severity: str, **more: str) -> dict[str, str]:
@@ -58,3 +59,11 @@ def test_every_verdict_and_severity_has_a_rank() -> None:
 
     assert set(VERDICTS) == {verdict.value for verdict in Verdict}
     assert set(SEVERITIES) == {severity.value for severity in Severity}
+
+
+@pytest.mark.parametrize(("tpm", "words"), [(None, "has no TPM"), ({"attestation_key": ""}, "has not been made yet")])
+def test_no_attestation_key_is_an_error_and_not_an_empty_file(tpm: dict[str, str] | None, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        _attestation_key({"name": "a", "tpm": tpm})
+    assert caught.value.next_step
+    assert _attestation_key({"name": "a", "tpm": {"attestation_key": "PEM"}}) == "PEM"

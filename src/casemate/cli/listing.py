@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -75,6 +76,9 @@ def _has(row: dict[str, Any], key: str, value: str) -> bool:
 def inspect(arguments: argparse.Namespace) -> int:
     """Everything about one VM."""
     document = app.inspect(arguments.vm)
+    if arguments.attestation_key:
+        sys.stdout.write(_attestation_key(document))
+        return ExitCode.DONE
     if arguments.json:
         output.print_json(document)
         return ExitCode.DONE
@@ -84,6 +88,17 @@ def inspect(arguments: argparse.Namespace) -> int:
     if document["wall"]:
         _print_wall(document["wall"])
     return ExitCode.DONE
+
+
+def _attestation_key(document: dict[str, Any]) -> str:
+    """For `attest verify --trust` and the key broker's attestation-keys."""
+    if document["tpm"] is None:
+        raise InputError(f"{document['name']} has no TPM", next_step="[tpm] enabled = true in its specification")
+    if not document["tpm"]["attestation_key"]:
+        raise InputError(
+            f"the TPM of {document['name']} has not been made yet", next_step=f"casemate start {document['name']}"
+        )
+    return str(document["tpm"]["attestation_key"])
 
 
 def _print_wall(wall: list[dict[str, Any]]) -> None:

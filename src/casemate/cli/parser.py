@@ -289,6 +289,11 @@ def _look_commands(commands: Commands) -> None:
     add_json(ps)
     inspect = add_command(commands, "inspect", "listing:inspect", "show everything about a VM: state, wall, exit, spec")
     _vm(inspect)
+    inspect.add_argument(
+        "--attestation-key",
+        action="store_true",
+        help="only the public key that quotes of its TPM are signed with (PEM)",
+    )
     add_json(inspect)
     logs = add_command(commands, "logs", "listing:logs", "print the console's log of a VM")
     _vm(logs)
