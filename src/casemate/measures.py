@@ -149,7 +149,7 @@ def _with_confidential(spec: Spec | None, choices: Choices) -> Choices:
     Raises:
         InputError: the choices are about another kind of guest.
     """
-    from casemate.facts.confidential import FEATURES, measured_firmwares
+    from casemate.facts.confidential import measured_firmware
     from casemate.facts.root import Root
     from casemate.spec.confidential import Kind
 
@@ -159,8 +159,9 @@ def _with_confidential(spec: Spec | None, choices: Choices) -> Choices:
     if choices.kind not in (None, wanted.kind.value):
         raise InputError(f"--kind {choices.kind} of a guest of kind {wanted.kind}", expected=wanted.kind.value)
     firmware = choices.firmware or wanted.firmware
-    if firmware is None and wanted.kind.value in FEATURES:
-        firmware = next(iter(measured_firmwares(Root(), FEATURES[wanted.kind.value])), None)
+    if firmware is None:
+        is_direct = spec is not None and spec.boot.kernel is not None
+        firmware = measured_firmware(Root(), wanted.kind.value, is_direct=is_direct) or None
     cpu = choices.cpu or (wanted.cpu if wanted.kind is Kind.SEV_SNP else None)
     return msgspec.structs.replace(choices, kind=wanted.kind.value, firmware=firmware, cpu=cpu)
 

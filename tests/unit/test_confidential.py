@@ -17,7 +17,13 @@ from casemate.engine.start import check_host
 from casemate.engine.unit import systemd_unit
 from casemate.engine.vmfiles import Definition
 from casemate.errors import HostError
-from casemate.facts.confidential import FEATURES, ConfidentialHost, collect_confidential, measured_firmwares
+from casemate.facts.confidential import (
+    FEATURES,
+    ConfidentialHost,
+    collect_confidential,
+    measured_firmware,
+    measured_firmwares,
+)
 from casemate.facts.kvm_collect import decode_cpuid
 from casemate.facts.kvm_report import Extension, KvmReport
 from casemate.facts.root import Root
@@ -64,6 +70,7 @@ def test_s390x_is_planned_and_never_started() -> None:
         (Kind.TDX, {"parameter": "N"}, ("/sys/module/kvm_intel/parameters/tdx is N", "kvm_intel.tdx=1")),
         (Kind.TDX, {"vm_types": 0x1F}, ("KVM makes no VM of type TDX", "0x1f", "bit 5", "Xeon")),
         (Kind.TDX, {"firmware": ""}, ("no firmware descriptor", "apt install ovmf-inteltdx")),
+        (Kind.TDX, {"refuses_kernel": "/fw/keys.fd"}, ("Secure Boot of /fw/keys.fd", "a firmware without keys")),
         (Kind.TDX, {"quotes": "/q is no socket"}, ("/q is no socket", "qgsd")),
         (Kind.SE, {"parameter": "0"}, ("/sys/firmware/uv/prot_virt_host is 0", "prot_virt=1")),
     ],
@@ -219,7 +226,7 @@ def test_a_processor_without_the_flag_and_a_tree_without_anything(tmp_path: Path
 def test_which_firmware_is_measured(tmp_path: Path, text: str, found: bool) -> None:
     write(tmp_path, "/fw/a.fd", "")
     write(tmp_path, "/usr/share/qemu/firmware/50-a.json", text)
-    assert measured_firmwares(Root(tmp_path), FEATURES["sev-snp"]) == (("/fw/a.fd",) if found else ())
+    assert measured_firmwares(Root(tmp_path), FEATURES["sev-snp"]) == ({"/fw/a.fd": False} if found else {})
 
 
 def test_the_first_descriptor_counts_and_an_administrators_replaces_it(tmp_path: Path) -> None:
@@ -228,11 +235,26 @@ def test_the_first_descriptor_counts_and_an_administrators_replaces_it(tmp_path:
     firmware = "/usr/share/qemu/firmware"
     write(tmp_path, f"{firmware}/50-a.json", descriptor("intel-tdx", {"device": "memory", "filename": "/fw/a.fd"}))
     write(tmp_path, f"{firmware}/60-b.json", descriptor("intel-tdx", {"device": "memory", "filename": "/fw/b.fd"}))
-    assert measured_firmwares(Root(tmp_path), "intel-tdx") == ("/fw/a.fd", "/fw/b.fd")
+    assert list(measured_firmwares(Root(tmp_path), "intel-tdx")) == ["/fw/a.fd", "/fw/b.fd"]
     write(
         tmp_path, "/etc/qemu/firmware/50-a.json", descriptor("intel-tdx", {"device": "memory", "filename": "/fw/c.fd"})
     )
-    assert measured_firmwares(Root(tmp_path), "intel-tdx") == ("/fw/c.fd", "/fw/b.fd")
+    assert list(measured_firmwares(Root(tmp_path), "intel-tdx")) == ["/fw/c.fd", "/fw/b.fd"]
+
+
+def test_a_kernel_gets_a_firmware_without_keys_where_there_is_one(tmp_path: Path) -> None:
+    mapping: dict[str, object] = {"device": "memory", "filename": "/fw/keys.fd"}
+    write(tmp_path, "/fw/keys.fd", "")
+    features = ["enrolled-keys", "intel-tdx", "secure-boot"]
+    write(tmp_path, "/usr/share/qemu/firmware/50.json", descriptor("intel-tdx", mapping, features=features))
+    assert measured_firmware(Root(tmp_path), "tdx", is_direct=True) == "/fw/keys.fd"
+    write(tmp_path, "/fw/plain.fd", "")
+    mapping = {"device": "memory", "filename": "/fw/plain.fd"}
+    write(tmp_path, "/usr/share/qemu/firmware/60.json", descriptor("intel-tdx", mapping))
+    assert measured_firmware(Root(tmp_path), "tdx", is_direct=True) == "/fw/plain.fd"
+    assert measured_firmware(Root(tmp_path), "tdx", is_direct=False) == "/fw/keys.fd"
+    assert measured_firmware(Root(tmp_path), "sev-snp", is_direct=True) == ""
+    assert measured_firmware(Root(tmp_path), "se", is_direct=True) == ""
 
 
 def test_the_socket_of_the_quote_generation_service(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
+
 from casemate.engine import cgroups
 from casemate.engine.capacity import check_capacity
 from casemate.engine.files import write_atomic
@@ -27,6 +29,7 @@ from casemate.facts.tsc import tsc_khz
 from casemate.facts.vfio import read_function, unsafe_interrupts
 from casemate.plan.argv import PROGRAM, PROGRAM_S390
 from casemate.plan.model import Emulator, Host, Mac
+from casemate.spec.confidential import Kind
 from casemate.spec.model import AccelChoice, MachineType, Spec
 from casemate.sys.landlock import landlock_abi
 from casemate.sys.process import PR_SCHED_CORE, prctl
@@ -73,7 +76,15 @@ def _confidential(spec: Spec, paths: Paths, root: Root) -> ConfidentialHost | No
     if spec.confidential is None:
         return None
     wanted, report = spec.confidential, cached_probe(Path(paths.cache) / "kvm.json")
-    return collect_confidential(root, wanted.kind.value, report, wanted.quote_socket)
+    kernel = spec.boot.kernel
+    found = collect_confidential(root, wanted.kind.value, report, wanted.quote_socket, is_direct=kernel is not None)
+    firmware = wanted.firmware or found.firmware
+    if wanted.kind is Kind.TDX and kernel is not None and firmware:
+        from casemate.engine.confidential_boot import refuses_kernel
+
+        if refuses_kernel(firmware, kernel):
+            return msgspec.structs.replace(found, refuses_kernel=firmware)
+    return found
 
 
 def _kvm(spec: Spec, paths: Paths) -> dict[str, object]:

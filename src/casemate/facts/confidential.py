@@ -41,7 +41,8 @@ class ConfidentialHost(msgspec.Struct, frozen=True, kw_only=True):
     cannot be used, empty when it can or is not needed. ``vm_types``: KVM_CAP_VM_TYPES, a bit for each type; None when
     KVM did not say. ``c_bit``: place of the encryption bit in an address (CPUID 8000001Fh, EBX 5:0). ``firmware``: the
     measured firmware that the host's descriptors name, empty when none does. ``quotes``: why the socket of the quote
-    generation service cannot be used, empty when it can or was not asked for.
+    generation service cannot be used, empty when it can or was not asked for. ``refuses_kernel``: the measured firmware
+    whose Secure Boot would not start the kernel that it is given; empty when it would, or nobody can tell.
     """
 
     flag: bool | None = None
@@ -51,10 +52,13 @@ class ConfidentialHost(msgspec.Struct, frozen=True, kw_only=True):
     c_bit: int | None = None
     firmware: str = ""
     quotes: str = ""
+    refuses_kernel: str = ""
 
 
-def collect_confidential(root: Root, kind: str, report: KvmReport, quote_socket: str | None = None) -> ConfidentialHost:
-    """Look at everything that ``kind`` (``sev-snp``, ``tdx``, ``se``) needs."""
+def collect_confidential(
+    root: Root, kind: str, report: KvmReport, quote_socket: str | None = None, *, is_direct: bool = False
+) -> ConfidentialHost:
+    """Look at everything that ``kind`` (``sev-snp``, ``tdx``, ``se``) needs. ``is_direct``: a kernel is given."""
     cpu = read_cpuinfo(root)
     flag = _FLAGS.get(kind)
     parameter = line(root, PARAMETERS[kind])
@@ -64,19 +68,30 @@ def collect_confidential(root: Root, kind: str, report: KvmReport, quote_socket:
         device=_device(root) if kind == "sev-snp" else "",
         vm_types=report.extension("VM_TYPES"),
         c_bit=report.cpuid.c_bit if report.cpuid is not None else None,
-        firmware=next(iter(measured_firmwares(root, FEATURES[kind])), "") if kind in FEATURES else "",
+        firmware=measured_firmware(root, kind, is_direct=is_direct),
         quotes=_quotes(root, quote_socket) if quote_socket is not None else "",
     )
 
 
-def measured_firmwares(root: Root, feature: str, machine: str = "q35") -> tuple[str, ...]:
-    """Images with this feature that keep no variables, in the order of their descriptors."""
-    found = []
+def measured_firmware(root: Root, kind: str, *, is_direct: bool) -> str:
+    """The image that the host's descriptors name first for a kind; empty when there is none.
+
+    Args:
+        is_direct: a kernel is given: one without keys of others goes before one that would ask them about the kernel.
+    """
+    found = measured_firmwares(root, FEATURES[kind]) if kind in FEATURES else {}
+    return min(found, key=lambda name: is_direct and found[name], default="")
+
+
+def measured_firmwares(root: Root, feature: str, machine: str = "q35") -> dict[str, bool]:
+    """Images with this feature that keep no variables, in the order of their descriptors: whether keys are enrolled."""
+    found: dict[str, bool] = {}
     for path in descriptors(root):
-        name = _measured(read_document(root, path), feature, machine)
-        if name is not None and is_there(root, name) is True:
-            found.append(name)
-    return tuple(dict.fromkeys(found))
+        document = read_document(root, path)
+        name = _measured(document, feature, machine)
+        if document is not None and name is not None and is_there(root, name) is True:
+            found.setdefault(name, "enrolled-keys" in document["features"])
+    return found
 
 
 def _measured(document: dict[str, Any] | None, feature: str, machine: str) -> str | None:
