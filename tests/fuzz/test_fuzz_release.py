@@ -42,8 +42,40 @@ def test_evidence_with_a_few_bytes_changed(seed: bytes, kind: int, place: int, c
 @example(b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n")
 @example(b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nab")
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+@example(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+@example(b"HEAD / HTTP/1.0\r\n\r\n")
+@example(b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\nmore")
+@example(b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
 def test_any_bytes_on_a_connection(data: bytes) -> None:
     fuzz.converse(data)
+
+
+@QUICK
+@given(
+    st.sampled_from(["GET", "POST", "HEAD", "PUT", "CONNECT", "OPTIONS", "TRACE", "PRI"]),
+    st.sampled_from(["/", "*", "/kbs/v0/auth", "/kbs/v0/attest", "a:1", "http://x/"]),
+    st.lists(
+        st.sampled_from(
+            [
+                "Content-Length: 2",
+                "Content-Length: 0",
+                "Transfer-Encoding: chunked",
+                "Connection: close",
+                "Connection: x",
+                "Expect: 100-continue",
+                "Upgrade: websocket",
+                "Connection: upgrade",
+                "Cookie: a",
+                "Authorization: Bearer x",
+            ]
+        ),
+        max_size=4,
+    ),
+    st.sampled_from(["1.1", "1.0"]),
+)
+def test_requests_of_every_kind(method: str, target: str, headers: list[str], version: str) -> None:
+    lines = [f"{method} {target} HTTP/{version}", "Host: x", *headers]
+    fuzz.converse("\r\n".join(lines).encode() + b"\r\n\r\n{}" + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 
 
 @QUICK

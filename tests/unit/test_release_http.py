@@ -96,6 +96,8 @@ def test_what_is_not_http_as_it_is_spoken_here_ends_the_connection(place: Place,
         ("GET", "/kbs/v1/resource/default/disk/web"),
         ("GET", "/kbs/v0/../v0/auth"),
         ("GET", "/metrics"),
+        ("OPTIONS", "*"),
+        ("CONNECT", "example.org:443"),
     ],
 )
 def test_there_is_nothing_else(place: Place, method: str, path: str) -> None:
@@ -409,3 +411,13 @@ def test_each_run_of_a_vm_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         guest.close()
     server.close()
     assert not waiting
+
+
+def test_a_request_for_the_head_alone_gets_the_head_alone(place: Place) -> None:
+    with place.connect() as channel:
+        channel.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        found = b""
+        while piece := channel.recv(65536):
+            found += piece
+    assert found.startswith(b"HTTP/1.1 404 ")
+    assert found.endswith(b"\r\n\r\n")

@@ -559,3 +559,37 @@ def test_another_uid_is_turned_away(make: Make) -> None:
     os.close(read_end)
     assert said == b"closed"
     assert vm.ask("status")["phase"] == "running"
+
+
+# ---- the port to a key broker ----------------------------------------------------------------------------------------
+
+
+def borrowed(vm: Supervised) -> socket.socket:
+    """The host's end, as `casemate serve-keys --vm` gets it."""
+    with vm.connect() as connection:
+        connection.sendall(b'{"do": "keys"}\n')
+        line, descriptors, _, _ = socket.recv_fds(connection, 4096, 4)
+        assert json.loads(line) == {"ok": True}
+        (descriptor,) = descriptors
+        return socket.socket(fileno=descriptor)
+
+
+def test_the_key_port_is_lent_and_outlives_who_borrows_it(make: Make) -> None:
+    """By the real supervisor, behind its own filter."""
+    guest, host = socket.socketpair()
+    host.set_inheritable(True)
+    vm = make(keys_fd=host.fileno())
+    host.close()
+    guest.settimeout(30)
+    for word in (b"one", b"two"):
+        with borrowed(vm) as port:
+            port.sendall(word)
+            assert guest.recv(10) == word
+    vm.ask("kill")
+    vm.wait_exit()
+    assert guest.recv(1) == b"", "it ends with the VM"
+    guest.close()
+
+
+def test_a_vm_without_a_key_port_says_so(make: Make) -> None:
+    assert "no port to a key broker" in make().ask("keys")["error"]

@@ -62,6 +62,7 @@ class Connection:
         self._limit = limit
         self._is_port = port_is_over is not None
         self._is_over = port_is_over or (lambda: False)
+        self._wants_head_alone = False
 
     def serve(self) -> None:
         """Answer requests until the other side goes, breaks a rule, or has had enough of them."""
@@ -103,6 +104,7 @@ class Connection:
         end: float | None = None
         head: h11.Request | None = None
         body, limit = bytearray(), 0
+        self._wants_head_alone = False
         while True:
             event = state.next_event()
             if event is h11.NEED_DATA:
@@ -115,6 +117,7 @@ class Connection:
                 state.receive_data(data)
             elif isinstance(event, h11.Request):
                 head = event
+                self._wants_head_alone = event.method == b"HEAD"
                 if event.http_version not in (b"1.0", b"1.1"):
                     raise _FaultError(505, "HTTP/1.1 is spoken here")
                 limit = self._limit(event.method.decode("ascii"), _path(event))
@@ -141,7 +144,9 @@ class Connection:
         if is_last:
             headers.append(("Connection", "close"))
         data = state.send(h11.Response(status_code=answer.status, headers=headers)) or b""
-        data += (state.send(h11.Data(data=answer.body)) or b"") + (state.send(h11.EndOfMessage()) or b"")
+        if not self._wants_head_alone:
+            data += state.send(h11.Data(data=answer.body)) or b""
+        data += state.send(h11.EndOfMessage()) or b""
         self._write(data)
 
     def _refuse(self, state: h11.Connection, status: int, why: str) -> None:

@@ -35,6 +35,7 @@ VM: Final = "vm "
 """How peers on a VM's port begin; others begin otherwise."""
 AGAIN_S: Final = 1.0
 """How often a VM that does not run is looked for."""
+PAUSE_S: Final = 0.05
 _BACKLOG: Final = 64
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -137,8 +138,10 @@ class Server:
             for descriptor, _ in poller.poll():
                 if descriptor == self._wake:
                     return
-                with contextlib.suppress(OSError):  # it went before we took it
+                try:
                     self._take(*found[descriptor])
+                except (OSError, RuntimeError):  # it went before we took it; or no descriptor, no thread can be had
+                    self._ending.wait(PAUSE_S)
 
     def stop(self) -> None:
         """Make `run` return; may be called from a signal handler."""
