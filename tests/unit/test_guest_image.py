@@ -6,10 +6,14 @@ import calendar
 import datetime
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+from tests.unit.test_updates_rpm import NOW as RPM_NOW
+from tests.unit.test_updates_rpm import host as rpm_host
 
+from casemate.cell import guest_tree
 from casemate.cell.guest_audit import facts_of, findings_of
 from casemate.controls.catalogue.guest_image_audit import CONTROLS
 from casemate.controls.model import Verdict
@@ -17,8 +21,9 @@ from casemate.facts.fact import Known, Unknown
 from casemate.facts.guest_accounts import sshd_facts
 from casemate.facts.guest_packages import collect_packages, installed_packages
 from casemate.facts.guest_system import SYSCTLS
+from casemate.facts.guest_wanted_data import WANTED
 from casemate.facts.root import Root
-from casemate.scan.sbom import build
+from casemate.scan.sbom import build, purl
 
 NOW = datetime.datetime.now(datetime.UTC)
 STATUS = """Package: bash
@@ -187,6 +192,32 @@ def test_other_package_managers(tmp_path: Path) -> None:
     packages = installed_packages(Root(tmp_path))
     assert not isinstance(packages, Unknown)
     assert [package.name for package in packages] == ["busybox", "musl"]
+
+
+def test_packages_of_rpm(tmp_path: Path) -> None:
+    root = rpm_host(tmp_path)
+    packages = installed_packages(root)
+    assert not isinstance(packages, Unknown)
+    assert [package.name for package in packages][:2] == ["bash", "kernel-core"]
+    assert "gpg-pubkey" not in {package.name for package in packages}
+    facts = collect_packages(root, now_s=RPM_NOW)
+    found = facts["guest.security-updates"]
+    assert isinstance(found, Known)
+    assert found.value == (
+        "bash 5.1.8-9.el9 -> 9-9",
+        "kernel-core 5.14.0-570.12.1.el9_6 -> 5.14.0-570.99.1.el9_6",
+        "qemu-kvm 17:9.1.0-15.el9 -> 17:9.1.0-15.el9_6.2",
+    )
+    assert facts["guest.packages"] == Known(7, "rpmdb.sqlite")
+    emulator = next(package for package in packages if package.name == "qemu-kvm")
+    assert purl(emulator, "rhel") == "pkg:rpm/rhel/qemu-kvm@9.1.0-15.el9?arch=x86_64&epoch=17"
+    wanted = re.compile("|".join(guest_tree._expression(pattern) for pattern in WANTED))
+    read = [f"/{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in read if not wanted.fullmatch(path)] == ["/proc/sys/kernel/osrelease"]
+    caches = rpm_host(tmp_path / "other", made=RPM_NOW - 90 * 86_400)
+    old = collect_packages(root, caches, now_s=RPM_NOW)["guest.security-updates"]
+    assert isinstance(old, Unknown)
+    assert "90 days old" in old.why
 
 
 def test_bills_of_materials(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What is installed in a guest, and which security updates of it wait. From dpkg's and apk's own files.
+"""What is installed in a guest, and which security updates of it wait. From the files of dpkg, apk and rpm.
 
-Security lists: the guest's own copy (/var/lib/apt/lists) or a directory that the caller gives, laid out alike. Lists
-older than `MAX_AGE_DAYS` say nothing. rpm keeps its packages in a database whose format is a program's own: unknown.
+Security lists: the guest's own copy (/var/lib/apt/lists, /var/cache/dnf) or a directory that the caller gives, laid out
+alike. Lists older than `MAX_AGE_DAYS` say nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from casemate.facts import rpm_packages
 from casemate.facts.fact import Fact, Facts, Known, Unknown
 from casemate.facts.root import Root
 from casemate.facts.updates import LISTS, MAX_AGE_DAYS, STATUS, security_releases, unpacked
@@ -20,12 +21,11 @@ from casemate.facts.updates_version import compare_versions
 MAX_STATUS_BYTES: Final = 64 << 20
 MAX_PACKAGES: Final = 50_000
 APK: Final = "/lib/apk/db/installed"
-_RPM: Final = ("/var/lib/rpm", "/usr/lib/sysimage/rpm")
 _FIELD: Final = re.compile(r"^(Package|Version|Architecture|Status|Source|Maintainer|Homepage): (.*)$", re.MULTILINE)
 
 
-class Package(msgspec.Struct, frozen=True):
-    """One installed package. ``kind``: deb or apk."""
+class Package(msgspec.Struct, frozen=True, order=True):
+    """One installed package. ``kind``: deb, apk or rpm, whose version may begin with an epoch."""
 
     name: str
     version: str
@@ -71,15 +71,7 @@ def _apk(root: Root) -> tuple[Package, ...] | Unknown:
     try:
         text = root.read_text(APK, MAX_STATUS_BYTES)
     except FileNotFoundError:
-        for path in _RPM:
-            try:
-                if root.exists(path):
-                    return Unknown(
-                        f"packages are kept by rpm ({path}), whose database is not read; ask it in the guest"
-                    )
-            except OSError as error:
-                return Unknown(f"{path}: {error.strerror or error}")
-        return Unknown(f"{STATUS}: does not exist, and no other package manager is known here")
+        return _rpm(root)
     except OSError as error:
         return Unknown(f"{APK}: {error.strerror or error}")
     found = []
@@ -88,6 +80,22 @@ def _apk(root: Root) -> tuple[Package, ...] | Unknown:
         if fields.get("P") and fields.get("V"):
             found.append(Package(fields["P"], fields["V"], fields.get("A", ""), "apk", fields.get("o", "")))
     return tuple(sorted(found, key=lambda package: package.name)) if found else Unknown(f"{APK}: names no package")
+
+
+def _rpm(root: Root) -> tuple[Package, ...] | Unknown:
+    try:
+        folder = rpm_packages.has_rpm(root)
+    except OSError as error:
+        return Unknown(f"rpm's database: {error.strerror or error}")
+    if not folder:
+        return Unknown(f"{STATUS}: does not exist, and no other package manager is known here")
+    found = rpm_packages.installed_packages(root, folder)
+    if isinstance(found, Unknown):
+        return found
+    kept = [package for package in found if package.name != "gpg-pubkey"]  # keys of repositories, not software
+    if not kept:
+        return Unknown(f"{folder}: names no installed package")
+    return tuple(sorted(Package(p.name, p.evr, p.arch, "rpm") for p in kept))
 
 
 def collect_packages(root: Root, lists: Root | None = None, now_s: float | None = None) -> Facts:
@@ -100,15 +108,24 @@ def collect_packages(root: Root, lists: Root | None = None, now_s: float | None 
     packages = installed_packages(root)
     if isinstance(packages, Unknown):
         return {"guest.packages": packages, "guest.security-updates": packages}
-    where = STATUS if packages[0].kind == "deb" else APK
+    now_s = time.time() if now_s is None else now_s
+    kind = packages[0].kind
+    where = {"deb": STATUS, "apk": APK, "rpm": rpm_packages.DATABASE}[kind]
     facts: Facts = {"guest.packages": Known(len(packages), where)}
-    if packages[0].kind != "deb":
+    if kind == "deb":
+        facts["guest.security-updates"] = pending(packages, lists or root, now_s, _codename(root))
+    elif kind == "rpm":
+        facts["guest.security-updates"] = _pending_rpm(root, lists or root, now_s)
+    else:
         facts["guest.security-updates"] = Unknown("security lists of this distribution are not known here")
-        return facts
-    facts["guest.security-updates"] = pending(
-        packages, lists or root, time.time() if now_s is None else now_s, _codename(root)
-    )
     return facts
+
+
+def _pending_rpm(root: Root, caches: Root, now_s: float) -> Fact:
+    from casemate.facts.updates_rpm import pending_of
+
+    found = rpm_packages.installed_packages(root, rpm_packages.has_rpm(root))
+    return found if isinstance(found, Unknown) else pending_of(found, caches, now_s, rpm_packages.DATABASE)
 
 
 def read_packages(root: Root, path: str) -> dict[str, str]:

@@ -41,8 +41,15 @@ WANTED: Final = (
     "/var/lib/apt/lists/*Release",
     "/var/lib/apt/lists/*-security_*",
     "/var/lib/apt/lists/*security*_Packages*",
+    "/var/lib/rpm/rpmdb.sqlite*",
+    "/usr/lib/sysimage/rpm/rpmdb.sqlite*",
+    "/var/cache/dnf/*/repodata/repomd.xml",
+    "/var/cache/dnf/*/repodata/*updateinfo*",
+    "/var/cache/libdnf5/*/repodata/repomd.xml",
+    "/var/cache/libdnf5/*/repodata/*updateinfo*",
 )
 """Sorted by subject, not by name."""
 
-MAX_FILE_BYTES: Final = 64 << 20
+MAX_FILE_BYTES: Final = 192 << 20
+"""rpm's database of a large installation."""
 MAX_TOTAL_BYTES: Final = 384 << 20

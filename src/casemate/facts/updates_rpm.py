@@ -52,6 +52,17 @@ def collect_rpm_updates(root: Root, folder: str, now_s: float) -> Facts:
     return facts
 
 
+def pending_of(packages: tuple[Package, ...], caches: Root, now_s: float, source: str) -> Fact:
+    """``NAME INSTALLED -> OFFERED`` of every package, not only of those that matter to a host of VMs.
+
+    Args:
+        caches: where dnf's cached metadata are.
+        source: where the packages were read.
+    """
+    offered = offered_by_advisories(caches, re.compile(".*"))
+    return _pending(_newest(list(packages)), _usable(offered, _age(offered, now_s)), source)
+
+
 def collect_nothing(source: str) -> Facts:
     """A database without a package proves nothing about a host that runs."""
     why = Unknown(f"{source}: not one package is in it")

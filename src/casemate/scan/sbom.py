@@ -11,7 +11,7 @@ from typing import Any, Final
 from casemate.facts.guest_packages import Package
 
 FORMATS: Final = ("cyclonedx", "spdx")
-_TYPES: Final = {"deb": "deb", "apk": "apk"}
+_TYPES: Final = {"deb": "deb", "apk": "apk", "rpm": "rpm"}
 
 
 def purl(package: Package, distribution: str) -> str:
@@ -19,8 +19,13 @@ def purl(package: Package, distribution: str) -> str:
     from urllib.parse import quote
 
     vendor = quote(distribution or "linux", safe="")
-    text = f"pkg:{_TYPES[package.kind]}/{vendor}/{quote(package.name, safe='.-')}@{quote(package.version, safe='.-~')}"
-    return f"{text}?arch={quote(package.architecture, safe='')}" if package.architecture else text
+    epoch, version = "", package.version
+    if package.kind == "rpm" and ":" in version:
+        epoch, _, version = version.partition(":")
+    text = f"pkg:{_TYPES[package.kind]}/{vendor}/{quote(package.name, safe='.-')}@{quote(version, safe='.-~')}"
+    words = {"arch": package.architecture, "epoch": epoch}
+    qualifiers = "&".join(f"{name}={quote(value, safe='')}" for name, value in words.items() if value)
+    return f"{text}?{qualifiers}" if qualifiers else text
 
 
 def build(
