@@ -1,7 +1,9 @@
 """Digests of an open file: several kinds in one pass, or one file on every core.
 
 One pass: what is verified and what is kept must be the same bytes, so a file is read once and every digest is fed from
-that reading; the next piece is read while the last one is hashed (hashlib and pread let other threads run).
+that reading. One digest alone is computed by the thread that reads, out of its core's cache; of several, each has a
+thread, and the next piece is read meanwhile (hashlib and pread let other threads run). No mmap: a file that somebody
+cuts would end us by SIGBUS.
 
 SHA-256 of one file is serial. The store therefore also notes a tree digest when it takes an image in, which a launch
 computes on every core::
@@ -44,24 +46,43 @@ def digests_of(descriptor: int, algorithms: Collection[str], progress: Progress 
         ImageError: the file became shorter or longer meanwhile.
         OSError: as read says.
     """
+    hashes = {name: hashlib.new(name) for name in algorithms}
+    size = os.fstat(descriptor).st_size
+    done = (_feed_one if len(hashes) == 1 else _feed_all)(descriptor, [*hashes.values()], size, progress)
+    _check_length(done, size, descriptor)
+    return {name: digest.digest() for name, digest in hashes.items()}
+
+
+def _feed_one(descriptor: int, hashes: list[hashlib._Hash], size: int, progress: Progress) -> int:
+    """Read to the end; how many bytes that were."""
+    buffer, done = memoryview(bytearray(BUFFER_BYTES)), 0
+    while count := os.preadv(descriptor, [buffer], done):
+        hashes[0].update(buffer[:count])
+        done += count
+        if done % CHUNK_BYTES == 0:
+            progress(done, size)
+    progress(done, size)
+    return done
+
+
+def _feed_all(descriptor: int, hashes: list[hashlib._Hash], size: int, progress: Progress) -> int:
+    """As `_feed_one`, every digest in a thread of its own."""
     from concurrent.futures import ThreadPoolExecutor
 
-    hashes = {name: hashlib.new(name) for name in algorithms}
-    size, done = os.fstat(descriptor).st_size, 0
+    done = 0
     # Two buffers that are used again and again: fresh ones of this size would cost page faults.
     buffers = [memoryview(bytearray(CHUNK_BYTES)), memoryview(bytearray(CHUNK_BYTES))]
     with ThreadPoolExecutor(max_workers=max(1, len(hashes))) as pool:
         count, turn = os.preadv(descriptor, [buffers[0]], 0), 0
         while count:
             chunk = buffers[turn][:count]
-            pending = [pool.submit(digest.update, chunk) for digest in hashes.values()]
+            pending = [pool.submit(digest.update, chunk) for digest in hashes]
             done, turn = done + count, 1 - turn
             count = os.preadv(descriptor, [buffers[turn]], done)
             for update in pending:
                 update.result()
             progress(done, size)
-    _check_length(done, size, descriptor)
-    return {name: digest.digest() for name, digest in hashes.items()}
+    return done
 
 
 def tree_digest(descriptor: int, *, threads: int | None = None) -> str:
