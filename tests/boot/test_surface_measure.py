@@ -56,11 +56,11 @@ def test_virtio_needs_less_of_the_emulator_than_old_hardware() -> None:
             assert count.notifications == 0  # only virtio has queues to notify
         elif direction != "receive":
             assert count.notifications > 0
-    for device, direction in {(device, direction) for device, direction, _ in counts}:
+    # Each block is a request of its own; packets are taken several at once, the more the busier the host is.
+    for device, direction in {(device, direction) for device, direction, _ in counts if direction in ("read", "write")}:
         few, many = counts[device, direction, FEW], counts[device, direction, MANY]
         assert many.interrupts > few.interrupts
-        if direction != "receive" or device == "e1000":
-            assert many.accesses > few.accesses
+        assert many.accesses > few.accesses
     for direction in ("transmit", "receive"):
         assert counts["virtio-net", direction, MANY].accesses < counts["e1000", direction, MANY].accesses
     for direction in ("read", "write"):
