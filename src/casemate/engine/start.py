@@ -169,12 +169,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
     try:
         opened = open_spec_files(definition.spec)
         opened.digests = _promised_digests(definition.spec, paths)
-        who, uid_lock = identity.claim(paths, policy.identity.uids())
-        locks.append(uid_lock)
-        tpm_who = None
-        if definition.spec.tpm.enabled:
-            tpm_who, tpm_locks = identity.claim_beside(paths, policy.identity.uids(), who)
-            locks += tpm_locks
+        who, tpm_who = _claim_identities(paths, definition.spec, policy, locks)
         plan = make_plan(
             definition.spec,
             paths,
@@ -216,6 +211,19 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
             os.close(descriptor)
         raise
     return Prepared(plan, program, opened, waivers, controls, locks, restore, tpm=tpm)
+
+
+def _claim_identities(
+    paths: Paths, spec: Spec, policy: HostPolicy, locks: list[int]
+) -> tuple[Identity, Identity | None]:
+    """The emulator's identity and, for a VM with a TPM, that of its emulator; ``locks`` collects what holds them."""
+    who, lock = identity.claim(paths, policy.identity.uids())
+    locks.append(lock)
+    if not spec.tpm.enabled:
+        return who, None
+    second, more = identity.claim_beside(paths, policy.identity.uids(), who)
+    locks += more
+    return who, second
 
 
 def _promised_digests(spec: Spec, paths: Paths) -> dict[str, str]:

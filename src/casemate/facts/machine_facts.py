@@ -22,6 +22,7 @@ from casemate.facts.machine_confidential import boots_measured, keeps_variables,
 from casemate.facts.machine_network import network_facts
 from casemate.facts.machine_risks import is_display, is_insecure, is_usb
 from casemate.facts.machine_sayer import Sayer
+from casemate.facts.machine_tpm import tpm_facts
 from casemate.facts.qemu_argv_text import is_off, is_on
 
 _HIDING: Final = frozenset(
@@ -364,26 +365,7 @@ def _guest(sayer: Sayer, machine: Machine) -> None:
     sayer.say("guest.agent", any(name.startswith("org.qemu.guest_agent") for name in channels), "virtio-serial ports")
     _confidential(sayer, machine)
     boot_facts(sayer, machine)
-    _tpm(sayer, machine)
-
-
-def _tpm(sayer: Sayer, machine: Machine) -> None:
-    """Whether there is one, whose it is, and what a document says of an emulated one's state."""
-    has_tpm = any(device.type.startswith(("tpm-", "spapr-tpm")) for device in machine.devices)
-    sayer.say("vm.tpm", has_tpm, "devices")
-    backend = next((item for item in machine.backends if item.kind == "tpmdev"), None)
-    kind = (backend.type if backend is not None and backend.type else "unknown") if has_tpm else "none"
-    sayer.say("tpm.backend", kind, "TPM back-end")
-    if backend is None or kind != "emulator":
-        return
-    if backend.properties.get("state") == "libvirt":
-        # libvirt hands swtpm the secret by descriptor, and runs every swtpm as one user (swtpm_user in qemu.conf).
-        sayer.say("tpm.state-encrypted", bool(backend.properties.get("secret")), "TPM back-end, encryption")
-        sayer.say("tpm.key-in-arguments", False, "TPM back-end: libvirt hands keys over by descriptor")
-        sayer.say("tpm.own-uid", False, "TPM back-end: libvirt has one swtpm_user for all domains")
-        return
-    for name in ("tpm.state-encrypted", "tpm.key-in-arguments", "tpm.own-uid"):
-        sayer.miss(name, "swtpm was started apart, and what it was told does not stand here")
+    tpm_facts(sayer, machine)
 
 
 def _confidential(sayer: Sayer, machine: Machine) -> None:
