@@ -41,6 +41,8 @@ def explain(inputs: Inputs, name: str, value: str, others: Mapping[str, Sequence
     known = measured(inputs, {})
     if name and name not in known.values and name not in known.unpredictable:
         raise InputError(f"there is no value {name!r}", expected=", ".join((*known.values, *known.unpredictable)))
+    if name in known.unpredictable:
+        raise InputError(f"{name} cannot be predicted", got=known.unpredictable[name])
     for what, other in _changes(inputs, others):
         try:
             if _has(measured(other, {}), name, value):
