@@ -23,7 +23,7 @@ from casemate.cli.main import main
 from casemate.engine.paths import Paths
 from casemate.errors import HostError, InputError
 from casemate.release import http, listen
-from casemate.release.broker import Answer, Asked, body_limit
+from casemate.release.broker import ATTEST_MAX_BYTES, Answer, Asked, body_limit
 from casemate.release.http import Connection
 from casemate.release.listen import CONNECTIONS_PER_PEER, Server, Tls
 from casemate.releases import KeyServer
@@ -65,7 +65,7 @@ def ask(place: Place, data: bytes) -> tuple[int, bytes]:
     ("data", "status"),
     [
         (b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", 413),
-        (b"POST /kbs/v0/attest HTTP/1.1\r\nHost: x\r\nContent-Length: 2097153\r\n\r\n", 413),
+        (b"POST /kbs/v0/attest HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n", 413),
         (b"GET /kbs/v0/resource/a/b/c HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx", 413),
         (b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2500\r\n" + b"x" * 9472, 413),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000, 431),
@@ -191,6 +191,22 @@ def test_many_sessions_are_refused_and_use_little(place: Place) -> None:
     assert set(statuses) == {200, 429}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10, "KiB"
     assert place.log()[-1].event == "refused"
+
+
+def test_huge_requests_at_once_use_no_more_than_they_are(place: Place) -> None:
+    """As many as one peer may have, each with as much as a request may be, JSON that has to be read to its end."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    body = b'{"tee-evidence":"' + b"x" * (ATTEST_MAX_BYTES - 19) + b'"}'
+    head = b"POST /kbs/v0/attest HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    held = [place.connect() for _ in range(CONNECTIONS_PER_PEER)]
+    for channel in held:
+        channel.sendall(head + body[:-1])
+    for channel in held:
+        channel.sendall(body[-1:])
+    assert [read_answer(channel).status for channel in held] == [401] * CONNECTIONS_PER_PEER
+    for channel in held:
+        channel.close()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 96 << 10, "KiB"
 
 
 # ---- a VM's serial port ----------------------------------------------------------------------------------------------

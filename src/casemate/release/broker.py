@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
@@ -33,7 +34,9 @@ from casemate.release.sessions import Session, Sessions, TooManyError
 from casemate.release.tee_key import check_key, encrypt
 
 AUTH_MAX_BYTES: Final = 8 << 10
-ATTEST_MAX_BYTES: Final = 2 << 20
+ATTEST_MAX_BYTES: Final = 1 << 20
+"""An event log of 512 KiB in base64, and what goes with it."""
+JUDGED_AT_ONCE: Final = 2
 _LOGGED_CLAIMS: Final = 64
 OK, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, TOO_MANY, OUR_FAULT = 200, 401, 403, 404, 429, 500
 
@@ -110,6 +113,8 @@ class Broker:
         self._sign_token = sign_token
         self._sessions = sessions or Sessions()
         self._clock = clock
+        # Evidence in memory several times over (JSON, octets, fields) is what costs: not of all connections at once.
+        self._judging = threading.BoundedSemaphore(JUDGED_AT_ONCE)
 
     def answer(self, asked: Asked) -> Answer:
         """Answer one request. A fault of ours is an answer, too: the server goes on, and nothing was released."""
@@ -162,7 +167,8 @@ class Broker:
         try:
             found = protocol.parse_attestation(asked.body, session.version, session.nonce)
             check_key(found.key)
-            accepted, verified, reasons = self._judge(session, found)
+            with self._judging:
+                accepted, verified, reasons = self._judge(session, found)
         except InputError as error:
             return self._refuse(asked, session, [Because("attestation", str(error))], str(error))
         digest = hashlib.sha256(found.evidence).hexdigest()

@@ -75,7 +75,7 @@ class Composite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Evidence of the machine, and of devices as text."""
 
     primary_evidence: msgspec.Raw
-    additional_evidence: Annotated[str, Meta(max_length=1 << 20)] = ""
+    additional_evidence: Annotated[str, Meta(max_length=64)] = ""
 
 
 class _Attestation4(_Closed, frozen=True):

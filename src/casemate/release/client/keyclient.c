@@ -434,7 +434,7 @@ int main(int count, char **words)
     if (port < 0 || tpm < 0)
         die("cannot open %s: %s", port < 0 ? words[1] : TPM, strerror(errno));
 
-    struct buffer body = room_for(4 << 20), key = room_for(1024), runtime = room_for(4096), none = room_for(1);
+    struct buffer body = room_for(1 << 20), key = room_for(1024), runtime = room_for(4096), none = room_for(1);
     put_text(&body, "{\"version\":\"0.4.0\",\"tee\":\"tpm\",\"extra-params\":\"\"}");
     char *nonce = member(ask("POST", "auth", &body), "nonce");
     if (strlen(nonce) > 128)
