@@ -69,7 +69,7 @@ class Authority:
         for oid, value in extensions:
             unknown = pyca.UnrecognizedExtension(pyca.ObjectIdentifier(oid), value)
             builder = builder.add_extension(unknown, critical=oid in critical)
-        self.pyca = builder.sign(above.key, hashes.SHA384())
+        self.pyca = builder.sign(above.key, _hash_of(above.key))
         self.der = self.pyca.public_bytes(serialization.Encoding.DER)
 
     @property
@@ -89,6 +89,7 @@ class Authority:
         end: datetime.datetime = END,
         key: Any = None,
         extension: pyca.ExtensionType | None = None,
+        is_numbered: bool = False,
     ) -> bytes:
         """A revocation list of its, DER."""
         builder = pyca.CertificateRevocationListBuilder().issuer_name(self.subject).last_update(begin).next_update(end)
@@ -99,11 +100,19 @@ class Authority:
             )
         if extension is not None:
             builder = builder.add_extension(extension, critical=True)
-        return builder.sign(key or self.key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+        if is_numbered:
+            name = pyca.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+            builder = builder.add_extension(pyca.CRLNumber(1), critical=False).add_extension(name, critical=False)
+        return builder.sign(key or self.key, _hash_of(key or self.key)).public_bytes(serialization.Encoding.DER)
 
     def list_of(self, *revoked: Authority, **more: Any) -> RevocationList:
         """As the verifier reads it."""
         return parse_list(self.revokes(*revoked, **more))
+
+
+def _hash_of(key: Any) -> hashes.SHA256 | hashes.SHA384:
+    """As long as the key's curve; SHA-384 for any other key."""
+    return hashes.SHA256() if getattr(key, "key_size", 0) == 256 else hashes.SHA384()
 
 
 def pem_of(*items: Authority) -> str:

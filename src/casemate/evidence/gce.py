@@ -3,7 +3,7 @@
     SEQUENCE { zone UTF8String, project number INTEGER, project UTF8String, instance id INTEGER, instance UTF8String,
                [0] { [0] security version INTEGER, [1] production BOOLEAN } OPTIONAL }
 
-It is worth what the certificate's chain is worth. Source: server/instance_info.go and internal of go-tpm-tools.
+It is worth what the certificate's chain is worth. As go-tpm-tools reads it (GCEInstanceInfo).
 """
 
 from __future__ import annotations

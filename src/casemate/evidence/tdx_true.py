@@ -79,7 +79,7 @@ def _judged(
     try:
         found = dcap_qvl.verify(quote.raw, parsed, int(moment.timestamp()))
     except ValueError as error:
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).removeprefix("Verification failed:").split())[:200]
         code = next((code for part, code in _CODES if part in text), "quote")
         return false(code, text), _NOTHING
     return None, TcbStatus(str(found.status), tuple(str(item) for item in found.advisory_ids), evaluation)
@@ -91,6 +91,7 @@ _CODES: Final = (
     ("Debug mode is enabled", "quote.attributes"),
     ("SEPT_VE_DISABLE", "quote.attributes"),
     ("Reserved bits in TD attributes", "quote.attributes"),
+    ("TD migration is enabled", "quote.attributes"),
     ("Invalid MR service TD", "quote.attributes"),
 )
 """What dcap-qvl's messages say, by a part of them; any other is ``quote``. It decides no verdict: all are false."""
