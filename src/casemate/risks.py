@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 AUDIT_MAX_BYTES = 512 << 20
+HEAD_BYTES = 4096
 _worker: tuple[Context | None, Settings] | None = None
 _OPEN, _QUIET = "!", " "
 CONTEXT_MAX_BYTES = 1 << 20
@@ -87,8 +88,9 @@ def analyse(
     """Audit what is named (or this host and every VM that runs), or read audits made earlier, and analyse all VMs.
 
     Args:
-        targets: files written by ``casemate audit --json`` or ``--jsonl``; anything else is a target of an audit, made
-            now, together with this host where what is named runs here.
+        targets: files written by ``casemate audit --json`` or ``--jsonl``, ``casemate image audit --json`` or
+            ``casemate image scan --json``; anything else is a target of an audit, made now, together with this host
+            where what is named runs here.
         pids: running emulators by process id.
         context: the owner's statements; None takes the defaults.
         with_evidence: keep what was read for each control, for pages that show it.
@@ -177,7 +179,7 @@ def _silent(done: int, of: int, what: str) -> None:
 
 
 def load_audit(name: str) -> Audit:
-    """An audit that was written as JSON or JSONL.
+    """An audit that was written as JSON or JSONL, or a scan of an image.
 
     Raises:
         InputError: it cannot be read, is none, or was judged by another version of the catalogue.
@@ -185,9 +187,12 @@ def load_audit(name: str) -> Audit:
     from casemate.audit.run import catalogue_version
     from casemate.audit.text import read_input
     from casemate.scenarios.reading import parse_audit
+    from casemate.scenarios.scan_reading import is_scan, parse_scan
 
-    audit = parse_audit(read_input(name, AUDIT_MAX_BYTES), name)
-    ours = catalogue_version()
+    data, ours = read_input(name, AUDIT_MAX_BYTES), catalogue_version()
+    if is_scan(data[:HEAD_BYTES]):
+        return parse_scan(data, name, ours)
+    audit = parse_audit(data, name)
     if audit.catalogue != ours:
         raise InputError(
             f"{name} was judged by another version of the catalogue",
@@ -303,13 +308,15 @@ def _is_audit(name: str) -> bool:
     import os
 
     from casemate.scenarios.reading import is_audit
+    from casemate.scenarios.scan_reading import is_scan
 
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError):
         return False  # the name of a VM, or nothing: the audit says which
     try:
-        return is_audit(os.pread(descriptor, 4096, 0))
+        head = os.pread(descriptor, HEAD_BYTES, 0)
+        return is_audit(head) or is_scan(head)
     except OSError:
         return False  # a pipe or a directory
     finally:
@@ -403,4 +410,5 @@ def _report(audits: Sequence[Audit], vms: tuple[VmRisk, ...], context: Context, 
         context=context.origin or "defaults",
         assumed=() if what_if is None else what_if.texts(),
         vms=vms,
+        notes=() if vms else ("there is no VM and no host here: name the audit of one beside those of its images",),
     )

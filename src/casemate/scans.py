@@ -86,12 +86,18 @@ def scan_image(
     Raises:
         InputError, ImageError: the image or a file is refused. HostError: no wall, no engine. VmError: a scanner died.
     """
+    import datetime
     import os
 
+    import msgspec
+
+    from casemate.audit.refs import ref_of_image
+    from casemate.audit.run import host_name
     from casemate.cell.rawscan_engine import build_engine
     from casemate.cell.rawscan_image import NO_FILES, ImageScanner
     from casemate.engine.imagestore import open_reference
     from casemate.engine.paths import default_paths, prepare
+    from casemate.facts.root import Root
     from casemate.image.opening import verify_unchanged
     from casemate.scan import weak
     from casemate.scan.redact import Redactor
@@ -111,9 +117,17 @@ def scan_image(
         scanner = ImageScanner(opened, rules, engine, redactor, paths, jobs, progress)
         blocks = scanner.scan_blocks()
         files = scanner.scan_files(keys) if live else NO_FILES
+        file = ref_of_image(opened)
     finally:
         os.close(opened.fd)
-    return scanner.outcome(blocks, files, waivers)
+    return msgspec.structs.replace(
+        scanner.outcome(blocks, files, waivers),
+        path=file.path,
+        identity=file.identity,
+        sha256=file.sha256,
+        host=host_name(Root()),
+        time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
 
 
 def may_publish(outcome: Outcome) -> None:

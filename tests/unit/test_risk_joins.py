@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from casemate import assess, reports, risks
 from casemate.controls.audit_model import DiskRef, FileRef, TargetKind
 from casemate.controls.catalogue.all import all_controls
 from casemate.controls.model import Verdict
+from casemate.errors import InputError
 from casemate.facts.fact import Stage
 from casemate.scenarios.answers import ANSWERS, answered
 from casemate.scenarios.formula import UNJUDGED, State, Value
@@ -191,6 +193,56 @@ def test_what_must_hold_of_every_disk() -> None:
     assert half.notes == ("disk /var/lib/images/data.qcow2 was not audited",)
 
 
+def scan(folder: Path, name: str, **more: Any) -> str:
+    """A scan's JSON in a file."""
+    document = {
+        "schema": "casemate.scan/1",
+        "image": "web.qcow2",
+        "findings": [],
+        "by_name": True,
+        "not_scanned": [],
+        "path": ROOT_DISK.path,
+        "identity": ROOT_DISK.identity,
+        "sha256": "",
+        "host": "h",
+        "time": "2026-11-02T00:00:00Z",
+    }
+    (folder / name).write_text(json.dumps(document | more))
+    return str(folder / name)
+
+
+def test_a_scan_answers_for_secrets(tmp_path: Path) -> None:
+    """Nothing found anywhere passes, whatever is found fails, half a scan passes nothing; a note is no secret."""
+    password, key = {"rule": "hash.password", "severity": "high"}, {"rule": "host-key.ssh", "severity": "critical"}
+    note = {"rule": "token.old", "severity": "info"}
+    cases: tuple[tuple[dict[str, Any], State, State], ...] = (
+        ({}, YES, YES),
+        ({"findings": [note]}, YES, YES),
+        ({"findings": [password]}, NO, YES),
+        ({"findings": [key]}, YES, NO),
+        ({"findings": [key | {"waived": "made anew"}]}, YES, NO),
+        ({"by_name": False}, UNKNOWN, UNKNOWN),
+        ({"not_scanned": ["a snapshot"], "findings": [password]}, NO, UNKNOWN),
+    )
+    for number, (more, passwords, keys) in enumerate(cases):
+        audit = risks.load_audit(scan(tmp_path, f"{number}.json", **more))
+        (subject,) = subjects(vm(disks=(ROOT_DISK,)), others=(audit,))
+        assert (subject.states["sec.passwords"], subject.states["sec.keys"]) == (passwords, keys), more
+    header = Audit("later", "h", "2026-11-09", "c", (image(ROOT_DISK, {"sec.keys": Verdict.MANUAL}),))
+    (subject,) = subjects(vm(disks=(ROOT_DISK,)), others=(risks.load_audit(str(tmp_path / "0.json")), header))
+    assert subject.states["sec.keys"] == YES, "what a later audit leaves to a person replaces nothing"
+    assert "host-key.ssh" in risks.load_audit(str(tmp_path / "3.json")).targets[0].findings[1].evidence
+
+
+def test_scans_that_say_too_little_are_refused(tmp_path: Path) -> None:
+    wrong: tuple[dict[str, Any], ...] = ({"path": ""}, {"time": ""}, {"findings": 3}, {"by_name": None})
+    for more in wrong:
+        with pytest.raises(InputError):
+            risks.load_audit(scan(tmp_path, "bad.json", **more))
+    report = risks.analyse([scan(tmp_path, "alone.json")])
+    assert (report.vms, len(report.notes)) == ((), 1)
+
+
 def test_an_image_makes_nothing_better_that_the_vm_knows_to_be_bad() -> None:
     own = found({"img.no-backing": Verdict.FAIL, "img.format-explicit": Verdict.PASS})
     web = Audited(TargetKind.VM, "web", Stage.OBSERVED, own, disks=(ROOT_DISK,))
@@ -232,4 +284,4 @@ def test_end_to_end_by_the_path_that_a_domain_names(tmp_path: Path) -> None:
     (subject,) = subjects_of(audit, with_evidence=True)
     assert subject.name == "web"
     assert "web.img" in subject.evidence["img.no-backing"]
-    assert subject.states["sec.keys"] == UNKNOWN
+    assert subject.states.get("sec.keys", UNJUDGED) == UNKNOWN

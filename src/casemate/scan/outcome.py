@@ -51,6 +51,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         by_name: files were read by name, and rules by path tried.
         not_scanned: what of the image could not be looked at, and why: with any of it the scan has failed.
         notes: what a reader should know besides.
+        path, identity, sha256: the file, as an audit names it (absolute, ``device:inode``; digest of a stored image).
+        host, time: where and when it was scanned; RFC 3339, UTC.
     """
 
     image: str
@@ -63,6 +65,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     by_name: bool = False
     not_scanned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    path: str = ""
+    identity: str = ""
+    sha256: str = ""
+    host: str = ""
+    time: str = ""
     schema: str = SCHEMA
 
     @property

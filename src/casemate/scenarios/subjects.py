@@ -208,10 +208,10 @@ def _join_nothing(disks: Sequence[DiskRef], host: str, pool: Sequence[Image]) ->
 
 
 def _states_of_images(images: Sequence[Image]) -> dict[str, State]:
-    """Of one disk; a later audit replaces what an earlier one said of a control."""
+    """Of one disk; a later audit replaces what an earlier one said of a control, unless it left it to a person."""
     states: dict[str, State] = {}
     for image in reversed(images):
-        states |= states_of(_staged(image.target))
+        states |= states_of(item for item in _staged(image.target) if item.verdict is not Verdict.MANUAL)
     return states
 
 
