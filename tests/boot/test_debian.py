@@ -162,12 +162,8 @@ def test_debian_with_its_kernel_given(images: DebianImages, cli: Cli, tmp_path: 
         f'[boot]\nkernel = "{images.kernel}"\ninitrd = "{images.initrd}"\ncmdline = "root=/dev/vda {CMDLINE}"\n'
     )
     first_life(cli, specification(tmp_path, boot, disk, address, port), address, port, "/dev/vda")
+    # That a second boot reads it is test_builtin.py's; a second boot of this Debian, test_image_chain.py's.
     assert read_from_image(disk, 0, "/root/mark") == "kept"
-    cli.ok("start", "debian")
-    with GuestShell(cli, "debian") as shell:
-        shell.login()
-        assert shell.last("cat /root/mark") == "kept"
-    stop_cleanly(cli)
     cli.ok("rm", "debian")
 
 
