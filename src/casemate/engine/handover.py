@@ -17,8 +17,10 @@ import msgspec
 
 from casemate.engine.launch import Launched
 from casemate.engine.paths import Paths
-from casemate.engine.vmfiles import Definition, RunningState
+from casemate.engine.vmfiles import Definition, Process, RunningState
 from casemate.jail.compile import cached_program
+from casemate.plan.model import LaunchPlan
+from casemate.sys.process import start_time_ticks
 
 if TYPE_CHECKING:
     from casemate.engine.start import Prepared
@@ -38,6 +40,30 @@ def listen(path: str) -> socket.socket:
         os.close(directory)
     listener.listen(128)
     return listener
+
+
+def running_state(
+    definition: Definition, plan: LaunchPlan, launched: Launched, ourselves: Process, started_at: str
+) -> RunningState:
+    """state.json as the supervisor finds it."""
+    spawned, network = launched.spawned, launched.network
+    helpers = [("passt", network.pid), ("broker", network.broker_pid)] if network is not None else []
+    if launched.tpm is not None:
+        helpers.append(("swtpm", launched.tpm.spawned.pid))
+    return RunningState(
+        id=definition.id,
+        name=definition.name,
+        phase="running",
+        supervisor=ourselves,
+        emulator=Process("qemu", spawned.pid, start_time_ticks(spawned.pid)),
+        helpers=tuple(Process(name, pid, start_time_ticks(pid)) for name, pid in helpers),
+        uid=plan.run_as.uid,
+        gid=plan.run_as.gid,
+        accel=plan.accel,
+        started_at=started_at,
+        cgroups=plan.cgroup.directories,
+        console=definition.spec.console.device.value,
+    )
 
 
 def exec_supervisor(

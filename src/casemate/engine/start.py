@@ -33,13 +33,13 @@ from casemate.controls.policy import HostPolicy, controls_under, effective_waive
 from casemate.engine import errorwire, files, hostview, identity, labels, state
 from casemate.engine.aftermath import drop_runtime, end_process, settle
 from casemate.engine.content import Promise, extra_time_s, promises_of
-from casemate.engine.handover import exec_supervisor, listen
+from casemate.engine.handover import exec_supervisor, listen, running_state
 from casemate.engine.launch import Launched, launch
 from casemate.engine.opening import Opened, open_planned_files, open_spec_files
 from casemate.engine.origins import origin_facts, stored_images
 from casemate.engine.paths import Paths, own_directory
 from casemate.engine.uefi import firmware_promises
-from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, salvage_struct, this_process
+from casemate.engine.vmfiles import Definition, Exit, RunMark, RunningState, salvage_struct, this_process
 from casemate.engine.wallreport import wall_report
 from casemate.errors import CasemateError, HostError, RefusedError, VmError
 from casemate.facts.fact import Stage
@@ -51,7 +51,6 @@ from casemate.plan.build import Request, build_plan
 from casemate.plan.model import LaunchPlan
 from casemate.plan.provisioning import is_provisioned
 from casemate.spec.model import Spec
-from casemate.sys.process import start_time_ticks
 
 if TYPE_CHECKING:
     from casemate.engine.attendance import Attendance
@@ -386,7 +385,7 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
             prepared.tpm,
         )
         listener = listen(f"{runtime}/control.sock")
-        running = _running_state(definition, plan, launched, ourselves, started_at)
+        running = running_state(definition, plan, launched, ourselves, started_at)
         files.write_json(f"{runtime}/state.json", running)
         files.write_json(f"{data}/wall.json", wall_report(plan, launched, prepared.opened))
     except BaseException:
@@ -417,29 +416,6 @@ def _undo(plan: LaunchPlan, launched: Launched | None) -> None:
         if launched.tpm is not None:
             launched.tpm.stop()
         state.remove_cgroups(plan.cgroup.directories)
-
-
-def _running_state(
-    definition: Definition, plan: LaunchPlan, launched: Launched, ourselves: Process, started_at: str
-) -> RunningState:
-    spawned, network = launched.spawned, launched.network
-    helpers = [("passt", network.pid), ("broker", network.broker_pid)] if network is not None else []
-    if launched.tpm is not None:
-        helpers.append(("swtpm", launched.tpm.spawned.pid))
-    return RunningState(
-        id=definition.id,
-        name=definition.name,
-        phase="running",
-        supervisor=ourselves,
-        emulator=Process("qemu", spawned.pid, start_time_ticks(spawned.pid)),
-        helpers=tuple(Process(name, pid, start_time_ticks(pid)) for name, pid in helpers),
-        uid=plan.run_as.uid,
-        gid=plan.run_as.gid,
-        accel=plan.accel,
-        started_at=started_at,
-        cgroups=plan.cgroup.directories,
-        console=definition.spec.console.device.value,
-    )
 
 
 def _sign_record(
