@@ -40,5 +40,5 @@ def debian(arguments: argparse.Namespace) -> int:
         for finding in bad:
             print(output.plain(f"{finding.verdict.value.upper():<9} {finding.control_id}: {finding.why}"))
         print(f"{len(audited.findings) - len(bad)} of {len(audited.findings)} controls of the guest hold")
-        print(f"run it     casemate run --firmware uefi {output.plain(arguments.output)}")
+        print(f"run it     casemate run --firmware uefi-secure {output.plain(arguments.output)}")
     return ExitCode.FINDINGS if outcome.failed or bad else ExitCode.DONE
