@@ -22,6 +22,7 @@ from tests.support.evidence_makers import (
     secure_boot_event,
     snp_report,
 )
+from tests.support.tdx_makers import Platform
 
 from casemate.cli.main import main
 from casemate.errors import InputError
@@ -338,7 +339,8 @@ def test_an_sgx_quote_is_called_by_its_name() -> None:
 # ---- Azure -----------------------------------------------------------------------------------------------------------
 
 
-def azure_evidence(chip: Chip, tpm: Tpm, *, user_data: bytes = b"", version: int = 2, nonce: bytes = b"fresh") -> bytes:
+def _runtime(tpm: Tpm, user_data: bytes) -> bytes:
+    """What the paravisor hands to the hardware: the vTPM's key among it."""
     numbers = tpm.key.public_key().public_numbers()
 
     def url(value: int, size: int) -> str:
@@ -346,25 +348,60 @@ def azure_evidence(chip: Chip, tpm: Tpm, *, user_data: bytes = b"", version: int
 
     key = {"kid": "HCLAkPub", "kty": "RSA", "n": url(numbers.n, 256), "e": url(numbers.e, 3)}
     settings = {"secure-boot": True, "console-enabled": False}
-    runtime = json.dumps(
-        {"keys": [key], "vm-configuration": settings, "user-data": user_data.ljust(64, b"\0").hex()}
-    ).encode()
-    report = chip.sign(snp_report(fields=((0x50, hashlib.sha256(runtime).digest()),)))
-    hcl = b"HCLA" + bytes(28) + report + struct.pack("<5I", 20 + len(runtime), 1, 2, 1, len(runtime)) + runtime
-    message = tpm.quote({"sha256": VALUES}, nonce)
+    user = user_data.ljust(64, b"\0").hex()
+    return json.dumps({"keys": [key], "vm-configuration": settings, "user-data": user}).encode()
+
+
+def _hcl(kind: int, hardware: bytes, runtime: bytes) -> str:
+    header = struct.pack("<5I", 20 + len(runtime), 1, kind, 1, len(runtime))
+    return base64.urlsafe_b64encode(b"HCLA" + bytes(28) + hardware.ljust(1184, b"\0") + header + runtime).decode()
+
+
+def _vtpm_quote(tpm: Tpm, nonce: bytes) -> dict[str, Any]:
     values = [VALUES.get(number, bytes(32)) for number in range(24)]
     message = tpm.quote({"sha256": dict(enumerate(values))}, nonce)
+    pcrs = [value.hex() for value in values]
+    return {"message": message.hex(), "signature": tpm.sign(message)[6:].hex(), "pcrs": pcrs}
+
+
+def azure_evidence(chip: Chip, tpm: Tpm, *, user_data: bytes = b"", version: int = 2, nonce: bytes = b"fresh") -> bytes:
+    runtime = _runtime(tpm, user_data)
+    report = chip.sign(snp_report(fields=((0x50, hashlib.sha256(runtime).digest()),)))
     document = {
         "version": version,
-        "hcl_report": base64.urlsafe_b64encode(hcl).decode(),
+        "hcl_report": _hcl(2, report, runtime),
         "vcek": base64.urlsafe_b64encode(chip.leaf.der).decode(),
-        "tpm_quote": {
-            "message": message.hex(),
-            "signature": tpm.sign(message)[6:].hex(),
-            "pcrs": [value.hex() for value in values],
-        },
+        "tpm_quote": _vtpm_quote(tpm, nonce),
     }
     return json.dumps(document).encode()
+
+
+def test_azure_on_tdx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TD quote, TD report, runtime data, vTPM: each vouches for the next, and none can be of another machine."""
+    import dcap_qvl
+
+    machine, verify_at = Platform(), dcap_qvl.verify_with_root_ca
+    monkeypatch.setattr(dcap_qvl, "verify", lambda quote, data, now: verify_at(quote, data, machine.root.der, now))
+    begin, end = NOW - datetime.timedelta(days=1), NOW + datetime.timedelta(days=1)
+    given: dict[str, Any] = {"collateral": machine.collateral([(5, "UpToDate", [])], begin=begin, end=end)}
+    runtime = _runtime(KEY, b"fresh")
+    bound = hashlib.sha256(runtime).digest()
+
+    def evidence(*, of_report: bytes = bound, of_quote: bytes = bound, tpm: Tpm = KEY) -> bytes:
+        hcl = _hcl(4, bytes(128) + of_report.ljust(64, b"\0"), runtime)
+        td_quote = base64.urlsafe_b64encode(machine.quote(report_data=of_quote)).decode()
+        quote = _vtpm_quote(tpm, b"fresh")
+        return json.dumps({"version": 2, "hcl_report": hcl, "td_quote": td_quote, "tpm_quote": quote}).encode()
+
+    found = judged(evidence(), **given)
+    assert (found.kind, found.reasons, found.revocation) == ("azure-tdx", (), Revocation.CHECKED)
+    assert (found.claims["tcb-status"], found.claims["vm-secure-boot"]) == ("UpToDate", True)
+    assert codes(judged(evidence(), **given, nonce=b"other")) == {"nonce", "nonce.user-data"}
+    assert codes(judged(evidence(of_report=b"x" * 32), **given)) == {"binding.tdreport"}
+    assert codes(judged(evidence(of_quote=b"x" * 32), **given)) == {"binding", "binding.tdreport"}
+    assert codes(judged(evidence(of_report=b"x" * 32, of_quote=b"x" * 32), **given)) == {"binding"}
+    assert codes(judged(evidence(tpm=Tpm()), **given)) == {"signature"}
+    assert codes(judged(evidence())) == {"collateral"}
 
 
 def test_azures_user_data_repeat_the_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
