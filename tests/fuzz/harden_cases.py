@@ -37,6 +37,15 @@ XL_SEEDS = (
     b"name='c'\nbuilder='hvm'\nbios='ovmf'\npci=['01:00.0']\nserial=['tcp:h:1']\ndisk=[ 'phy:vg/x,xvda,w' ]\ncap=50\n",
 )
 
+CONFIDENTIAL_SEEDS = (
+    b"qemu-system-x86_64 -m 1G -accel kvm -cpu EPYC-v4 -machine q35,confidential-guest-support=c -bios /f.fd "
+    b"-kernel /k -object sev-snp-guest,id=c,policy=0xb0000,kernel-hashes=on,author-key-enabled=on,"
+    b"host-data=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    b"qemu-system-x86_64 -m 1G -machine q35,confidential-guest-support=c -bios /f.fd -drive file=/d,format=raw "
+    b"-object tdx-guest,id=c,attributes=0x10000000,mrowner=AAAA,quote-generation-socket.type=unix,"
+    b"quote-generation-socket.path=/q",
+)
+
 
 def xl_input(data: bytes) -> None:
     """Read as xl.cfg."""

@@ -7,7 +7,7 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fuzz.harden_cases import XL_SEEDS, command_input, xl_input
+from tests.fuzz.harden_cases import CONFIDENTIAL_SEEDS, XL_SEEDS, command_input, xl_input
 from tests.fuzz.machine_cases import mutated, seeds
 
 
@@ -30,12 +30,23 @@ def test_mutated_command_lines(choices: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(XL_SEEDS), st.binary(max_size=48))
 def test_mutated_xen_domains(seed: bytes, choices: bytes) -> None:
+    xl_input(changed(seed, choices))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(CONFIDENTIAL_SEEDS), st.binary(max_size=16))
+def test_mutated_confidential_guests(seed: bytes, choices: bytes) -> None:
+    command_input(changed(seed, choices))
+
+
+def changed(seed: bytes, choices: bytes) -> bytes:
+    """A seed with pieces replaced: four bytes of ``choices`` for each."""
     image = bytearray(seed)
     for start in range(0, len(choices) - 3, 4):
         position, length, value = struct.unpack_from("<HBB", choices, start)
         at = position % max(len(image), 1)
         image[at : at + length % 9] = bytes([value]) * (length % 3)
-    xl_input(bytes(image))
+    return bytes(image)
 
 
 @settings(max_examples=100, deadline=None)
