@@ -19,6 +19,7 @@ from collections.abc import Callable
 from tests.support import eif as eif_images
 
 from casemate.errors import InputError
+from casemate.measure.disk import boot_path
 from casemate.measure.eif import measure_eif
 from casemate.measure.fat import Fat
 from casemate.measure.gpt import Read, read_gpt
@@ -29,7 +30,7 @@ from casemate.measure.pe import parse_pe
 from casemate.measure.registers import Steps
 from casemate.measure.secureboot import signature_lists, vouches
 from casemate.measure.tdvf import parse_tdvf
-from casemate.measure.variables import parse_variables
+from casemate.measure.variables import GLOBAL, parse_variables
 from casemate.measure.volumes import measured_volumes
 
 SCRIPT = b"""set timeout=0
@@ -180,6 +181,22 @@ def read_fat(data: bytes) -> None:
     found.file("EFI/GRUB.CFG")
 
 
+def option_seed() -> bytes:
+    """A boot option that names a file of a partition."""
+    disk = struct.pack("<BBHIQQ", 4, 1, 42, 1, 40, 60) + b"i" * 16 + b"\x02\x02"
+    text = "\\EFI\\x.efi\0".encode("utf-16-le")
+    path = disk + struct.pack("<BBH", 4, 4, 4 + len(text)) + text + b"\x7f\xff\x04\0"
+    return struct.pack("<IH", 1, len(path)) + "name\0".encode("utf-16-le") + path
+
+
+def read_option(data: bytes) -> None:
+    """What the boot manager starts."""
+    table = read_gpt(reader_of(gpt_seed()))
+    assert table is not None
+    path, why = boot_path({(GLOBAL, "BootOrder"): b"\0\0", (GLOBAL, "Boot0000"): data}, table)
+    assert bool(path) != bool(why)
+
+
 class _Nobody:
     def check(self, data: bytes, what: str, checked: int, loaded: int) -> None:
         """Everything may start."""
@@ -219,6 +236,7 @@ READERS: tuple[tuple[Callable[[], bytes], Callable[[bytes], object]], ...] = (
     (firmware_seed, read_firmware),
     (eif_images.example, lambda data: measure_eif(reader_of(data))),
     (lambda: SCRIPT, run_script),
+    (option_seed, read_option),
 )
 
 

@@ -8,6 +8,7 @@ import hashlib
 import struct
 import uuid
 from functools import cache
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -17,11 +18,12 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fuzz.fuzz_measure import fat_seed, gpt_seed, reader_of, variables_seed, volumes_seed
+from tests.support.signed_boot import efi_disk
 
 from casemate.errors import InputError
 from casemate.evidence.event_log import EV_NO_ACTION, Event, EventLog
 from casemate.measure import boot, shim, stub
-from casemate.measure.disk import REMOVABLE, boot_path
+from casemate.measure.disk import REMOVABLE, _measure_companions, _within, boot_path
 from casemate.measure.fat import Fat
 from casemate.measure.gpt import Gpt, read_gpt
 from casemate.measure.linux import as_loaded
@@ -307,6 +309,28 @@ def test_what_shim_lets_start() -> None:
     off.start(grub, "grub")
     off.check(grub, "kernel", 2, 1)
     assert [step.register for step in steps.found] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [("loader/addons/a.addon.efi", "loader/addons"), ("EFI/BOOT/BOOTX64.EFI.extra.d/x.cred", ".extra.d"), ("x", "")],
+)
+def test_what_a_stub_takes_along_is_not_guessed(tmp_path: Path, extra: str, said: str) -> None:
+    """On a partition that mkfs.vfat and mtools made, which the reader has to agree with."""
+    files: dict[str, Path | bytes] = {REMOVABLE: bytes(range(256)) * 999, extra: b"more"}
+    read = reader_of(efi_disk(tmp_path / "disk", files).read_bytes())
+    found = read_gpt(read)
+    assert found is not None
+    assert found.esp is not None
+    volume = Fat(_within(read, found.esp))
+    for name, data in files.items():
+        assert volume.file(name.lower()) == data
+    assert volume.file("EFI/none") is None
+    assert volume.file("EFI") is None
+    steps = Steps(("sha256",))
+    _measure_companions(steps, volume, REMOVABLE)
+    assert {step.register for step in steps.found} == ({4, 9, 12, 13} if said else set())
+    assert all(said in step.unknown for step in steps.found)
 
 
 # ---- platform --------------------------------------------------------------------------------------------------------

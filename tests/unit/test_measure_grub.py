@@ -61,6 +61,7 @@ def commands(text: str, files: Mapping[str, bytes] = {}) -> list[str]:
         ("menuentry 'a b' --class x {\n linux /k }\n}\necho y", None),
         ("menuentry a {\n echo '}' ${x}\n}\necho y", ["menuentry a {\n echo '}' ${x}\n}", "echo y"]),
         ("function f { echo x; }\necho y", ["echo y"]),
+        ("insmod part_gpt; terminal_output console serial", ["insmod part_gpt", "terminal_output console serial"]),
     ],
 )
 def test_words(text: str, said: list[str] | None) -> None:
@@ -121,6 +122,9 @@ def test_tests(test: str, holds: bool) -> None:
         "function f { echo x }\nf",
         "keystatus",
         "chainloader /x",
+        "set prefix=(hd0,gpt1)/other",
+        "insmod ../x",
+        "terminal_output gfxterm",
     ],
 )
 def test_what_cannot_be_followed_is_said(text: str) -> None:

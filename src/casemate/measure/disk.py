@@ -25,6 +25,7 @@ from casemate.measure.registers import Prediction, Steps
 from casemate.measure.variables import GLOBAL, Variables
 
 REMOVABLE: Final = "EFI/BOOT/BOOTX64.EFI"
+_COMPANIONS: Final = ("loader/credentials", "loader/addons", "loader/extensions")
 _ACTIVE: Final = 1
 _CATEGORY: Final = 0x1F00
 _MAX_OPTIONS: Final = 256
@@ -66,6 +67,7 @@ def predict_disk(platform: boot.Platform, disk: Disk, banks: tuple[str, ...] = (
         raise InputError(f"{path} is not on the EFI system partition", expected="a boot loader for x86-64")
     image = boot.start(steps, platform, data, path)
     if stub.stub_version(image) is not None:
+        _measure_companions(steps, volume, path)
         boot.measure_uki(steps, platform, image)
         boot.leave(steps)
     elif shim.is_shim(image):
@@ -75,6 +77,13 @@ def predict_disk(platform: boot.Platform, disk: Disk, banks: tuple[str, ...] = (
     else:
         _unknown(steps, path)
     return steps.prediction()
+
+
+def _measure_companions(steps: Steps, volume: Fat, path: str) -> None:
+    """What systemd-stub takes along from the partition: credentials, extensions, add-ons."""
+    found = [name for name in (f"{path}.extra.d", *_COMPANIONS) if volume.names(name)]
+    for register in (4, 9, 12, 13) if found else ():
+        steps.unknown(register, "unified kernel image", f"the stub takes along what is in {' and '.join(found)}")
 
 
 class Stage(msgspec.Struct, frozen=True):

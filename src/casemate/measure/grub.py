@@ -28,9 +28,10 @@ MAX_DEPTH: Final = 40
 _MAX_WORDS: Final = 64
 _VERSION: Final = re.compile(rb"^grub\.debian,\d+,Debian,grub2,(\d+\.\d+)[^,\n]*,", re.MULTILINE)
 _MEMDISK, _CONFIG, _PREFIX = 1, 2, 3
-_SILENT: Final = frozenset(
-    {"export", "echo", "terminal_input", "terminal_output", "terminal", "true", "setparams", "insmod"}
-)
+_SILENT: Final = frozenset({"export", "echo", "true", "setparams"})
+_TERMINALS: Final = frozenset({"terminal", "terminal_input", "terminal_output"})
+_PLAIN_TERMINALS: Final = frozenset({"console", "serial"})
+_MODULES: Final = "x86_64-efi"
 _AWKWARD: Final = frozenset("\\'\" \t")
 
 
@@ -127,6 +128,8 @@ class Runner:
 
     def _does(self, name: str, rest: list[str]) -> bool:
         if name == "set" and all("=" in item for item in rest):
+            if any(item.startswith("prefix=") for item in rest):
+                raise NotUnderstoodError("another prefix, from which lists of modules are read")
             self.variables.update({item.partition("=")[0]: item.partition("=")[2] for item in rest})
         elif name in ("[", "test"):
             return self._test(rest[:-1] if name == "[" else rest)
@@ -142,15 +145,15 @@ class Runner:
             self.booted = True
         elif name == "insmod":
             self._insmod(rest)
-        elif name not in _SILENT:
+        elif name not in _SILENT and not (name in _TERMINALS and _PLAIN_TERMINALS.issuperset(rest)):
             raise NotUnderstoodError(f"the command {name}")
         return True
 
     def _insmod(self, rest: list[str]) -> None:
-        prefix = self.variables.get("prefix", "")
-        for module in rest:
-            if self._find(f"{prefix}/x86_64-efi/{module}.mod") is not None:
-                raise NotUnderstoodError(f"the module {module}, whose file may be loaded or not")
+        """A module that is built in needs no file. Others come from below the prefix, where there are none: looked at
+        before anything runs."""
+        if any(not module.replace("_", "").isalnum() for module in rest):
+            raise NotUnderstoodError(f"the module {' '.join(rest)}")
 
     def _measured(self, text: str) -> None:
         self._steps.data(8, f"grub_cmd: {text}"[:120], text.encode())
@@ -277,6 +280,8 @@ def run_grub(steps: Steps, image: Pe, vendor: Vendor, volume: Fat, device: str, 
     prefix = parts.get(_PREFIX, b"").split(b"\0")[0].decode("latin-1")
     if not prefix.startswith("/"):
         raise NotUnderstoodError(f"the prefix {prefix!r}")
+    if volume.names(f"{prefix}/{_MODULES}") is not None:
+        raise NotUnderstoodError(f"{prefix}/{_MODULES}, from which lists and modules are read")
     runner = Runner(steps, dialect, vendor, volume, device, files)
     runner.variables["prefix"] = f"({device}){prefix}"
     embedded = parts.get(_CONFIG, b"").rstrip(b"\0\n")
