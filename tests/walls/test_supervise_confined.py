@@ -27,7 +27,7 @@ from casemate.sys.landlock import landlock_abi
 pytestmark = pytest.mark.wall
 needs_landlock = pytest.mark.skipif(landlock_abi() < 1, reason="this kernel has no Landlock")
 SURVIVED, REFUSED = 0, 3
-ENGINE = ("confine", "consolelink", "qmp", "qmplink", "ringlog", "serving", "supervise", "vmexit")
+ENGINE = ("client", "confine", "consolelink", "qmp", "qmplink", "ringlog", "serving", "supervise", "vmexit")
 SYS = ("caps", "landlock", "libc", "process", "seccomp")
 
 
