@@ -62,7 +62,7 @@ dd if=$disk of=/run/header bs=64k count={DATA_BYTES // 65536} 2>/dev/null
 found=$(head -c {HEADER_BYTES} /run/header | sha256sum | cut -d' ' -f1)
 grep -q "casemate.luks=$found" /proc/cmdline || end "the LUKS header is another: $found"
 say "the LUKS header is the one that was measured"
-keyclient $port {RESOURCE} >/run/key 2>/run/why || end "no key: $(cat /run/why)"
+keyclient --last $port {RESOURCE} >/run/key 2>/run/why || end "no key: $(cat /run/why)"
 say "a key of $(wc -c </run/key) bytes was released"
 cryptsetup open --type luks2 --header /run/header --key-file /run/key $disk root 2>/run/why || end "$(cat /run/why)"
 rm /run/key

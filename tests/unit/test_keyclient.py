@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from tests.support.tpm_client import SWTPM, software_tpm
+from tests.support.tpm_client import SWTPM, TpmError, software_tpm
 from tests.unit.test_release import SECRET, serving, wanted, write_policy
 
 import casemate.release
@@ -57,17 +57,17 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(client: Path, broker: socket.socket, tpm: socket.socket) -> subprocess.CompletedProcess[bytes]:
+def run(client: Path, broker: socket.socket, tpm: socket.socket, *options: str) -> subprocess.CompletedProcess[bytes]:
     """The client with its descriptors."""
     kernel = cryptography()
     low = [os.dup(broker.fileno()), os.dup(tpm.fileno()), os.dup(kernel.fileno())]
     high = [os.open(os.devnull, os.O_RDONLY) for _ in range(6)]  # so that no copy is 3 or 4 already
-    command = f'exec 3<&{low[0]} 4<&{low[1]} 5<&{low[2]} "$0" port default/disk/web'
+    command = f'exec 3<&{low[0]} 4<&{low[1]} 5<&{low[2]} "$0" "$@" port default/disk/web'
     environment = {"PATH": "/usr/bin:/bin", "ASAN_OPTIONS": f"exitcode={SANITIZER}:detect_leaks=0"}
     environment["UBSAN_OPTIONS"] = f"exitcode={SANITIZER}"
     try:
         return subprocess.run(
-            ["bash", "-c", command, client],
+            ["bash", "-c", command, client, *options],
             capture_output=True,
             pass_fds=low,
             env=environment,
@@ -155,6 +155,23 @@ def recorded(client: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
             assert (done.returncode, done.stdout) == (0, SECRET), done.stderr.decode()
             assert [item.event for item in place.log()] == ["started", "attested", "released"]
     return broker.answers, chip.answers
+
+
+def test_after_the_last_key_of_a_boot_there_is_none(client: Path, tmp_path: Path) -> None:
+    with software_tpm(tmp_path / "tpm") as tpm:
+        handle = tpm.create_key()
+        tpm.persist(handle)
+        tpm.command(0x165, b"", struct.pack(">I", handle))
+        (tmp_path / "ak.der").write_bytes(tpm.public_key(0x81010002))
+        write_policy(tmp_path, wanted(tpm), extra='attestation-keys = ["ak.der"]')
+        with serving(tmp_path) as place:
+            for options, status in (((), 0), (("--last",), 0), ((), 1)):
+                done = run(client, Recorder(place.connect()).ours, Recorder(tpm.channel).ours, *options)
+                assert done.returncode == status, done.stderr.decode()
+                assert done.stdout == (b"" if status else SECRET)
+                with contextlib.suppress(TpmError):  # where a resource manager would: the key of that attestation
+                    tpm.command(0x165, b"", struct.pack(">I", 0x80000000))
+            assert [item.code for item in place.log()[-1].reasons] == ["sha256.pcr8"]
 
 
 def test_the_client_gets_the_secret(recorded: tuple[list[bytes], list[bytes]]) -> None:

@@ -648,7 +648,7 @@ def test_the_client_of_guests_is_compiled(tmp_path: Path) -> None:
         pytest.skip(f"no compiler or static C library: {error}")
     done = subprocess.run([client], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "usage: keyclient PORT REPOSITORY/TYPE/TAG" in done.stderr
+    assert "usage: keyclient [--last] PORT REPOSITORY/TYPE/TAG" in done.stderr
     done = subprocess.run([client, "/nonexistent", "a/b/c"], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot open /nonexistent" in done.stderr

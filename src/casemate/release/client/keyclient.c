@@ -1,4 +1,7 @@
-/* Ask a key broker for one secret, from inside a guest with a TPM: keyclient PORT RESOURCE >secret
+/* Ask a key broker for one secret, from inside a guest with a TPM: keyclient [--last] PORT RESOURCE >secret
+ *
+ * --last extends PCR 8 before the secret is printed: until the next reset no quote shows the state again that was
+ * measured, so what runs later in this boot, its root included, gets nothing more.
  *
  * Speaks the protocol of confidential-containers' key broker, version 0.4.0, tee "tpm", as HTTP/1.1 over a virtio-serial
  * port (or any file that is a stream both ways). Meant for an initrd: one static program, no library, no resolver.
@@ -276,6 +279,17 @@ static void write_all(int file, const uint8_t *data, size_t count)
     }
 }
 
+static void extend_last(void)
+{
+    static const char MARK[] = "casemate keyclient: no more keys";
+    _Static_assert(sizeof MARK == 33, "as long as a digest of SHA-256");
+    struct buffer parameters = room_for(64);
+    put_number(&parameters, 1, 4);
+    put_number(&parameters, ALG_SHA256, 2);
+    put(&parameters, MARK, 32);
+    tpm_command(0x182, (uint32_t[]){ 8 }, 1, 1, &parameters);
+}
+
 /* ---- the kernel's cryptography ------------------------------------------------------------------------------------ */
 
 #ifdef HANDED_OVER /* tests, on hosts whose kernel has no AF_ALG: a header with these two functions */
@@ -421,8 +435,10 @@ static char *ask(const char *method, const char *path, const struct buffer *body
 
 int main(int count, char **words)
 {
-    if (count != 3)
-        die("usage: keyclient PORT REPOSITORY/TYPE/TAG >secret");
+    int is_last = count == 4 && !strcmp(words[1], "--last");
+    if (count != 3 + is_last)
+        die("usage: keyclient [--last] PORT REPOSITORY/TYPE/TAG >secret");
+    words += is_last;
     signal(SIGALRM, late);
     alarm(DEADLINE_S);
 #ifdef HANDED_OVER /* tests: descriptors of a broker and of a TPM that are sockets */
@@ -480,6 +496,8 @@ int main(int count, char **words)
     struct buffer iv = from_base64url(member(answer, "iv"), 64), tag = from_base64url(member(answer, "tag"), 64);
     struct buffer sealed = from_base64url(member(answer, "ciphertext"), SECRET_MAX);
     struct buffer secret = open_sealed(&cek, &iv, header, &sealed, &tag);
+    if (is_last)
+        extend_last();
     write_all(STDOUT_FILENO, secret.data, secret.used);
     explicit_bzero(secret.data, secret.used);
     explicit_bzero(cek.data, cek.used);
