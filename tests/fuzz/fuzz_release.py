@@ -10,6 +10,7 @@ import json
 import socket
 import sys
 from functools import cache
+from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,7 +18,7 @@ from casemate.errors import InputError, SpecError
 from casemate.evidence.policy import Policy
 from casemate.evidence.record import GENESIS, sha256_hex
 from casemate.evidence.verify import Inputs
-from casemate.release import protocol
+from casemate.release import http, protocol
 from casemate.release.broker import Answer, Asked, Broker, Guarded, body_limit
 from casemate.release.decisions import Because, Decision, sign, verify_line
 from casemate.release.http import Connection
@@ -93,11 +94,12 @@ def attest(data: bytes) -> int:
 
 
 def converse(data: bytes) -> None:
-    """The bytes as what a client sends before it hangs up."""
+    """The bytes as what a client sends that never reads: it is given up on in a moment, not in the usual seconds."""
     ours, theirs = socket.socketpair()
     theirs.sendall(data[:65536])
     theirs.shutdown(socket.SHUT_WR)
-    Connection(ours, "f", broker().answer, body_limit).serve()
+    with mock.patch.object(http, "REQUEST_DEADLINE_S", 0.2):
+        Connection(ours, "f", broker().answer, body_limit).serve()
     ours.close()
     theirs.close()
 
