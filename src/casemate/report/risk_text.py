@@ -295,5 +295,5 @@ def worst_level(vm: VmRisk) -> tuple[int, str]:
     counted = [item for item in vm.scenarios if not item.set_aside]
     if not counted:
         return len(_LEVELS) - 1, ""
-    worst = min(counted, key=lambda item: (_LEVELS.index(item.level), -item.likelihood, item.id))
+    worst = min(counted, key=_worst_first)
     return _LEVELS.index(worst.level), worst.title
