@@ -530,6 +530,18 @@ def test_policies_are_closed() -> None:
     }
 
 
+def test_the_guide_has_every_word_of_a_policy() -> None:
+    guide = (Path(__file__).parents[2] / "docs/attest.md").read_text()
+    policy = Policy()
+    for section in msgspec.structs.fields(Policy):
+        value = getattr(policy, section.name)
+        names = (
+            [field.encode_name for field in msgspec.structs.fields(value)] if isinstance(value, msgspec.Struct) else []
+        )
+        for name in names or [section.encode_name]:
+            assert name in guide, f"{section.encode_name}: {name}"
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report, vcek = str(VECTORS / MILAN[0]), str(VECTORS / MILAN[1])
     chain = str(VECTORS / "snp/ask_ark_milan.pem")

@@ -360,6 +360,29 @@ def test_half_a_collateral_is_none(
         assert collateral.cached(str(here / "cache"), item) is None
 
 
+def test_where_google_has_it() -> None:
+    from tests.fuzz import fuzz_evidence
+
+    from casemate.evidence import gotpm
+
+    key = fuzz_evidence.key()
+    for url, names in (
+        (
+            "https://pki.goog/cloud_integrity/tpm_ek_intermediate_9.crl",
+            ["tpm_ek_intermediate_9.crl", "tpm_ek_root_1.crl"],
+        ),
+        ("https://elsewhere.invalid/cloud_integrity/x.crl", []),
+        ("https://pki.goog/cloud_integrity/../x.crl", []),
+        ("https://pki.goog/cloud_integrity/x.crl.example", []),
+    ):
+        leaf = Authority("AK", is_authority=False, key=key.key, list_url=url)
+        data = fuzz_evidence._gotpm() + fuzz_evidence._field(6, leaf.der)
+        assert gotpm.parse_gotpm(data).certificate == leaf.der
+        found = wanted.wanted_for(data)
+        assert [item.urls["list"] for item in found] == [f"https://pki.goog/cloud_integrity/{name}" for name in names]
+    assert wanted.wanted_for(fuzz_evidence._gotpm()) == ()
+
+
 VECTORS = Path(__file__).parents[3] / "shared/vectors"
 
 

@@ -3,6 +3,7 @@
 | maker | service | what |
 |---|---|---|
 | AMD | key distribution service (57230) | the VCEK's certificate; the product's revocation list |
+| Google | https://pki.goog | the revocation lists above the attestation keys of its vTPMs |
 | Intel | provisioning certification service, version 4 | TCB info, QE identity, two revocation lists: one collateral |
 
 A VLEK's certificate comes from the cloud that has the key; Nitro documents bring their chain along. Pure: nothing is
@@ -14,13 +15,14 @@ from __future__ import annotations
 import binascii
 import datetime
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from casemate.errors import InputError
-from casemate.evidence import azure, crl, snp, tdx, x509
+from casemate.evidence import azure, crl, gotpm, snp, tdx, x509
 from casemate.evidence.chain import chain_faults, order
 from casemate.evidence.snp_true import AMD_ROOTS, signing_key
 from casemate.evidence.tdx_collateral import windows_of
@@ -29,6 +31,9 @@ from casemate.evidence.verdict import Step
 
 AMD_URL: Final = "https://kdsintf.amd.com"
 INTEL_URL: Final = "https://api.trustedservices.intel.com"
+GOOGLE_URL: Final = "https://pki.goog"
+_GOOGLE_LISTS: Final = "/cloud_integrity/"
+_GOOGLE_ROOT_LIST: Final = "tpm_ek_root_1.crl"
 INTEL_ROOT_LIST_URL: Final = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 MAX_ANSWER_BYTES: Final = 2 << 20
 _CHAIN_HEADERS: Final = {
@@ -36,6 +41,9 @@ _CHAIN_HEADERS: Final = {
     "tcb_info": "TCB-Info-Issuer-Chain",
     "qe_identity": "SGX-Enclave-Identity-Issuer-Chain",
 }
+
+
+_GOOGLE_LIST: Final = re.compile(rb"https?://pki\.goog/cloud_integrity/([a-z0-9_]{1,64}\.crl)(?![a-z0-9_.])")
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -56,11 +64,13 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
 
 
-def wanted_for(data: bytes, *, amd: str = AMD_URL, intel: str = INTEL_URL) -> tuple[Wanted, ...]:
+def wanted_for(
+    data: bytes, *, amd: str = AMD_URL, intel: str = INTEL_URL, google: str = GOOGLE_URL
+) -> tuple[Wanted, ...]:
     """Everything that makers publish for one piece of evidence; nothing for kinds that bring it along.
 
     Args:
-        amd, intel: where the services are: the makers', or a cache of one's own (PCCS).
+        amd, intel, google: where the services are: the makers', or a mirror of one's own (PCCS).
 
     Raises:
         InputError: it looks like a kind that it is not.
@@ -75,7 +85,22 @@ def wanted_for(data: bytes, *, amd: str = AMD_URL, intel: str = INTEL_URL) -> tu
         if found.report.kind == "tdx":
             return _for_tdx(found.td_quote, intel)
         return tuple(item for item in _for_snp(found.report.hardware, amd) if item.kind != "vcek")
+    if gotpm.looks_like_gotpm(data):
+        return _for_gce(data, google)
     return ()
+
+
+def _for_gce(data: bytes, google: str) -> tuple[Wanted, ...]:
+    """The lists of the authorities above a vTPM's key. Its certificate says where; of that only a file's name is taken,
+    for nobody has verified it yet."""
+    found = gotpm.parse_gotpm(data)
+    leaf = x509.parse(found.certificate) if found.certificate else None
+    points = leaf.distribution_points() if leaf is not None else ()
+    names = {match[1].decode("ascii") for point in points for match in _GOOGLE_LIST.finditer(point)}
+    return tuple(
+        Wanted("list", f"google-{name}", f"Google's revocation list {name}", {"list": f"{google}{_GOOGLE_LISTS}{name}"})
+        for name in sorted({*names, _GOOGLE_ROOT_LIST} if names else ())
+    )
 
 
 def _for_snp(data: bytes, amd: str) -> tuple[Wanted, ...]:
