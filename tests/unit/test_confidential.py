@@ -70,7 +70,7 @@ def test_s390x_is_planned_and_never_started() -> None:
         (Kind.TDX, {"parameter": "N"}, ("/sys/module/kvm_intel/parameters/tdx is N", "kvm_intel.tdx=1")),
         (Kind.TDX, {"vm_types": 0x1F}, ("KVM makes no VM of type TDX", "0x1f", "bit 5", "Xeon")),
         (Kind.TDX, {"firmware": ""}, ("no firmware descriptor", "apt install ovmf-inteltdx")),
-        (Kind.TDX, {"refuses_kernel": "/fw/keys.fd"}, ("Secure Boot of /fw/keys.fd", "a firmware without keys")),
+        (Kind.TDX, {"boot": "/fw.fd starts no such guest"}, ("/fw.fd starts no such guest",)),
         (Kind.TDX, {"quotes": "/q is no socket"}, ("/q is no socket", "qgsd")),
         (Kind.SE, {"parameter": "0"}, ("/sys/firmware/uv/prot_virt_host is 0", "prot_virt=1")),
     ],

@@ -1,4 +1,4 @@
-"""Whether a TDX firmware with keys starts a given kernel, on Debian's OVMF with metadata of TDX put behind it."""
+"""Which firmware starts which confidential guest, on Debian's OVMF; for TDX with metadata of our own put behind it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from casemate.engine.confidential_boot import refuses_kernel
+from casemate.engine.confidential_boot import boot_fault
+from casemate.spec.confidential import Kind
 
 OVMF = Path("/usr/share/OVMF")
 PAGE = 4096
@@ -53,15 +54,25 @@ def test_keys_of_the_firmware_decide(tmp_path: Path, variables: str, code: str, 
     firmware, program = tmp_path / "firmware", tmp_path / "kernel"
     firmware.write_bytes(image(variables, code))
     program.write_bytes(kernel())
-    assert refuses_kernel(str(firmware), str(program)) is refuses
+    assert ("does not start this kernel" in boot_fault(Kind.TDX, str(firmware), str(program), 1)) is refuses
 
 
-def test_what_cannot_be_read_is_for_the_firmware_to_decide(tmp_path: Path) -> None:
+def test_what_is_no_such_firmware(tmp_path: Path) -> None:
     firmware, program = tmp_path / "firmware", tmp_path / "kernel"
-    assert not refuses_kernel(str(firmware), str(program))
+    for kind in (Kind.TDX, Kind.SEV_SNP):
+        assert boot_fault(kind, str(firmware), None, 1) == f"{firmware}: No such file or directory"
     firmware.write_bytes(b"nothing that is a firmware" * 1000)
-    assert not refuses_kernel(str(firmware), str(program))
+    for kind in (Kind.TDX, Kind.SEV_SNP):
+        assert boot_fault(kind, str(firmware), None, 1).startswith(f"{firmware} starts no such guest: ")
     firmware.write_bytes(image("OVMF_VARS_4M.ms.fd", "OVMF_CODE_4M.secboot.fd"))
-    assert not refuses_kernel(str(firmware), str(program))
+    assert boot_fault(Kind.TDX, str(firmware), None, 1) == ""
+    assert boot_fault(Kind.TDX, str(firmware), str(program), 1) == ""  # which is missing: said elsewhere
     program.write_bytes(b"MZ")
-    assert not refuses_kernel(str(firmware), str(program))
+    assert boot_fault(Kind.TDX, str(firmware), str(program), 1) == ""
+    assert "no SEV metadata" in boot_fault(Kind.SEV_SNP, str(firmware), None, 1)
+
+
+def test_snp_needs_a_place_for_the_kernels_hashes() -> None:
+    whole = str(OVMF.parent / "ovmf/OVMF.fd")
+    assert boot_fault(Kind.SEV_SNP, whole, None, 2) == ""
+    assert "hashes" in boot_fault(Kind.SEV_SNP, whole, "/boot/vmlinuz", 2)

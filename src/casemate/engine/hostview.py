@@ -79,11 +79,11 @@ def _confidential(spec: Spec, paths: Paths, root: Root) -> ConfidentialHost | No
     kernel = spec.boot.kernel
     found = collect_confidential(root, wanted.kind.value, report, wanted.quote_socket, is_direct=kernel is not None)
     firmware = wanted.firmware or found.firmware
-    if wanted.kind is Kind.TDX and kernel is not None and firmware:
-        from casemate.engine.confidential_boot import refuses_kernel
+    if wanted.kind is not Kind.SE and firmware:
+        from casemate.engine.confidential_boot import boot_fault
 
-        if refuses_kernel(firmware, kernel):
-            return msgspec.structs.replace(found, refuses_kernel=firmware)
+        fault = boot_fault(wanted.kind, firmware, kernel, spec.machine.vcpus)
+        return msgspec.structs.replace(found, boot=fault)
     return found
 
 

@@ -41,8 +41,8 @@ class ConfidentialHost(msgspec.Struct, frozen=True, kw_only=True):
     cannot be used, empty when it can or is not needed. ``vm_types``: KVM_CAP_VM_TYPES, a bit for each type; None when
     KVM did not say. ``c_bit``: place of the encryption bit in an address (CPUID 8000001Fh, EBX 5:0). ``firmware``: the
     measured firmware that the host's descriptors name, empty when none does. ``quotes``: why the socket of the quote
-    generation service cannot be used, empty when it can or was not asked for. ``refuses_kernel``: the measured firmware
-    whose Secure Boot would not start the kernel that it is given; empty when it would, or nobody can tell.
+    generation service cannot be used, empty when it can or was not asked for. ``boot``: why the measured firmware would
+    not start this guest; empty when it would, or nobody can tell.
     """
 
     flag: bool | None = None
@@ -52,7 +52,7 @@ class ConfidentialHost(msgspec.Struct, frozen=True, kw_only=True):
     c_bit: int | None = None
     firmware: str = ""
     quotes: str = ""
-    refuses_kernel: str = ""
+    boot: str = ""
 
 
 def collect_confidential(

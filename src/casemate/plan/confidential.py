@@ -152,11 +152,8 @@ def lacks(kind: Kind, offer: Offer) -> tuple[str, ...]:
             f"no firmware descriptor of this host names one for {name}: apt install {_PACKAGES[kind]} (Debian 14),"
             " dnf install edk2-ovmf (Fedora), or say firmware in [confidential]"
         )
-    if there.refuses_kernel:
-        found.append(
-            f"Secure Boot of {there.refuses_kernel} does not start this kernel, for which none of its keys vouches:"
-            " name a firmware without keys in [confidential], or boot a disk whose loader it trusts"
-        )
+    if there.boot:
+        found.append(there.boot)
     return tuple(found)
 
 
