@@ -43,7 +43,7 @@ from casemate.plan.model import HelperPlan, LaunchPlan
 from casemate.plan.swtpm import PROGRAM, swtpm_wall
 from casemate.sys import seccomp
 
-DEADLINE_S: Final = 10.0
+DEADLINE_S: Final = 30.0
 _LOG_MAX_BYTES: Final = 4096
 
 
