@@ -17,7 +17,7 @@ from casemate.engine.tpm_state import NAMES
 from casemate.facts.fact import Fact, Facts, Known, Stage, Unknown, Value
 from casemate.jail.policy import NAMESPACES
 from casemate.plan.model import LaunchPlan
-from casemate.plan.swtpm import PROGRAM, STATE
+from casemate.plan.swtpm import STATE
 
 FILTERS: Final = 2
 """Ours, and the one that swtpm loads itself."""
@@ -40,7 +40,7 @@ def observe_tpm(plan: LaunchPlan, tpm: Tpm, roles: dict[str, int]) -> Facts:
     with open(f"{live}/cmdline", "rb") as file:
         arguments = file.read(65536).split(b"\0")
     encrypted = b"--key" in arguments and any(word.endswith(b"mode=aes-256-cbc") for word in arguments)
-    is_swtpm = arguments[0] == PROGRAM.encode()
+    is_swtpm = arguments[:-1] == [word.encode() for word in tpm.wall.argv]
     know("tpm.backend", "swtpm" if is_swtpm else "unknown", f"{live}/cmdline; the other end of its socket is QEMU's")
     know("tpm.state-encrypted", encrypted, f"{live}/cmdline: --key fd=…,mode=aes-256-cbc")
     told = any(_tells(roles[name], b"\0".join(arguments)) for name in ("tpm-key", "tpm-export-key"))
@@ -78,6 +78,8 @@ def wall_faults(seen: Facts, tpm: Tpm) -> tuple[str, ...]:
     }
     if wall.cgroup.directories:
         wanted["proc.cgroup"] = wall.cgroup.limits
+    if isinstance(seen.get("proc.seccomp-dangerous"), Known):  # who is not root cannot read live filters
+        wanted["proc.seccomp-dangerous"] = ()
     return tuple(
         f"{name}: {_shown(seen.get(name))}, planned {value}"
         for name, value in wanted.items()
