@@ -275,10 +275,13 @@ def _boot_fields(spec: Spec, choices: Choices, described: dict[str, str | int]) 
         described["reference-log"] = choices.reference_log
     if spec.boot.kernel is None and spec.disks:
         first = spec.disks[0]
-        given = {path: _read(name, KERNEL_MAX_BYTES) for path, name in choices.files.items()}
-        fields["disk"] = Disk(_disk_reader(first.path, first.format.value), given)
+        fields["disk"] = Disk(_disk_reader(first.path, first.format.value), _grub_files(choices))
         described["disk"] = first.path
     return fields
+
+
+def _grub_files(choices: Choices) -> dict[str, bytes]:
+    return {path: _read(name, KERNEL_MAX_BYTES) for path, name in choices.files.items()}
 
 
 def _major(version: str) -> int:
@@ -385,7 +388,7 @@ def _others(choices: Choices) -> dict[str, list[tuple[str, Any]]]:
         if kind == "cmdline":
             value = name
         elif kind == "disk":
-            value = Disk(_disk_reader(name, None))
+            value = Disk(_disk_reader(name, None), _grub_files(choices))
         else:
             value = _reader(name) if kind == "eif" else _read(name, KERNEL_MAX_BYTES)
         found.setdefault(kind, []).append((name, value))

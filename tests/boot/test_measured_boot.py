@@ -14,7 +14,16 @@ import pytest
 from tests.support import measured_boot as oracle
 from tests.support.cli_runner import Cli
 from tests.support.measured_boot import CMDLINE, OVMF, MeasuredBoot
-from tests.support.signed_boot import grub_disk, make_uki, owner_keys, sign_efi, uki_disk
+from tests.support.signed_boot import (
+    GRUB_CONFIG,
+    REMOVABLE,
+    boot_chain,
+    efi_disk,
+    make_uki,
+    owner_keys,
+    sign_efi,
+    uki_disk,
+)
 from tests.support.tpm_evidence import TestKey
 
 from casemate.cli.main import main
@@ -183,26 +192,42 @@ def test_what_casemate_runs_is_what_casemate_measured(
 def test_the_distributions_chain_under_secure_boot(
     guest: BuiltinGuest, initrd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """shim signed by Microsoft, GRUB and kernel by Debian, each measured by the one before."""
+    """shim signed by Microsoft, GRUB and kernel by Debian, each measured by the one before; laid out as `casemate image
+    build --debian` does it, with kernel and initrd on the root file system."""
     code, variables = OVMF / "OVMF_CODE_4M.secboot.fd", OVMF / "OVMF_VARS_4M.ms.fd"
     oracle.needs(code, variables)
-    disk = grub_disk(tmp_path / "disk", guest.kernel, initrd, CMDLINE)
+    (tmp_path / "tree/boot").mkdir(parents=True)
+    for source, name in ((guest.kernel, "vmlinuz"), (initrd, "initrd.img")):
+        (tmp_path / "tree/boot" / name).write_bytes(source.read_bytes())
+    root, chain = tmp_path / "root.img", boot_chain()
+    make = ["mke2fs", "-q", "-t", "ext4", "-L", "casemate-root", "-d", str(tmp_path / "tree"), str(root), "40M"]
+    subprocess.run(make, check=True, capture_output=True)
+
+    def disk_of(name: str, cmdline: str) -> Path:
+        config = "search --no-floppy --label --set=root casemate-root\n"
+        config += f"linux ($root)/boot/vmlinuz {cmdline}\ninitrd ($root)/boot/initrd.img\nboot\n"
+        files: dict[str, Path | bytes] = {REMOVABLE: chain.shim, "EFI/BOOT/grubx64.efi": chain.grub}
+        files[GRUB_CONFIG] = config.encode()
+        return efi_disk(tmp_path / name, files, root=root)
+
+    disk = disk_of("disk", CMDLINE)
     real = oracle.boot(
         tmp_path, oracle.disk_arguments(disk, secure=True), code=code, variables=variables, machine="q35,smm=on"
     )
     log = tmp_path / "log"
     log.write_bytes(real.log)
+    machine = ["--firmware", str(code), "--variables", str(variables)]
     spec = disk_spec(tmp_path, disk)
-    line = [spec, "--firmware", str(code), "--variables", str(variables)]
-    check(
-        document(capsys, *line, "--bank", "sha256", "--bank", "sha1", "--reference-log", str(log)),
-        real,
-        (0, *REGISTERS),
-    )
-    assert main(["measure", *line, "--compare", str(log)]) == 0
+    without = document(capsys, spec, *machine)["unpredictable"]
+    assert isinstance(without, dict)
+    assert "(hd0,gpt2)/boot/vmlinuz" in without["sha256.9"], "a file that is not at hand is named, and not guessed"
+    machine += ["--grub-file", f"(hd0,gpt2)/boot/vmlinuz={guest.kernel}"]
+    machine += ["--grub-file", f"(hd0,gpt2)/boot/initrd.img={initrd}"]
+    banks = ["--bank", "sha256", "--bank", "sha1"]
+    check(document(capsys, spec, *machine, *banks, "--reference-log", str(log)), real, (0, *REGISTERS))
+    assert main(["measure", spec, *machine, "--compare", str(log)]) == 0
     capsys.readouterr()
-    other = grub_disk(tmp_path / "other", guest.kernel, initrd, CMDLINE.replace("quiet", "debug"))
     reported = f"sha256.8={real.pcrs['sha256'][8].hex()}"
-    line[0] = disk_spec(tmp_path, other)
-    assert main(["measure", *line, "--other", f"disk={disk}", "--explain", reported]) == 0
+    spec = disk_spec(tmp_path, disk_of("other", CMDLINE.replace("quiet", "debug")))
+    assert main(["measure", spec, *machine, "--other", f"disk={disk}", "--explain", reported]) == 0
     assert capsys.readouterr().out == f"disk {disk}\n"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import subprocess
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +16,10 @@ from hypothesis import strategies as st
 from tests.fuzz.fuzz_measure import fat_seed, reader_of
 
 from casemate.measure.fat import Fat
+from casemate.measure.gpt import Partition
 from casemate.measure.grub import DIALECTS, Runner
 from casemate.measure.grub_script import Command, If, NotUnderstoodError, parse_script, plain
+from casemate.measure.labels import FileSystem, file_systems
 from casemate.measure.registers import Steps
 
 DEVICE = "hd0,gpt1"
@@ -192,3 +199,64 @@ WORDS = st.text("abcxyz0123456789/.,=_-:", min_size=1, max_size=8)
 def test_plain_commands_are_measured_as_they_stand(lines: list[list[str]]) -> None:
     text = "\n".join(" ".join(["echo", *words]) for words in lines)
     assert commands(text) == [" ".join(["echo", *words]) for words in lines]
+
+
+SYSTEMS = (
+    FileSystem("hd0,gpt1", "ESP", "1A2B-3C4D"),
+    FileSystem("hd0,gpt2", "root", "0c1d2e3f-0000-0000-0000-000000000001"),
+    FileSystem("hd0,gpt3", None, None),
+    FileSystem("hd0,gpt4", "late", ""),
+)
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("--no-floppy --label --set=root root", "hd0,gpt2"),
+        ("--label --set=here ESP", "hd0,gpt1"),
+        ("--fs-uuid --set=root 1a2b-3c4d", "hd0,gpt1"),
+        ("-u --set=root 0C1D2E3F-0000-0000-0000-000000000001", "hd0,gpt2"),
+        ("--label --set=root late", None),
+        ("--label --set=root none", None),
+        ("--label root", None),
+        ("--file --set=root /x", None),
+        ("--label --hint hd0 --set=root root", None),
+        ("--label --fs-uuid --set=root root", None),
+    ],
+)
+def test_searches_by_name(search: str, found: str | None) -> None:
+    script = parse_script(f"search {search}")
+    run = Runner(Steps(("sha256",)), DIALECTS["2.12"], Vendor(), Fat(reader_of(fat_seed())), DEVICE, {}, SYSTEMS)  # type: ignore[arg-type]
+    if found is None:
+        with pytest.raises(NotUnderstoodError):
+            run.run(script)
+    else:
+        assert run.run(script)
+        assert found in (run.variables["root"], run.variables.get("here"))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "ext2", "vfat", "xfs"])
+def test_names_of_file_systems_are_those_that_mkfs_gave(tmp_path: Path, kind: str) -> None:
+    image, identity = tmp_path / "image", "0c1d2e3f-4a5b-4c6d-8e7f-0123456789ab"
+    image.write_bytes(b"")
+    with image.open("r+b") as file:
+        file.truncate(512 << 20 if kind == "xfs" else 64 << 20)
+    make = {
+        "vfat": ["mkfs.vfat", "-F", "32", "-i", "0c1d2e3f", "-n", "NAME", str(image)],
+        "xfs": ["mkfs.xfs", "-q", "-L", "NAME", "-m", f"uuid={identity}", str(image)],
+    }.get(kind, [f"mkfs.{kind}", "-q", "-L", "NAME", "-U", identity, str(image)])
+    path = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    if shutil.which(make[0], path=path["PATH"]) is None:
+        pytest.skip(f"{make[0]} is not installed")
+    subprocess.run(make, check=True, capture_output=True, env=path)
+    partition = Partition(2, uuid.UUID(int=1), uuid.UUID(int=2), 0, image.stat().st_size)
+    data = image.read_bytes()[:4096]
+    wanted = "0C1D-2E3F" if kind == "vfat" else identity
+    assert file_systems(reader_of(data), (partition,)) == (FileSystem("hd0,gpt2", "NAME", wanted),)
+
+
+def test_what_is_no_file_system_may_be_any() -> None:
+    partition = Partition(1, uuid.UUID(int=1), uuid.UUID(int=2), 0, 4096)
+    assert file_systems(reader_of(b"LUKS" + bytes(4092)), (partition,)) == (FileSystem("hd0,gpt1", None, None),)
+    assert file_systems(reader_of(bytes(4096)), (partition,)) == (FileSystem("hd0,gpt1", "", ""),)
+    assert file_systems(reader_of(b""), (partition,)) == (FileSystem("hd0,gpt1", None, None),)

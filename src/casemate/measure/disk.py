@@ -20,6 +20,7 @@ from casemate.measure.fat import Fat
 from casemate.measure.gpt import Gpt, Partition, Read, read_gpt
 from casemate.measure.grub import run_grub
 from casemate.measure.grub_script import NotUnderstoodError
+from casemate.measure.labels import FileSystem, file_systems
 from casemate.measure.pe import Pe
 from casemate.measure.registers import Prediction, Steps
 from casemate.measure.variables import GLOBAL, Variables
@@ -71,7 +72,8 @@ def predict_disk(platform: boot.Platform, disk: Disk, banks: tuple[str, ...] = (
         boot.measure_uki(steps, platform, image)
         boot.leave(steps)
     elif shim.is_shim(image):
-        stage = Stage(image, path, volume, f"hd0,gpt{table.esp.number}", disk.files)
+        systems = file_systems(disk.read, table.partitions)
+        stage = Stage(image, path, volume, f"hd0,gpt{table.esp.number}", disk.files, systems)
         _measure_shim(steps, platform, stage)
         boot.leave(steps)
     else:
@@ -94,6 +96,7 @@ class Stage(msgspec.Struct, frozen=True):
     volume: Fat
     device: str
     files: Mapping[str, bytes]
+    systems: tuple[FileSystem, ...]
 
 
 def _measure_shim(steps: Steps, platform: boot.Platform, stage: Stage) -> None:
@@ -113,7 +116,7 @@ def _measure_shim(steps: Steps, platform: boot.Platform, stage: Stage) -> None:
     vendor = shim.Vendor(steps, platform, stage.image)
     image = vendor.start(data, second)
     try:
-        run_grub(steps, image, vendor, stage.volume, stage.device, stage.files)
+        run_grub(steps, image, vendor, stage.volume, stage.device, stage.files, stage.systems)
     except NotUnderstoodError as error:
         for register in (4, 7, 8, 9):
             steps.unknown(register, "GRUB", f"what it does cannot be followed: {error}")

@@ -19,6 +19,7 @@ from casemate.measure import boot
 from casemate.measure.fat import Fat
 from casemate.measure.gpt import Read
 from casemate.measure.grub_script import Command, If, NotUnderstoodError, Script, Word, parse_script
+from casemate.measure.labels import FileSystem
 from casemate.measure.pe import Pe
 from casemate.measure.registers import Steps
 from casemate.measure.shim import Vendor
@@ -67,10 +68,18 @@ class Runner:
     Args:
         device: GRUB's name of the EFI system partition, ``hd0,gpt1``.
         files: of other partitions, by GRUB's full path.
+        systems: the file systems of the disk, in order.
     """
 
     def __init__(
-        self, steps: Steps, dialect: Dialect, vendor: Vendor, volume: Fat, device: str, files: Mapping[str, bytes]
+        self,
+        steps: Steps,
+        dialect: Dialect,
+        vendor: Vendor,
+        volume: Fat,
+        device: str,
+        files: Mapping[str, bytes],
+        systems: tuple[FileSystem, ...] = (),
     ) -> None:
         self._steps = steps
         self._dialect = dialect
@@ -78,6 +87,7 @@ class Runner:
         self._volume = volume
         self._device = device
         self._files = files
+        self._systems = systems
         self._count = self._depth = 0
         self._functions: dict[str, str] = {}
         self.variables: dict[str, str] = {"root": device, "cmdpath": f"({device})/EFI/BOOT"}
@@ -145,9 +155,27 @@ class Runner:
             self.booted = True
         elif name == "insmod":
             self._insmod(rest)
+        elif name == "search":
+            return self._search(rest)
         elif name not in _SILENT and not (name in _TERMINALS and _PLAIN_TERMINALS.issuperset(rest)):
             raise NotUnderstoodError(f"the command {name}")
         return True
+
+    def _search(self, rest: list[str]) -> bool:
+        """Sets a variable to the first file system of this name. One whose name is not known might be meant, too."""
+        variable = next((item[6:] for item in rest if item.startswith("--set=")), "")
+        kinds = [item for item in rest if item in ("--label", "-l", "--fs-uuid", "-u")]
+        others = [item for item in rest if item not in kinds and item not in ("--no-floppy", f"--set={variable}")]
+        if len(kinds) != 1 or len(others) != 1 or others[0].startswith("-") or not variable:
+            raise NotUnderstoodError(f"the search {' '.join(rest)}")
+        for item in self._systems:
+            name = item.label if kinds[0] in ("--label", "-l") else item.identity
+            if name is None:
+                raise NotUnderstoodError(f"the file system of {item.device}, which a search comes to")
+            if name == others[0] or (kinds[0] in ("--fs-uuid", "-u") and name.lower() == others[0].lower()):
+                self.variables[variable] = item.device
+                return True
+        raise NotUnderstoodError(f"a file system {others[0]!r} on another disk, or on none")
 
     def _insmod(self, rest: list[str]) -> None:
         """A module that is built in needs no file. Others come from below the prefix, where there are none: looked at
@@ -221,7 +249,8 @@ class Runner:
     def _read(self, path: str, times: int = 1) -> bytes:
         data = self._find(path)
         if data is None:
-            raise NotUnderstoodError(f"the file {path}, which is not on the EFI system partition")
+            where, inside = self._place(path)
+            raise NotUnderstoodError(f"the file ({where}){inside}, which is not at hand (--grub-file PATH=FILE)")
         for _ in range(times):
             self._steps.data(9, path, data)
         return data
@@ -266,7 +295,15 @@ class Runner:
         return found[0]
 
 
-def run_grub(steps: Steps, image: Pe, vendor: Vendor, volume: Fat, device: str, files: Mapping[str, bytes]) -> None:
+def run_grub(
+    steps: Steps,
+    image: Pe,
+    vendor: Vendor,
+    volume: Fat,
+    device: str,
+    files: Mapping[str, bytes],
+    systems: tuple[FileSystem, ...],
+) -> None:
     """Everything that GRUB measures, from its start to the kernel's.
 
     Raises:
@@ -282,7 +319,7 @@ def run_grub(steps: Steps, image: Pe, vendor: Vendor, volume: Fat, device: str, 
         raise NotUnderstoodError(f"the prefix {prefix!r}")
     if volume.names(f"{prefix}/{_MODULES}") is not None:
         raise NotUnderstoodError(f"{prefix}/{_MODULES}, from which lists and modules are read")
-    runner = Runner(steps, dialect, vendor, volume, device, files)
+    runner = Runner(steps, dialect, vendor, volume, device, files, systems)
     runner.variables["prefix"] = f"({device}){prefix}"
     embedded = parts.get(_CONFIG, b"").rstrip(b"\0\n")
     if not embedded:
