@@ -170,6 +170,10 @@ def test_a_guest_uses_its_tpm_and_the_host_believes_its_quote(cli: Cli, tmp_path
     verify += ["--pcrs", pcrs, "--policy", policy]
     done = cli(*verify, "--nonce", nonce.hex())
     assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(path.read_text()) for path in sorted((cli.data / "records").glob("0*.json"))]
+    recorded = re.search(r"tpm-attestation-key[^{}]*?([0-9a-f]{64})", json.dumps(records))
+    assert recorded is not None
+    assert recorded[1] in done.stdout  # the signed record of the launch names the key that signed the quote
     assert cli(*verify, "--nonce", "00" * 16).returncode == 1
 
     # A restart is a reset: PCRs begin anew, what is in NV stays, and so do the keys.

@@ -64,7 +64,7 @@ def write_record(
             findings=tuple(_recorded(finding) for finding in launched.findings),
             files=tuple(
                 FileDigest(role=role, sha256=digest, size_bytes=sizes.get(role, 0))
-                for role, digest in sorted(launched.digests.items())
+                for role, digest in sorted({**launched.digests, **_tpm_key(paths, plan)}.items())
             ),
             versions={"qemu": launched.qemu_version, "kernel": os.uname().release},
         )
@@ -76,6 +76,14 @@ def write_record(
         if lock is not None:
             os.close(lock)
     return path
+
+
+def _tpm_key(paths: Paths, plan: LaunchPlan) -> dict[str, str]:
+    if not plan.spec.tpm.enabled:
+        return {}
+    from casemate.engine.tpm_state import attestation_digest
+
+    return attestation_digest(paths, plan.vm_id)
 
 
 def _recorded(finding: Finding) -> RecordedFinding:

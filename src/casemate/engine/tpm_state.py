@@ -121,6 +121,16 @@ def public_view(paths: Paths, vm_id: str) -> dict[str, str]:
     }
 
 
+def attestation_digest(paths: Paths, vm_id: str) -> dict[str, str]:
+    """For the launch record: SHA-256 of the attestation key, as `attest verify` names it."""
+    keys = salvage_struct(f"{paths.vm_data(vm_id)}/tpm.json", Keys)
+    if keys is None:
+        return {}
+    from casemate.evidence.tpm import parse_public_key
+
+    return {"tpm-attestation-key": hashlib.sha256(parse_public_key(bytes.fromhex(keys.ak_public))).hexdigest()}
+
+
 def _pem(public: bytes) -> str:
     import base64
 
