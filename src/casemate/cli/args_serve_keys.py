@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="VM",
-        help="serve this running VM's port ([keys] port = true)",
+        help="serve the port of this VM in each of its runs ([keys] port = true)",
     )
     serve.add_argument("--cert", metavar="FILE", help="the server's certificate chain, for --listen")
     serve.add_argument("--key", metavar="FILE", help="its private key, mode 0600")
