@@ -27,7 +27,7 @@ from casemate.measure.expected import policy_lines
 from casemate.release import protocol, snp_json
 from casemate.release.broker import Asked, Broker, Guarded
 from casemate.release.decision_log import REFUSALS_PER_MINUTE, DecisionLog, read_log
-from casemate.release.decisions import Decision
+from casemate.release.decisions import LINE_MAX_BYTES, Because, Decision
 from casemate.release.policy import parse_release_policy
 from casemate.release.sessions import Sessions
 from casemate.release.tee_key import EcKey, RsaKey, TeeKey, check_key, encrypt
@@ -729,3 +729,22 @@ def test_any_report_comes_back_from_its_json(version: int, family: int | None) -
         inner["launch_mit_vector"] = int.from_bytes(report[0x1F8:0x200], "little")
         inner["current_mit_vector"] = int.from_bytes(report[0x200:0x208], "little")
     assert snp_json.parse_snp_json(json.dumps(evidence).encode())[0] == bytes(report)
+
+
+def test_the_longest_entry_fits(tmp_path: Path) -> None:
+    """Whoever is refused must not choose whether that is written."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    log = DecisionLog(str(tmp_path / "data"))
+    wide = "\N{GRINNING FACE}" * 1000
+    log.write(
+        "refused",
+        peer=wide,
+        tee=wide,
+        resource=wide,
+        reasons=[Because(f"{number}{wide}", wide, wide) for number in range(100)],
+        claims={f"{number}{wide}": wide for number in range(64)},
+    )
+    log.close()
+    (found,) = read_log(str(tmp_path / "data"), load_or_create_key(tmp_path / "data").public)
+    assert (len(found.reasons), len(found.claims)) == (33, 64)
+    assert len((tmp_path / "data/key-release/decisions.jsonl").read_bytes()) < LINE_MAX_BYTES

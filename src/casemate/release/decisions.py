@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 DOMAIN: Final = b"casemate key release v1\n"
-LINE_MAX_BYTES: Final = 64 << 10
+LINE_MAX_BYTES: Final = 512 << 10
+"""More than the bounds of its parts allow together: an entry is never too long to be written."""
 _TEXT_MAX: Final = 512
 _REASONS_MAX: Final = 32
 
