@@ -180,7 +180,7 @@ def _guard(name: str, resource: Resource, inputs: Any, at: Callable[[str], str],
     if not any_guest and (loose or not kinds):
         raise InputError(
             f"resource {name}: {path} does not say what was started, with {' or '.join(loose) or 'any'} evidence",
-            expected="a measurement; of a TPM PCR 4, and 8 and 9 or 11",
+            expected="a measurement; of a TPM PCR 4, and 8 and 9 or 11; of TDX RTMR 1 and 2",
             next_step="casemate measure SPEC --policy FILE writes one, or says what cannot be predicted",
         )
     source = msgspec.structs.replace(

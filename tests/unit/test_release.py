@@ -622,6 +622,30 @@ def test_registers_that_do_not_say_what_was_started_are_no_measurement(
         load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("mrtd", "rtmr", "accepted"),
+    [
+        (True, {"1": "a", "2": "b"}, True),
+        (True, {"1": "a", "2": "b", "3": "0"}, True),
+        (True, {"1": "a", "3": "0"}, False),  # a disk with shim: nobody says what GRUB started
+        (True, {"1": "a", "2": "0"}, False),  # a kernel that measures neither command line nor initrd
+        (True, {"2": "b"}, False),
+        (False, {"1": "a", "2": "b"}, False),
+    ],
+)
+def test_a_trust_domain_whose_registers_do_not_say_what_was_started(
+    tmp_path: Path, mrtd: bool, rtmr: dict[str, str], accepted: bool
+) -> None:
+    lines = "\n".join(f'{number} = "{digit * 96}"' for number, digit in rtmr.items())
+    first = f'mrtd = ["{"c" * 96}"]' if mrtd else ""
+    path = write_policy(tmp_path, f"[tdx]\n{first}\n[tdx.rtmr]\n{lines}")
+    if accepted:
+        assert load(str(path))["default/disk/web"].kinds == {"tdx"}
+    else:
+        with pytest.raises(InputError, match="does not say what was started"):
+            load(str(path))
+
+
 def test_a_specification_in_place_of_a_policy_is_measured_by_whoever_can(tmp_path: Path) -> None:
     path = write_policy(tmp_path, "")
     path.write_text(path.read_text().replace('policy = "measured.toml"', 'spec = "web.toml"'))

@@ -124,12 +124,19 @@ def measures_something(policy: Policy, kind: str) -> bool:
     snp, tdx = policy.sev_snp, policy.tdx
     wanted = {
         "sev-snp": bool(snp.measurement or snp.id_key_digest),
-        "tdx": bool(tdx.mrtd and tdx.rtmr),
+        "tdx": bool(tdx.mrtd) and _measures_domain(policy),
         "tpm": _measures_boot(policy),
         "azure-snp": bool(snp.measurement) and _measures_boot(policy),
         "azure-tdx": bool(tdx.mrtd) and _measures_boot(policy),
     }
     return wanted[kind]
+
+
+def _measures_domain(policy: Policy) -> bool:
+    """RTMR 1 has what the firmware started, RTMR 2 what that loads: GRUB's configuration, command line, initrd. Zeros:
+    nothing there measured any of it."""
+    rtmr = policy.tdx.rtmr
+    return "1" in rtmr and bool(rtmr.get("2", "").strip("0"))
 
 
 def _measures_boot(policy: Policy) -> bool:
