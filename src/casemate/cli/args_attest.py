@@ -18,9 +18,9 @@ examples:
   casemate attest verify response.bin --request-key request.key --policy se.toml       IBM Secure Execution
   casemate attest verify quote.msg --signature quote.sig --pcrs quote.pcrs --trust ak.pub --nonce 00112233
 
-Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools, JSON), Nitro and NitroTPM
-documents, Azure's evidence on SEV-SNP and TDX, pvattest's responses (Secure Execution). verify
-fetches nothing; fetch goes to AMD's and Intel's services.
+Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools, JSON, tpm2-tools), Nitro
+and NitroTPM documents, Azure's evidence on SEV-SNP and TDX, pvattest's responses (Secure Execution), event logs. verify
+fetches nothing; fetch goes to AMD's, Intel's and Google's services.
 Exit codes: 0 true and as the policy wants, 1 refused, 2 unreadable.
 """
 

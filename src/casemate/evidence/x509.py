@@ -154,11 +154,13 @@ class Certificate(msgspec.Struct, frozen=True):
         if not self.is_authority or len(self.encoded) + len(issuer.encoded) > _REMEMBERED_BYTES:
             return self._verified_by(issuer)
         both = (self.encoded, issuer.encoded)
-        if both not in _SIGNED:
+        known = _SIGNED.get(both)  # once: other threads may forget meanwhile
+        if known is None:
+            known = self._verified_by(issuer)
             if len(_SIGNED) >= _REMEMBERED:
                 _SIGNED.clear()
-            _SIGNED[both] = self._verified_by(issuer)
-        return _SIGNED[both]
+            _SIGNED[both] = known
+        return known
 
     def _verified_by(self, issuer: Certificate) -> bool:
         return verify(
