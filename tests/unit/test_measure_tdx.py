@@ -233,3 +233,18 @@ def test_memory_counts_only_where_the_header_is_qemus() -> None:
     large = measured(msgspec.structs.replace(base, memory_bytes=2 << 30), {}).values
     assert small["rtmr1"] != large["rtmr1"], "this firmware sees the kernel with the initrd's address in its header"
     assert small["mrtd"] == large["mrtd"]
+
+
+def test_a_kernel_that_secure_boot_would_not_check_leaves_mrtd() -> None:
+    from tests.unit.test_measure_boot import kernel, platform
+
+    from casemate.measure import boot
+
+    enforced = {(GLOBAL, "PK"): b"k"}
+    found = boot.predict_direct(
+        platform(variables=enforced, is_td=True, plain_kernel=True), boot.Direct(kernel(), None, ""), ("sha384",)
+    )
+    assert {4, 7, 9} <= set(found.unpredictable())
+    registers = measure_tdx(found, parse_tdvf(firmware(SECTIONS)), None)
+    assert set(registers.unpredictable()) == {0, 1, 2}
+    assert registers.values("sha384", (3,)) == {3: bytes(48)}

@@ -82,16 +82,30 @@ def _start_given(steps: Steps, platform: Platform, boot: Direct) -> None:
         why = "QEMU 10.0 and newer hand it over as it is, older ones with a header of their own (--qemu VERSION)"
         steps.unknown(4, "kernel", why)
     elif platform.volumes.takes_plain_kernel and platform.plain_kernel:
-        start(steps, platform, boot.kernel, "the kernel")
+        database = platform.variables.get((SECURITY, "db"), b"")
+        if platform.is_enforcing and vouches(parse_pe(boot.kernel, "the kernel"), database) is None:
+            _unchecked(steps, platform, "nothing in db vouches for it")
+        else:
+            start(steps, platform, boot.kernel, "the kernel")
     elif platform.is_enforcing:
-        raise InputError(
-            "Secure Boot with a kernel given to QEMU",
-            got="QEMU changes the kernel's header, which breaks its signature: the firmware refuses it",
-            expected="a disk with a signed boot loader or UKI",
-        )
+        _unchecked(steps, platform, "QEMU changes its header, which breaks its signature")
     else:
         kernel = linux.as_loaded(boot.kernel, len(boot.initrd or b""), platform.memory_bytes)
         steps.digest(4, "the kernel", parse_pe(kernel, "the kernel").digest)
+
+
+def _unchecked(steps: Steps, platform: Platform, why: str) -> None:
+    """Such a kernel goes to a loader of OVMF's that checks no signature and measures nothing, or does not start.
+
+    Raises:
+        InputError: for a TPM. Of a trust domain MRTD stays worth having.
+    """
+    why = f"{why}: the firmware refuses it, or starts it without a check"
+    if not platform.is_td:
+        expected = "a disk with a signed boot loader or UKI"
+        raise InputError("Secure Boot with a kernel given to QEMU", got=why, expected=expected)
+    for register in (4, 7, 9):
+        steps.unknown(register, "Secure Boot with a kernel given to QEMU", why)
 
 
 def begin(platform: Platform, banks: tuple[str, ...]) -> Steps:
