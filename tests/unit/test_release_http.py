@@ -329,6 +329,9 @@ def test_the_socket_is_its_owners_and_goes_with_the_server(tmp_path: Path) -> No
         (["serve-keys"], "a policy, and where to listen"),
         (["serve-keys", "x.toml"], "a policy, and where to listen"),
         (["serve-keys", "/nonexistent.toml", "--socket", "x"], "cannot read"),
+        (["serve-keys", "x.toml", "--listen", "127.0.0.1:8443"], "--listen goes with --cert and --key"),
+        (["serve-keys", "x.toml", "--listen", "8443", "--cert", "c", "--key", "k"], "ADDRESS:PORT"),
+        (["serve-keys", "x.toml", "--listen", "[::1]:99999", "--cert", "c", "--key", "k"], "ADDRESS:PORT"),
     ],
 )
 def test_wrong_use(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,24 +26,23 @@ def serve_keys(arguments: argparse.Namespace) -> int:
         raise InputError(
             "serve-keys", expected="a policy, and where to listen", next_step="casemate serve-keys FILE --socket PATH"
         )
+    address = _address(arguments)
+    releases.keep_memory_private()
     server = releases.KeyServer(arguments.policy, measure=_measure)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
     try:
         if arguments.socket:
             server.listen_unix(arguments.socket)
             output.note(f"listening on {arguments.socket}")
-        if arguments.listen:
-            host, port = _address(arguments.listen)
-            if not arguments.cert or not arguments.key:
-                raise InputError("--listen goes with --cert and --key", next_step="secrets are served over TLS only")
+        if address is not None:
+            host, port = address
             port = server.listen_tls(
                 host, port, certificate=arguments.cert, key=arguments.key, client_ca=arguments.client_ca or ""
             )
             output.note(f"listening on {host} port {port}")
         for vm in arguments.vm:
             output.note(f"serving the port of {server.serve_vm(vm)}")
-        releases.keep_memory_private()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
         output.note(f"{len(server.resources)} resources: {', '.join(server.resources)}")
         server.run()
     finally:
@@ -68,7 +67,12 @@ def _check_log(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(arguments: argparse.Namespace) -> tuple[str, int] | None:
+    text = arguments.listen
+    if text is None:
+        return None
+    if not arguments.cert or not arguments.key:
+        raise InputError("--listen goes with --cert and --key", next_step="secrets are served over TLS only")
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
