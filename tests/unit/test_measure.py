@@ -198,6 +198,25 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", "--firmware", str(image), "--cpu", "EPYC", "--kind", "sev-es"]) == 0
 
 
+@pytest.mark.parametrize("choice", [[], ["--no-kernel-hashes"]])
+def test_a_digest_that_says_nothing_of_the_kernel_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], choice: list[str]
+) -> None:
+    image, spec = tmp_path / "ovmf.fd", tmp_path / "web.toml"
+    image.write_bytes(firmware())
+    (tmp_path / "vmlinuz").write_bytes(b"kernel")
+    spec.write_text(f'[boot]\nkernel = "{tmp_path}/vmlinuz"\n')
+    line = ["measure", *([str(spec)] if choice else []), "--firmware", str(image), "--cpu", "EPYC", *choice]
+    assert main([*line, "--policy", "-"]) == 0
+    said = capsys.readouterr()
+    assert "# not predictable: boot: " in said.out
+    assert "the firmware and nothing behind it" in said.err
+    assert main(["measure", str(spec), "--firmware", str(image), "--cpu", "EPYC", "--policy", "-"]) == 0
+    said = capsys.readouterr()
+    assert "not predictable" not in said.out
+    assert said.err == ""
+
+
 HEX = st.text("0123456789abcdef", min_size=96, max_size=96)
 SHA256 = st.text("0123456789abcdef", min_size=64, max_size=64)
 

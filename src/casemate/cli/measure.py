@@ -35,6 +35,8 @@ def measure(arguments: argparse.Namespace) -> int:
             observed_log=arguments.compare,
         ),
     )
+    if "boot" in found.expected.unpredictable:
+        output.note(found.expected.unpredictable["boot"])
     if arguments.policy is not None:
         _write(arguments.policy, found.expected.policy_text())
     if arguments.json:

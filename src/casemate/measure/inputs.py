@@ -29,6 +29,7 @@ from casemate.measure.volumes import parse_volumes
 
 _firmware = functools.lru_cache(maxsize=4)(parse_firmware)
 _volumes = functools.lru_cache(maxsize=4)(parse_volumes)
+_FIRMWARE_ALONE = "the launch measures the firmware and nothing behind it: whatever that starts gives the same digest"
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +79,8 @@ def measured(inputs: Inputs, described: dict[str, str | int]) -> Expected:
     if inputs.kind in ("sev-snp", "sev-es"):
         digest = snp_digest if inputs.kind == "sev-snp" else seves_digest
         values = {"measurement": digest(_guest(inputs)).hex()}
-        return Expected(kind=inputs.kind, values=values, inputs=described, wanted=inputs.wanted)
+        silent = {} if inputs.kernel is not None and inputs.kernel_hashes else {"boot": _FIRMWARE_ALONE}
+        return Expected(kind=inputs.kind, values=values, inputs=described, unpredictable=silent, wanted=inputs.wanted)
     if inputs.kind == "tpm":
         return expected.of_tpm(_predict(inputs), inputs.registers, described)
     if inputs.kind == "se" and inputs.kernel is not None:
