@@ -44,6 +44,9 @@ ROWS: tuple[frozenset[str], ...] = (
 
 # Soft bound 400 (style): past this one, split by subject. Data files (tables, no code) do not count.
 MAX_LINES = 450
+# A function fits a screen. The probe's functions are lists of attempts.
+MAX_FUNCTION_LINES = 60
+LISTS_IN_FUNCTIONS = "jail/probe/"
 
 # Heavy or optional libraries: imported inside the function that needs them, so that a launch and --help stay quick.
 LAZY = frozenset(
@@ -156,20 +159,46 @@ def test_there_are_files_to_check() -> None:
     assert len(FILES) > 50
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_follow_the_layer_table(path: Path) -> None:
-    assert faults_of(path.relative_to(SOURCE), path.read_text()) == []
+def test_imports_follow_the_layer_table() -> None:
+    assert [fault for path in FILES for fault in faults_of(path.relative_to(SOURCE), path.read_text())] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_file_is_small_enough_and_says_what_it_is(path: Path) -> None:
-    text = path.read_text()
+def _shape_faults(relative: Path, text: str) -> list[str]:
+    """What is wrong with the shape of one file: docstring, length, functions that do not fit a screen."""
     tree = ast.parse(text)
-    assert ast.get_docstring(tree), "a file starts with a docstring"
-    if path.name == "__init__.py":
-        assert len(tree.body) == 1, "__init__.py holds a docstring and nothing else"
-    elif not path.stem.endswith("_data"):
-        assert len(text.splitlines()) <= MAX_LINES, "split it by subject"
+    faults = [] if ast.get_docstring(tree) else [f"{relative}: a file starts with a docstring"]
+    if relative.name == "__init__.py" and len(tree.body) != 1:
+        faults.append(f"{relative}: __init__.py holds a docstring and nothing else")
+    if not relative.stem.endswith("_data") and len(text.splitlines()) > MAX_LINES:
+        faults.append(f"{relative}: more than {MAX_LINES} lines; split it by subject")
+    if not str(relative).startswith(LISTS_IN_FUNCTIONS):
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        faults += [
+            f"{relative}:{function.lineno}: the body of {function.name} has more than {MAX_FUNCTION_LINES} lines"
+            for function in functions
+            if _body_lines(function) > MAX_FUNCTION_LINES
+        ]
+    return faults
+
+
+def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Without signature and docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_files_and_functions_are_small_enough_and_files_say_what_they_are() -> None:
+    assert [fault for path in FILES for fault in _shape_faults(path.relative_to(SOURCE), path.read_text())] == []
+
+
+def test_the_shape_checker_sees_each_fault() -> None:
+    long = "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES + 1)
+    assert len(_shape_faults(Path("a.py"), "x = 1")) == 1
+    assert len(_shape_faults(Path("a/__init__.py"), '"""It."""\nx = 1')) == 1
+    assert len(_shape_faults(Path("a.py"), '"""It."""\n' + "x = 1\n" * MAX_LINES)) == 1
+    assert len(_shape_faults(Path("a.py"), f'"""It."""\n{long}')) == 1
+    assert _shape_faults(Path("a_data.py"), '"""It."""\n' + "x = 1\n" * MAX_LINES) == []
+    assert _shape_faults(Path("a.py"), '"""It."""\n' + long.replace("    x = 1\n", '    """It."""\n', 1)) == []
 
 
 def test_every_row_of_the_architecture_document_is_in_the_table() -> None:
