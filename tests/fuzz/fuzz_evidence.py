@@ -37,6 +37,7 @@ from casemate.errors import CasemateError  # noqa: E402
 from casemate.evidence import (  # noqa: E402
     companions,
     ear,
+    gce,
     nitro_true,
     se,
     snp_true,
@@ -44,10 +45,12 @@ from casemate.evidence import (  # noqa: E402
     tpm_files,
     verify_nitro,
     verify_snp,
+    wanted,
 )
 from casemate.evidence.policy import Policy, SePolicy, parse_policy  # noqa: E402
 from casemate.evidence.tpm import parse_quote  # noqa: E402
 from casemate.evidence.verify import Inputs, verify  # noqa: E402
+from casemate.evidence.x509 import parse  # noqa: E402
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
 POLICY = b"""format = 1
@@ -185,6 +188,7 @@ def seeds() -> tuple[Seed, ...]:
 def judge(seed: Seed, data: bytes) -> bool:
     """Whether it is accepted; then it claims what the seed does."""
     try:
+        wanted.wanted_for(data)
         found = verify(data, seed.inputs, seed.policy)
     except CasemateError:
         return False
@@ -225,6 +229,8 @@ def read_all(data: bytes) -> None:
     for reader in (
         lambda: companions.parse_companions(data, "x"),
         lambda: tdx_collateral.windows_of(data),
+        lambda: wanted.wanted_for(data),
+        lambda: gce.instance_of(parse(data)),
         lambda: tdx_collateral.evaluation_of(data),
         lambda: se.parse_image(data),
         lambda: tpm_files.parse_signature_file(data),
