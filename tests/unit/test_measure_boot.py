@@ -118,7 +118,8 @@ def test_what_vouches_for_an_image() -> None:
         (listed(X509, other) + listed(X509, root) + listed(X509, leaf), root),
         (listed(X509, other), None),
         (b"", None),
-        (listed(SHA256, plain.digest("sha256")), None),
+        (listed(SHA256, plain.digest("sha256")), plain.digest("sha256")),
+        (listed(SHA256, plain.digest("sha256")) + listed(X509, root), root),
     ):
         found = vouches(signed, database)
         assert (found.data if found is not None else None) == entry

@@ -85,21 +85,19 @@ def signature_lists(data: bytes) -> Iterator[Authority]:
 
 
 def vouches(image: Pe, database: bytes) -> Authority | None:
-    """The first entry of a database that vouches for an image: its digest, a certificate among those of its signature,
-    or one that signed the last of those. None: none does.
+    """The first entry of a database that vouches for an image: a certificate among those of its signature, one that
+    signed one of those, or the image's digest. None: none does.
 
     What the firmware decides is decided by the firmware: the signature over the image is not verified here.
     """
     entries = list(signature_lists(database))
-    if not image.signatures:
-        digest = image.digest("sha256")
-        return next((item for item in entries if not item.is_certificate and item.data == digest), None)
     for signature in image.signatures:
         chain = _certificates(signature)
         for entry in entries:
             if entry.is_certificate and _is_above(entry.data, chain):
                 return entry
-    return None
+    digest = image.digest("sha256")
+    return next((item for item in entries if not item.is_certificate and item.data == digest), None)
 
 
 def vouched_by(image: Pe, certificate: bytes) -> bool:
