@@ -140,6 +140,15 @@ def run(work: Path, log: Path) -> float:
     os.close(key)
     os.close(other)
     link = Link(ours)
+    try:
+        return _live(link, work)
+    finally:
+        ours.sendall(tpm.control(SHUTDOWN))
+        child.wait(30)
+
+
+def _live(link: Link, work: Path) -> float:
+    """What the launch does with it, then what a guest does; the time between the two."""
     if not (work / "root" / STATE.lstrip("/") / "tpm2-00.permall").exists():
         with link.data() as data:
             if link.init() != 0:
@@ -157,8 +166,6 @@ def run(work: Path, log: Path) -> float:
             # The second life finds its NV index defined.
             if int.from_bytes(answer[6:10], "big") not in (0, 0x14C):
                 raise RuntimeError(f"{command.hex()}: {answer.hex()}")
-    ours.sendall(tpm.control(SHUTDOWN))
-    child.wait(30)
     return boundary
 
 
