@@ -12,9 +12,13 @@ VERSION_SCHEMA = "casemate.version/1"
 
 def version_text() -> str:
     """The installed version."""
-    from casemate.sys.installed import installed_version
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
 
-    return installed_version()
+    try:
+        return installed("casemate")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def version(arguments: argparse.Namespace) -> int:
