@@ -225,3 +225,11 @@ def test_no_two_test_files_have_one_name() -> None:
     """pytest imports them by their last name alone."""
     names = [path.name for path in tracked_files() if path.name.startswith("test_") and path.suffix == ".py"]
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def test_tests_that_boot_are_where_check_looks_for_them() -> None:
+    """./check goes by directory: a test with this marker elsewhere would boot among workers, or not run at all."""
+    marker = "pytest.mark." + "boot"
+    with_it = {path for path in (ROOT / "tests").rglob("test_*.py") if marker in path.read_text()}
+    assert with_it == set((ROOT / "tests/boot").glob("test_*.py"))
+    assert "--ignore tests/walls --ignore tests/boot" in (ROOT / "check").read_text()
