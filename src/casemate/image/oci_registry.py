@@ -235,7 +235,12 @@ class _Client:
                 got=str(reason.verify_message)[:120],
                 next_step="check the host; --ca-file names the certificates of an authority of your own",
             )
-        return HostError(f"the registry of {self.reference} cannot be reached", got=ascii(str(reason)[:200]))
+        said = getattr(reason, "strerror", None) or str(reason)
+        return HostError(
+            f"the registry of {self.reference} cannot be reached",
+            got=ascii(said[:200].lower())[1:-1],
+            next_step="check host and port, and that the registry speaks https",
+        )
 
     def _wants_login(self, got: str) -> InputError:
         return InputError(
