@@ -400,6 +400,7 @@ def _report(audits: Sequence[Audit], vms: tuple[VmRisk, ...], context: Context, 
     import datetime
 
     from casemate.audit.run import catalogue_version, tool_version
+    from casemate.scenarios.context import NO_FILE
     from casemate.scenarios.risk_model import RiskReport
 
     return RiskReport(
@@ -407,7 +408,7 @@ def _report(audits: Sequence[Audit], vms: tuple[VmRisk, ...], context: Context, 
         catalogue=catalogue_version(),
         time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         audited=min((audit.time for audit in audits), default=""),
-        context=context.origin or "defaults",
+        context=context.origin or NO_FILE,
         assumed=() if what_if is None else what_if.texts(),
         vms=vms,
         notes=() if vms else ("there is no VM and no host here: name the audit of one beside those of its images",),

@@ -22,7 +22,6 @@ from casemate.cli.main import main
 from casemate.controls.catalogue.all import all_controls
 from casemate.errors import InputError
 from casemate.facts.cve_table import table
-from casemate.report.ebios_words import words
 from casemate.report.risk_clean import clean
 from casemate.report.risk_picture import BOX_HEIGHT, BOX_WIDTH, HEIGHT, PLACES, TOP, WIDTH, edges_of, to_svg
 from casemate.report.risk_text import to_text
@@ -235,29 +234,6 @@ def test_ebios_says_whose_costs_and_exceptions_they_are() -> None:
     assert shown["données de la VM (shop-*)"] == {"value": "G4 critique", "from": "owner"}
 
 
-def test_ebios_in_french_has_its_terms_and_its_spaces() -> None:
-    """The terms of EBIOS RM, and no colon, semicolon or question mark without its no-break space."""
-    text = rendered("ebios-md", language="fr")
-    for term in ("valeurs métier", "biens supports", "événements redoutés", "socle de sécurité", "sources de risque",
-                 "objectifs visés", "parties prenantes", "scénarios stratégiques", "scénarios opérationnels",
-                 "modes opératoires", "vraisemblance", "mesure", "risques résiduels"):  # fmt: skip
-        assert term in text.lower(), term
-    ours = [*vars_of(words("fr")), *technique_titles("fr").values(), *(v.title_fr for v in graph().variants),
-            *(v.story_fr for v in graph().variants)]  # fmt: skip
-    assert [line for line in ours if re.search(r"[^\s\u00a0][:;?!](\s|$)", line)] == []
-    assert "&amp;lt;" not in text, "escaped once"
-    assert "xa0" not in text
-
-
-def vars_of(found: Any) -> list[str]:
-    """Every text in a struct of words."""
-    values = [getattr(found, name) for name in found.__struct_fields__]
-    flat: list[str] = []
-    for value in values:
-        flat += value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
-    return flat
-
-
 def _said(node: Any) -> Any:
     if isinstance(node, dict):
         if node.keys() == {"value", "from"}:
@@ -267,14 +243,6 @@ def _said(node: Any) -> Any:
     elif isinstance(node, list):
         for item in node:
             yield from _said(item)
-
-
-def test_ebios_in_french_has_no_english_titles() -> None:
-    english = {variant.title for variant in graph().variants} | set(technique_titles("en").values())
-    text = rendered("ebios-md", language="fr")
-    assert "Atelier 5" in text
-    assert [title for title in english if title in text] == []
-    assert technique_titles("fr").keys() == technique_titles("en").keys()
 
 
 def test_unknown_formats_and_languages() -> None:

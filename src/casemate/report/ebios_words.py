@@ -15,12 +15,14 @@ class Words(msgspec.Struct, frozen=True, kw_only=True):
     """One language."""
 
     colon: str
+    semicolon: str
     title: str
     lead: str
     about_likelihood: str
-    about_titles: str
+    about_remedies: str
     audited: str
     context: str
+    no_context: str
     what_if: str
     workshops: tuple[str, str, str, str, str]
     origins: dict[str, str]
@@ -88,15 +90,17 @@ class Words(msgspec.Struct, frozen=True, kw_only=True):
 
 _ENGLISH: Final = Words(
     colon=": ",
+    semicolon="; ",
     title="Risk analysis of virtual machines (EBIOS Risk Manager, draft)",
     lead="Draft made from evidence, to be completed by the owner. Each value says where it comes from: evidence (read "
     "on the machine), owner (his context file) or assumption (a default, to be checked).",
     about_likelihood="Likelihood is evidence where it rests on what was found; where something unknown is counted as "
     "open, it is an assumption. The effort of each step, and from which product of gravity and likelihood on a risk is "
     "high, are assumptions of Casemate throughout.",
-    about_titles="",
+    about_remedies="",
     audited="Audited",
     context="Context",
+    no_context="defaults",
     what_if="What if",
     workshops=(
         "Workshop 1: scope, business values, supporting assets, feared events, security baseline",
@@ -189,15 +193,17 @@ _ENGLISH: Final = Words(
 )
 _FRENCH: Final = Words(
     colon="\u00a0: ",
+    semicolon="\u00a0; ",
     title="Analyse de risque de machines virtuelles (EBIOS Risk Manager, projet)",
     lead="Projet établi à partir de constats, à compléter par le responsable. Chaque valeur dit son origine\u00a0: "
     "constat (lu sur la machine), responsable (son fichier de contexte) ou hypothèse (valeur par défaut, à vérifier).",
     about_likelihood="La vraisemblance est un constat là où elle repose sur ce qui a été trouvé\u00a0; là où une "
     "inconnue est comptée comme ouverte, c'est une hypothèse. L'effort de chaque action élémentaire et les seuils des "
     "niveaux de risque sont partout des hypothèses de Casemate.",
-    about_titles="Les intitulés et remèdes des contrôles sont ceux du catalogue, en anglais.",
+    about_remedies="Les remèdes (colonne «\u00a0comment\u00a0») sont ceux du catalogue, en anglais.",
     audited="Audit du",
     context="Contexte",
+    no_context="valeurs par défaut",
     what_if="Et si",
     workshops=(
         "Atelier 1\u00a0: périmètre, valeurs métier, biens supports, événements redoutés, socle de sécurité",

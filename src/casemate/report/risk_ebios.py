@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from casemate.controls.catalogue.all import all_controls
+from casemate.report.control_titles_fr_host import HOST_TITLES_FR
+from casemate.report.control_titles_fr_vm import VM_TITLES_FR
 from casemate.report.ebios_words import words
-from casemate.scenarios.context import DEFAULT_TRUST, Context
+from casemate.scenarios.context import DEFAULT_TRUST, NO_FILE, Context
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import GRAVITIES, LEVELS, LIKELIHOODS, NODES, STATUSES, Language, pick, technique_titles
 from casemate.scenarios.model import GOODS, Node, Status, Variant
@@ -33,7 +35,7 @@ def ebios_document(report: RiskReport, context: Context, language: Language) -> 
         "language": language,
         "tool_version": report.tool_version,
         "audited": report.audited,
-        "context": report.context,
+        "context": words(language).no_context if report.context == NO_FILE else report.context,
         "assumed": list(report.assumed),
         "workshop_1": _scope(report, context, language),
         "workshop_2": _sources(context, language),
@@ -236,6 +238,7 @@ def _operational(report: RiskReport, language: Language) -> list[dict[str, Any]]
 def _treatment(report: RiskReport, context: Context, language: Language) -> list[dict[str, Any]]:
     """Workshop 5: the plan, what is known to be wrong first, with its residual risks."""
     controls = {control.id: control for control in all_controls()}
+    measures = control_titles(language)
     titles = technique_titles(language)
     text = words(language)
     return [
@@ -244,7 +247,7 @@ def _treatment(report: RiskReport, context: Context, language: Language) -> list
             "measures": [
                 {
                     "control": fix.control,
-                    "title": controls[fix.control].title if fix.control in controls else "",
+                    "title": measures.get(fix.control, ""),
                     "action": text.actions[fix.action],
                     "how": controls[fix.control].remedies.text() if fix.control in controls else "",
                     "cost": _said(fix.cost, OWNER if fix.control in context.costs else ASSUMPTION),
@@ -278,6 +281,13 @@ def _treatment(report: RiskReport, context: Context, language: Language) -> list
         }
         for vm in report.vms
     ]
+
+
+def control_titles(language: Language) -> dict[str, str]:
+    """Titles of all controls by id."""
+    if language == "en":
+        return {control.id: control.title for control in all_controls()}
+    return HOST_TITLES_FR | VM_TITLES_FR
 
 
 _FIRST: Final = (Action.FIX, Action.OBSERVE, Action.VERIFY)

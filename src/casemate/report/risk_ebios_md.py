@@ -79,10 +79,10 @@ def _md_2(part: list[dict[str, Any]], text: Words) -> list[str]:
         (
             row["source"],
             row["objective"],
-            "; ".join(row["scenarios"]),
+            text.semicolon.join(row["scenarios"]),
             _mark(row["relevance"], text),
             _mark(row["kept"], text),
-            _plain("; ".join(row["why"])),
+            _plain(text.semicolon.join(row["why"])),
         )
         for row in part
     ]
@@ -93,7 +93,7 @@ def _md_3(part: dict[str, Any], text: Words) -> list[str]:
     people = [
         (
             row["stakeholder"],
-            "; ".join(row["scenarios"]) or text.nothing,
+            text.semicolon.join(row["scenarios"]) or text.nothing,
             _mark(row["trusted"], text),
             _plain(row["why"]),
             _mark(row["threat"], text),
@@ -125,7 +125,7 @@ def _md_4(part: list[dict[str, Any]], text: Words) -> list[str]:
 
 
 def _md_5(part: list[dict[str, Any]], text: Words) -> list[str]:
-    lines = [text.about_titles, ""] if text.about_titles else []
+    lines = [text.about_remedies, ""] if text.about_remedies else []
     for row in part:
         measures = [
             (

@@ -44,6 +44,8 @@ DEFAULT_GRAVITY: Final = {
     Node.EVIDENCE: 2,
 }
 """When the owner says nothing: the host holds all VMs, so its loss is the worst."""
+NO_FILE: Final = "defaults"
+"""The origin of a context that the owner said nothing in."""
 DEFAULT_TRUST: Final = {
     Node.CLOUD_OPERATOR: "the owner of the VMs runs the host",
 }
