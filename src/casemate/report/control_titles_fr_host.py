@@ -29,7 +29,7 @@ HOST_TITLES_FR: Final[dict[str, str]] = {
     "cpu.mds": "Les tampons internes sont effacés contre MDS",
     "cpu.taa": "La faille TAA (abandon asynchrone de TSX) est atténuée",
     "cpu.mmio-stale-data": "Les données périmées des registres de périphériques (MMIO) sont effacées",
-    "cpu.rfds": "La fuite par le fichier de registres (RFDS) est atténuée",
+    "cpu.rfds": "La fuite par le banc de registres (RFDS) est atténuée",
     "cpu.gds": "La fuite par les lectures groupées (GDS) est atténuée",
     "cpu.srbds": "Les tampons des registres spéciaux (SRBDS) sont effacés",
     "cpu.meltdown": "Les pages du noyau sont isolées contre Meltdown",

@@ -127,7 +127,7 @@ VM_TITLES_FR: Final[dict[str, str]] = {
     "guest.no-entropy-daemon": "L'invité ne fabrique pas sa propre entropie",
     "guest.no-agent": "Aucun agent ne reçoit d'ordres de l'hôte",
     "guest.lockdown-ready": "Le noyau de l'invité s'amorce verrouillé",
-    "guest.secure-boot-ready": "L'image s'amorce sous Secure Boot",
+    "guest.secure-boot-ready": "L'image peut démarrer sous Secure Boot",
     "guest.cloud-init-source": "cloud-init ne se fie qu'à une source",
     "guest.own-identity": "Chaque machine crée sa propre identité au premier amorçage",
     "ent.virtio-rng": "L'invité reçoit de l'entropie du noyau de l'hôte",
