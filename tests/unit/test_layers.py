@@ -30,6 +30,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "risks",
             "risk_reports",
             "attests",
+            "challenges",
             "measures",
             "provisions",
             "releases",

@@ -17,6 +17,8 @@ examples:
   casemate attest verify report.bin --certs vcek.der --ear - | my-relying-party
   casemate attest verify response.bin --request-key request.key --policy se.toml       IBM Secure Execution
   casemate attest verify quote.msg --signature quote.sig --pcrs quote.pcrs --trust ak.pub --nonce 00112233
+  casemate attest challenge ak.pub --ek-cert ek.pem --trust maker.pem --blob credential.blob --challenge asked.json
+  casemate attest answer secret.bin --challenge asked.json     what tpm2_activatecredential made of the blob
 
 Evidence is told by its content: SEV-SNP reports, TDX quotes, TPM attestations (go-tpm-tools, JSON, tpm2-tools), Nitro
 and NitroTPM documents, Azure's evidence on SEV-SNP and TDX, pvattest's responses (Secure Execution), event logs. verify
@@ -36,10 +38,16 @@ def add(commands: Commands) -> None:
     )
     attest.add_argument(
         "action",
-        choices=("verify", "fetch"),
-        help="verify: judge evidence, offline; fetch: bring into the cache what makers publish for it",
+        choices=("verify", "fetch", "challenge", "answer"),
+        help="verify: judge evidence, offline; fetch: bring into the cache what makers publish for it; challenge: ask a "
+        "TPM, by its endorsement key, whether it has an attestation key; answer: judge what it says",
     )
-    attest.add_argument("evidence", nargs="+", metavar="EVIDENCE", help="files of evidence")
+    attest.add_argument(
+        "evidence",
+        nargs="+",
+        metavar="EVIDENCE",
+        help="files of evidence; challenge: the attestation key's public area; answer: what the TPM gave back",
+    )
     attest.add_argument("--policy", metavar="FILE", help="what it must say; without one no debugging, and no more")
     attest.add_argument(
         "--certs",
@@ -62,6 +70,10 @@ def add(commands: Commands) -> None:
     attest.add_argument(
         "--request-key", metavar="FILE", help="Secure Execution: what sealed the request, from pvattest create"
     )
+    attest.add_argument("--ek-cert", metavar="FILE", help="challenge: the endorsement key's certificate, PEM or DER")
+    attest.add_argument("--ek", metavar="FILE", help="challenge: its public area, where it is of no usual template")
+    attest.add_argument("--blob", metavar="FILE", help="challenge: write what tpm2_activatecredential -i takes")
+    attest.add_argument("--challenge", metavar="FILE", help="what challenge writes, and answer is judged by")
     attest.add_argument("--nonce", metavar="HEX", help="that you asked for: without it evidence may be a replay")
     attest.add_argument("--at", metavar="TIME", help="verify as of this time; document: the evidence's own (Nitro)")
     attest.add_argument("--no-cache", action="store_true", help="verify without what fetch brought")

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def attest(arguments: argparse.Namespace) -> int:
-    """Verify, or fetch what is needed to verify."""
+    """Verify, fetch what is needed to verify, or ask a TPM whose an attestation key is."""
+    if arguments.action in ("challenge", "answer"):
+        from casemate.cli import attest_challenge
+
+        asks = arguments.action == "challenge"
+        return attest_challenge.challenge(arguments) if asks else attest_challenge.answer(arguments)
     return _fetch(arguments) if arguments.action == "fetch" else _verify(arguments)
 
 

@@ -51,10 +51,7 @@ def truth_of_key(
         anchors: SHA-256 of certificates that the caller believes, beside Google's.
     """
     if key.attributes is not None:
-        missing = [name for bit, name in ATTESTATION_KEY.items() if not key.attributes >> bit & 1]
-        if missing or key.attributes >> DECRYPT & 1:
-            text = f"is not {', '.join(missing)}" if missing else "decrypts too"
-            yield false("key.attributes", f"the key that signed is no attestation key: it {text}")
+        yield from attribute_faults(key.attributes)
     if chain:
         if chain[0].key != key.key:
             yield false("key", "the certificate is of another key than the one that came along")
@@ -68,6 +65,14 @@ def truth_of_key(
     else:
         text = f"nobody vouches for the attestation key {fingerprint}: --trust FILE (the key, or its certificate)"
         yield false("key.unknown", text)
+
+
+def attribute_faults(attributes: int) -> Iterator[Reason]:
+    """Whether a key with these attributes (TPMA_OBJECT) signs only what its TPM made, and never leaves it."""
+    missing = [name for bit, name in ATTESTATION_KEY.items() if not attributes >> bit & 1]
+    if missing or attributes >> DECRYPT & 1:
+        text = f"is not {', '.join(missing)}" if missing else "decrypts too"
+        yield false("key.attributes", f"the key that signs is no attestation key: it {text}")
 
 
 def truth_of_quote(quote: Quote, signature: Signature, key: bytes) -> Iterator[Reason]:

@@ -45,7 +45,7 @@ MAX_EXTENSIONS: Final = 64
 MAX_BLOCKS: Final = 256
 _REMEMBERED: Final = 128
 _REMEMBERED_BYTES: Final = 8192
-KEY_USAGES: Final = {"digitalSignature": 0, "keyEncipherment": 2, "keyCertSign": 5, "cRLSign": 6}
+KEY_USAGES: Final = {"digitalSignature": 0, "keyEncipherment": 2, "keyAgreement": 4, "keyCertSign": 5, "cRLSign": 6}
 """Bits of KeyUsage (RFC 5280, 4.2.1.3)."""
 
 

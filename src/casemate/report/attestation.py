@@ -25,6 +25,8 @@ _NAMES: Final = {
     "azure-snp": "Azure evidence on SEV-SNP",
     "azure-tdx": "Azure evidence on TDX",
     "event-log": "event log",
+    "tpm-endorsement": "endorsement key of a TPM",
+    "tpm-activation": "a TPM's proof that an attestation key is in it",
 }
 _REVOCATION: Final = {
     Revocation.CHECKED: "checked: nothing in the chain is on its issuers' lists",
