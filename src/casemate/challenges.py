@@ -45,6 +45,7 @@ def write_challenge(
     """
     import msgspec
 
+    from casemate.engine.files import unlink_if_there
     from casemate.evidence.challenge import challenge
     from casemate.evidence.x509 import parse_many
 
@@ -57,7 +58,7 @@ def write_challenge(
         try:
             _write_new(blob, made.blob)
         except BaseException:
-            os.unlink(asked)
+            unlink_if_there(asked)
             raise
     return made.verdict
 
@@ -81,6 +82,8 @@ def _read(name: str) -> bytes:
 
 def _write_new(path: str, data: bytes) -> None:
     """A new file, mode 0600: no older challenge is lost, no link followed."""
+    from casemate.engine.files import unlink_if_there
+
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -91,5 +94,5 @@ def _write_new(path: str, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
     except OSError as error:
-        os.unlink(path)
+        unlink_if_there(path)
         raise InputError(f"cannot write {path}", got=str(error.strerror)) from None

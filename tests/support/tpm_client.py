@@ -34,10 +34,12 @@ class Tpm:
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
 
-    def command(self, code: int, handles: bytes, parameters: bytes, *, auth: bool = False) -> bytes:
-        """Send one command; what comes behind the response's header."""
+    def command(
+        self, code: int, handles: bytes, parameters: bytes, *, auth: bool = False, has_auths: bool = False
+    ) -> bytes:
+        """Send one command; what comes behind the response's header. ``has_auths``: the handles have theirs behind."""
         body = handles + (struct.pack(">I", len(_EMPTY_AUTH)) + _EMPTY_AUTH if auth else b"") + parameters
-        tag = SESSIONS if auth else NO_SESSIONS
+        tag = SESSIONS if auth or has_auths else NO_SESSIONS
         result = RETRY
         while result == RETRY:  # it was busy and did nothing; swtpm says so once after a key was made
             self.channel.sendall(struct.pack(">HII", tag, 10 + len(body), code) + body)

@@ -39,8 +39,8 @@ def add(commands: Commands) -> None:
     attest.add_argument(
         "action",
         choices=("verify", "fetch", "challenge", "answer"),
-        help="verify: judge evidence, offline; fetch: bring into the cache what makers publish for it; challenge: ask a "
-        "TPM, by its endorsement key, whether it has an attestation key; answer: judge what it says",
+        help="verify: judge evidence, offline; fetch: bring into the cache what makers publish for it; challenge: ask "
+        "a TPM, by its endorsement key, whether it has an attestation key; answer: judge what it says",
     )
     attest.add_argument(
         "evidence",

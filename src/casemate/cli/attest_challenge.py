@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from casemate import attests, challenges
 from casemate.cli import output
 from casemate.errors import ExitCode, InputError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.evidence.verdict import Verified
 
