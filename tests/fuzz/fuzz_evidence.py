@@ -32,11 +32,16 @@ from tests.support.evidence_makers import (  # noqa: E402
     secure_boot_event,
     snp_report,
 )
+from tests.support.tpm_credential import ek_certificate  # noqa: E402
 
+from casemate.engine.tpm_commands import EK_TEMPLATE  # noqa: E402
 from casemate.errors import CasemateError  # noqa: E402
 from casemate.evidence import (  # noqa: E402
+    challenge,
     companions,
     ear,
+    ek,
+    ek_true,
     gce,
     nitro_true,
     se,
@@ -209,10 +214,12 @@ def other_seeds() -> tuple[bytes, ...]:
     authority = Authority("a", list_url="https://lists.invalid/a")
     files = (
         authority.der,
+        ek_certificate(key().spki(), authority).der,
         authority.revokes(authority),
         chip().leaf.der,
         se_makers.header(),
         key().public_area(),
+        EK_TEMPLATE,
         key().spki(),
         key().quote(_values(), b"fresh"),
         key().sign(b"x"),
@@ -235,6 +242,10 @@ def read_all(data: bytes) -> None:
         lambda: se.parse_image(data),
         lambda: tpm_files.parse_signature_file(data),
         lambda: tpm_files.parse_pcr_file(data, quote),
+        lambda: ek.parse_storage_key(data),
+        lambda: ek.parse_attestation_key(data),
+        lambda: list(ek_true.truth_of_endorsement([parse(data)], (), NOW)),
+        lambda: challenge.parse_asked(data, "x"),
         lambda: parse_policy(data.decode("utf-8", "replace"), "x"),
         lambda: verify(data, Inputs(moment=NOW, collateral=data, event_log=data, nonce=b"x"), Policy()),
     ):

@@ -3,7 +3,8 @@
 1. The certificate hangs on an authority that the caller believes (`chain.py`).
 2. It is an endorsement key's by the TCG EK Credential Profile: purpose tcg-kp-EKCertificate, names of the TPM (critical
    where there is no subject), a key usage that decrypts and nothing that signs, no authority. A maker's authority also
-   certifies attestation keys and platforms: without the purpose one would pass for another.
+   certifies attestation keys and platforms: without the purpose one would pass for another. Nor is the purpose enough:
+   Google's signing keys of vTPMs (2022) have it too.
 3. The public area that came along is of that very key, and of one that never leaves its TPM.
 4. The attestation key is one whose quotes the TPM made itself; its name is over a digest without known collisions.
 """

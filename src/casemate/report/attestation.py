@@ -88,7 +88,9 @@ def render_text(name: str, found: Verified) -> str:
         lines += ["  revocation", f"    {_REVOCATION[found.revocation]}"]
     lines += ["  notes", *(f"    {text}" for text in found.notes)] if found.notes else []
     lines += ["  it says" if found.is_true else "  it says, which is not to be believed"]
-    lines += [f"    {key:<18} {value}" for key, value in _shown(found.claims)]
+    shown = list(_shown(found.claims))
+    width = max([18, *(len(key) for key, _ in shown)])
+    lines += [f"    {key:<{width}} {value}" for key, value in shown]
     return "\n".join(lines)
 
 
