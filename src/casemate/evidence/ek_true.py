@@ -7,6 +7,7 @@
    Google's signing keys of vTPMs (2022) have it too.
 3. The public area that came along is of that very key, and of one that never leaves its TPM.
 4. The attestation key is one whose quotes the TPM made itself; its name is over a digest without known collisions.
+5. Neither is of the generator whose keys can be factored (`weak_rsa.py`): then others than the TPM have it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from casemate.evidence.ek import AttestationKey, StorageKey, read_endorsement
 from casemate.evidence.tpm import ATTESTATION_KEY, DECRYPT
 from casemate.evidence.tpm_true import attribute_faults
 from casemate.evidence.verdict import Reason, false
+from casemate.evidence.weak_rsa import is_of_weak_generator
 from casemate.evidence.x509 import Certificate
 
 EK_PURPOSE: Final = "2.23.133.8.1"
@@ -37,7 +39,7 @@ _SIGN: Final = 18
 def truth_of_endorsement(
     chain: Sequence[Certificate], anchors: Collection[str], moment: datetime.datetime
 ) -> Iterator[Reason]:
-    """Steps 1 and 2.
+    """Steps 1, 2 and 5.
 
     Args:
         chain: the endorsement key's certificate first.
@@ -72,6 +74,7 @@ def _usage_faults(leaf: Certificate) -> Iterator[Reason]:
         yield false("ek.usage", f"the certificate's key is not for {wanted}")
     elif leaf.may("digitalSignature") or leaf.may("keyCertSign"):
         yield false("ek.usage", "the certificate's key may sign, which an endorsement key does not")
+    yield from _weakness(leaf.key, "ek.weak", "endorsement key")
 
 
 def truth_of_storage_key(found: StorageKey, leaf: Certificate) -> Iterator[Reason]:
@@ -85,7 +88,18 @@ def truth_of_storage_key(found: StorageKey, leaf: Certificate) -> Iterator[Reaso
 
 
 def truth_of_attestation_key(found: AttestationKey) -> Iterator[Reason]:
-    """Step 4."""
+    """Steps 4 and 5."""
     yield from attribute_faults(found.attributes)
     if found.name_hash == "sha1":
         yield false("key.name", "the attestation key's name is a SHA-1 digest, which can be forged")
+    yield from _weakness(found.key, "key.weak", "attestation key")
+
+
+def _weakness(key: bytes, code: str, what: str) -> Iterator[Reason]:
+    """Step 5, of a SubjectPublicKeyInfo that was read before."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    loaded = load_der_public_key(key)
+    if isinstance(loaded, rsa.RSAPublicKey) and is_of_weak_generator(loaded.public_numbers().n):
+        yield false(code, f"the {what} is of Infineon's weak generator (CVE-2017-15361): others may have computed it")
