@@ -9,11 +9,12 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
 
-from casemate.facts import kvm_guest
+from casemate.facts import kvm_collect, kvm_guest
 from casemate.facts.kvm import cached_probe, kvm_facts, probe_kvm, refused_cpu_flags, summary_lines
 from casemate.facts.kvm_child import Outcome, run_in_child
 from casemate.facts.kvm_collect import collect
@@ -208,11 +209,17 @@ def test_endless_guest_without_a_limit_is_killed_at_the_deadline() -> None:
     assert (found.outcome, found.step) == (Outcome.TIMED_OUT, "endless guest")
 
 
-@needs_kvm
-def test_probe_itself_is_killed_at_the_deadline_and_says_where_it_was() -> None:
-    found = probe_kvm(DEVICE, deadline_s=0.02)
+def test_probe_itself_is_killed_at_the_deadline_and_says_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(device: str, machine: str, stage: Callable[[str], None], **_: float) -> NoReturn:
+        stage("a call that never returns")
+        while True:
+            signal.pause()
+
+    monkeypatch.setattr(kvm_collect, "collect", hang)
+    found = probe_kvm(DEVICE, deadline_s=1)
     assert found.verdict is Verdict.BROKEN
-    assert "timed out: killed after 0.02 s" in found.why
+    assert "timed out: killed after 1 s" in found.why
+    assert [failure.step for failure in found.failures] == ["a call that never returns"]
 
 
 @needs_kvm
