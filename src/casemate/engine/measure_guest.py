@@ -88,6 +88,14 @@ for name in $e1000 $vnet; do
     echo 1 >"/proc/sys/net/ipv6/conf/$name/disable_ipv6"
     $bb ip link set "$name" up
 done
+# The e1000 finds its link after a while, and pktgen sends nothing before.
+for name in $e1000 $vnet; do
+    tries=0
+    while [ "$($bb cat "/sys/class/net/$name/carrier")" != 1 ] && [ $tries -lt 200 ]; do
+        $bb sleep 0.1
+        tries=$((tries + 1))
+    done
+done
 $bb sleep 1
 $bb stty -echo
 echo "cm ready $e1000 $vnet $ide $vblk"
