@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.support.tpm_case import plan_with
 from tests.unit.elf_builder import put
 
 from casemate.cli.listing import _boot
-from casemate.engine import doctor
+from casemate.engine import devicetree, doctor
 from casemate.engine.paths import Paths
 from casemate.engine.rows import _boot_view
 from casemate.facts.fact import Known, Stage, Unknown
@@ -124,3 +125,45 @@ class TestDoctor:
         found = self.checks(tree, monkeypatch, smm=0, program="/bin/virt-fw-vars")
         assert {check.status for check in found.values()} == {"limited"}
         assert "under TCG only" in found["secure-boot"].why
+
+
+class TestReadBack:
+    """`devicetree._firmware`, with an emulator whose answers are made up."""
+
+    FLASHES = ("system.flash0", "system.flash1")
+
+    @staticmethod
+    def facts(smm: object, *, guarded: object = True, flashes: tuple[str, ...] = FLASHES) -> dict[str, Any]:
+        plan = plan_with()
+        plan = msgspec.structs.replace(
+            plan, spec=msgspec.structs.replace(plan.spec, boot=Boot(firmware=Firmware.UEFI_SECURE))
+        )
+        found: dict[str, Any] = {}
+
+        def ask(name: str, *, path: str, property: str = "") -> object:
+            if name == "qom-list":
+                return [{"name": flash} for flash in flashes]
+            return smm if path == "/machine" else guarded
+
+        types = {"cfi.pflash01"} if flashes else set()
+        devicetree._firmware(lambda name, value, _: found.update({name: value}), ask, plan, types)
+        return found
+
+    def test_guarded(self) -> None:
+        assert self.facts("on") == {"dev.smm": True, "dev.boot-variables": (), "vm.firmware": "uefi-secure"}
+
+    @pytest.mark.parametrize("answer", ["off", "auto", None, True, 1, ""])
+    def test_a_mode_that_is_not_known_to_be_on_guards_nothing(self, answer: object) -> None:
+        found = self.facts(answer)
+        assert found["dev.boot-variables"] == ("system management mode is off",)
+        assert found["dev.smm"] is (answer != "off")
+
+    @pytest.mark.parametrize("answer", [False, None, "true", 1])
+    def test_each_flash_that_is_not_known_to_be_guarded_is_named(self, answer: object) -> None:
+        opened = self.facts("on", guarded=answer)["dev.boot-variables"]
+        assert opened == tuple(f"{name} takes writes from any code" for name in self.FLASHES)
+
+    def test_no_flash(self) -> None:
+        found = self.facts("on", flashes=())
+        assert found["dev.boot-variables"] == ("there is no flash",)
+        assert found["vm.firmware"] != "uefi-secure"

@@ -15,6 +15,7 @@ from casemate.plan.model import LaunchPlan
 _CHILDREN_MAX: Final = 512
 _FOLDERS_MAX: Final = 16
 _FOLDERS: Final = ("/machine", "/machine/unattached", "/machine/peripheral", "/machine/peripheral-anon", "/objects")
+_FLASH: Final = "cfi.pflash01"
 _CPU: Final = "/machine/unattached/device[0]"
 QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     *(("qom-list", {"path": folder}) for folder in _FOLDERS),
@@ -56,7 +57,7 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     know("ent.virtio-rng", _entropy(ask, types, plan), "qom-get /objects/entropy")
     nested = tuple(flag for flag in ("vmx", "svm") if _get(ask, _CPU, flag) is not False)
     know("cpu.nested-flags", nested, f"qom-get {_CPU}")
-    _firmware(know, ask, plan)
+    _firmware(know, ask, plan, types)
     _disks(know, ask)
     if not any("-net" in kind for kind in types):
         _no_network(know)
@@ -125,15 +126,18 @@ def _entropy(ask: Callable[..., Any], types: set[str], plan: LaunchPlan) -> str:
     return "/dev/urandom" if backend == f"/dev/fdset/{added.rpartition('=')[2]}" else str(backend)
 
 
-def _firmware(know: Callable[[str, Value, str], None], ask: Callable[..., Any], plan: LaunchPlan) -> None:
+def _firmware(
+    know: Callable[[str, Value, str], None], ask: Callable[..., Any], plan: LaunchPlan, types: set[str]
+) -> None:
     """What starts the guest, and whether code beyond the firmware's guarded part can write to its variables."""
-    smm = _get(ask, "/machine", "smm") != "off"
-    know("dev.smm", smm, "qom-get /machine smm")
-    flashes = [name for name in _names_in(ask, "/machine") if name.startswith("system.flash")]
+    smm = _get(ask, "/machine", "smm")
+    know("dev.smm", smm != "off", "qom-get /machine smm")
+    names = _names_in(ask, "/machine") if _FLASH in types else ()
+    flashes = [name for name in names if name.startswith("system.flash")]
     opened = [
         f"{name} takes writes from any code" for name in flashes if _get(ask, f"/machine/{name}", "secure") is not True
     ]
-    if not smm:
+    if smm != "on":  # an answer that nobody knows counts against both: the mode may be there, or may not
         opened.append("system management mode is off")
     if not flashes:
         opened.append("there is no flash")
