@@ -29,8 +29,8 @@ from casemate.measure.gpt import Gpt, read_gpt
 from casemate.measure.linux import as_loaded
 from casemate.measure.pe import Pe, PeSection, parse_pe
 from casemate.measure.registers import Steps, extended
-from casemate.measure.secureboot import ENABLE, is_enforcing, measure_variables, signature_lists, vouches
-from casemate.measure.variables import GLOBAL, SECURITY, SHIM, Variables, parse_variables, variable_event
+from casemate.measure.secureboot import is_enforcing, measure_variables, signature_lists, vouches
+from casemate.measure.variables import ENABLE, GLOBAL, SECURITY, SHIM, Variables, parse_variables, variable_event
 from casemate.measure.volumes import Volumes, parse_volumes
 
 X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le

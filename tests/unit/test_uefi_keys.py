@@ -23,7 +23,7 @@ from casemate.engine.uefi_enrol import check_owner, enrol, find_program
 from casemate.engine.uefi_keys import Enrolled, certificate_entry, note_of, variables_facts
 from casemate.errors import HostError, InputError, RefusedError
 from casemate.facts.fact import Facts, Known, Unknown
-from casemate.measure.variables import parse_variables
+from casemate.measure.variables import CUSTOM, ENABLE, parse_variables
 from casemate.plan.model import OpenFile
 from casemate.spec.model import Boot, BootKeys, Firmware
 
@@ -107,6 +107,20 @@ def test_every_change_is_seen(keys: OwnerKeys, own_store: bytes) -> None:
     longer = change(own_store, "--add-dbx-hash", guid, forbidden)
     gone = variables_facts(own_store, note_of(parse_variables(longer)))
     assert value(gone, "dev.boot-keys") == (f"dbx: sha256:{forbidden} gone",)
+
+
+@needs_ovmf
+@pytest.mark.parametrize(
+    ("key", "data", "name"), [(ENABLE, b"\0", "off: SecureBootEnable is 0"), (CUSTOM, b"\1", "on, in custom mode")]
+)
+def test_a_guests_own_variable_of_the_same_name_hides_nothing(
+    key: tuple[uuid.UUID, str], data: bytes, name: str
+) -> None:
+    variables = {**parse_variables(ENROLLED.read_bytes()), key: data}
+    assert uefi_keys.state_of(variables) == name
+    theirs = (uuid.UUID(int=1), key[1])
+    assert uefi_keys.state_of({**variables, theirs: bytes([1 - data[0]])}) == name
+    assert uefi_keys.state_of({**parse_variables(ENROLLED.read_bytes()), theirs: data}) == "on"
 
 
 @needs_ovmf

@@ -22,7 +22,7 @@ import msgspec
 from casemate.engine import files
 from casemate.errors import InputError
 from casemate.facts.fact import Facts, Known, Unknown
-from casemate.measure.variables import GLOBAL, SECURITY, Variables, parse_variables
+from casemate.measure.variables import CUSTOM, ENABLE, GLOBAL, SECURITY, Variables, parse_variables
 
 _NOTE_MAX_BYTES: Final = 4 << 20
 _ENTRIES_MAX: Final = 16384
@@ -90,12 +90,11 @@ def state_of(variables: Variables) -> str:
     """``on``, or what the firmware will make of its variables instead (edk2, AuthVariableLib, SecureBootConfigDxe: no
     platform key is setup mode; in custom mode whoever has the console changes keys without a signature).
     """
-    values = {name: data for (_, name), data in variables.items() if name in ("SecureBootEnable", "CustomMode")}
     if not variables.get((GLOBAL, "PK")):
         return "off: no platform key (setup mode)"
-    if values.get("SecureBootEnable", b"\1") != b"\1":
+    if variables.get(ENABLE, b"\1") != b"\1":
         return "off: SecureBootEnable is 0"
-    return "on" if values.get("CustomMode", b"\0") == b"\0" else "on, in custom mode"
+    return "on" if variables.get(CUSTOM, b"\0") == b"\0" else "on, in custom mode"
 
 
 def _entries(data: bytes) -> Iterator[str]:

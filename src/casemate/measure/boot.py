@@ -18,8 +18,8 @@ from casemate.evidence.event_log import EV_NO_ACTION, EventLog
 from casemate.measure import linux, stub
 from casemate.measure.pe import Pe, parse_pe
 from casemate.measure.registers import SEPARATOR, Prediction, Step, Steps
-from casemate.measure.secureboot import ENABLE, is_enforcing, measure_authority, measure_variables, vouches
-from casemate.measure.variables import SECURITY, Variables
+from casemate.measure.secureboot import is_enforcing, measure_authority, measure_variables, vouches
+from casemate.measure.variables import ENABLE, SECURITY, Variables
 from casemate.measure.volumes import Volumes
 
 REGISTERS: Final = (0, 2, 4, 5, 7, 8, 9, 11, 12)

@@ -17,10 +17,8 @@ from casemate.evidence import der
 from casemate.evidence.x509 import Certificate, parse
 from casemate.measure.pe import Pe
 from casemate.measure.registers import SEPARATOR, Steps
-from casemate.measure.variables import GLOBAL, SECURITY, Variables, variable_event
+from casemate.measure.variables import ENABLE, GLOBAL, SECURITY, Variables, variable_event
 
-ENABLE: Final = (uuid.UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable")
-"""The switch in the firmware's menu, by vendor and name."""
 _X509: Final = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
 _SHA256: Final = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
 _CONTEXT_0: Final = 0xA0

@@ -16,6 +16,9 @@ from casemate.errors import InputError
 GLOBAL: Final = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 SECURITY: Final = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 SHIM: Final = uuid.UUID("605dab50-e046-4300-abb6-3dd810dd8b23")
+ENABLE: Final = (uuid.UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable")
+"""The switch in the firmware's menu, by vendor and name. A guest may give that name to a variable of its own."""
+CUSTOM: Final = (uuid.UUID("c076ec0c-7028-4399-a072-71ee5c448b9f"), "CustomMode")
 Variables = dict[tuple[uuid.UUID, str], bytes]
 
 MAX_STORE: Final = 8 << 20
