@@ -23,6 +23,7 @@ from casemate.engine.uefi_enrol import check_owner, enrol, find_program
 from casemate.engine.uefi_keys import Enrolled, certificate_entry, note_of, variables_facts
 from casemate.errors import HostError, InputError, RefusedError
 from casemate.facts.fact import Facts, Known, Unknown
+from casemate.measure.siglists import signature_entries
 from casemate.measure.variables import CUSTOM, ENABLE, parse_variables
 from casemate.plan.model import OpenFile
 from casemate.spec.model import Boot, BootKeys, Firmware
@@ -151,7 +152,7 @@ def test_a_flipped_bit_is_seen_or_changes_nothing_that_counts(place: int, bit: i
 @given(st.binary(max_size=200))
 def test_signature_lists_of_any_bytes_are_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(InputError):
-        assert len(list(uefi_keys._entries(data))) <= len(data)
+        assert len(list(signature_entries(data))) <= len(data)
 
 
 def test_entries_of_every_kind_are_seen() -> None:
@@ -161,9 +162,9 @@ def test_entries_of_every_kind_are_seen() -> None:
         for kind in (strange, uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072"))
     )
     digest = hashlib.sha256(bytes(48)).hexdigest()
-    assert list(uefi_keys._entries(data)) == [f"{strange}:{digest}", f"x509:{digest}"]
+    assert [uefi_keys._name(entry) for entry in signature_entries(data)] == [f"{strange}:{digest}", f"x509:{digest}"]
     with pytest.raises(InputError, match="makes no sense"):
-        list(uefi_keys._entries(data[:-1]))
+        list(signature_entries(data[:-1]))
 
 
 @needs_program

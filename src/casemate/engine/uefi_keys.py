@@ -5,16 +5,12 @@
 
 An entry of a database is written as ``x509:`` and the SHA-256 of its certificate, ``sha256:`` and the digest that it
 lists, or its type's GUID and a digest: a kind that nobody here knows is seen too.
-
-EFI_SIGNATURE_LIST (UEFI specification, 32.4.1): type, size (4), header size (4), entry size (4); entries: owner, data
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
 import uuid
-from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -22,12 +18,10 @@ import msgspec
 from casemate.engine import files
 from casemate.errors import InputError
 from casemate.facts.fact import Facts, Known, Unknown
+from casemate.measure.siglists import SHA256, X509, Entry, signature_entries
 from casemate.measure.variables import CUSTOM, ENABLE, GLOBAL, SECURITY, Variables, parse_variables
 
 _NOTE_MAX_BYTES: Final = 4 << 20
-_ENTRIES_MAX: Final = 16384
-_X509: Final = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
-_SHA256: Final = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
 _DATABASES: Final = ((GLOBAL, "PK"), (GLOBAL, "KEK"), (SECURITY, "db"), (SECURITY, "dbx"))
 
 
@@ -46,7 +40,7 @@ def note_of(variables: Variables) -> Enrolled:
     Raises:
         InputError: a database contradicts itself.
     """
-    return Enrolled(*(tuple(sorted(_entries(variables.get(key, b"")))) for key in _DATABASES))
+    return Enrolled(*(tuple(sorted(map(_name, signature_entries(variables.get(key, b""))))) for key in _DATABASES))
 
 
 def read_note(path: str) -> Enrolled | None:
@@ -97,29 +91,9 @@ def state_of(variables: Variables) -> str:
     return "on" if variables.get(CUSTOM, b"\0") == b"\0" else "on, in custom mode"
 
 
-def _entries(data: bytes) -> Iterator[str]:
-    at = count = 0
-    while at < len(data):
-        if at + 28 > len(data):
-            raise _fault("a list that is cut off")
-        kind, size, header, entry = struct.unpack_from("<16sIII", data, at)
-        if size < 28 + header or size > len(data) - at or entry < 17 or (size - 28 - header) % entry:
-            raise _fault(f"a list of {size} bytes with entries of {entry}")
-        for start in range(at + 28 + header, at + size, entry):
-            count += 1
-            if count > _ENTRIES_MAX:
-                raise _fault(f"more than {_ENTRIES_MAX} entries")
-            yield _entry(kind, data[start + 16 : start + entry])
-        at += size
-
-
-def _entry(kind: bytes, data: bytes) -> str:
-    if kind == _X509:
-        return certificate_entry(data)
-    if kind == _SHA256:
-        return f"sha256:{data.hex()}"
-    return f"{uuid.UUID(bytes_le=kind)}:{hashlib.sha256(data).hexdigest()}"
-
-
-def _fault(got: str) -> InputError:
-    return InputError("a database of Secure Boot makes no sense", got=got, expected="EFI signature lists")
+def _name(entry: Entry) -> str:
+    if entry.kind == X509:
+        return certificate_entry(entry.data)
+    if entry.kind == SHA256:
+        return f"sha256:{entry.data.hex()}"
+    return f"{uuid.UUID(bytes_le=entry.kind)}:{hashlib.sha256(entry.data).hexdigest()}"

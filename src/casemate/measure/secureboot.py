@@ -1,12 +1,7 @@
-"""Secure Boot as PCR 7 sees it: the variables that decide, and the entry of db that vouches for an image.
-
-EFI_SIGNATURE_LIST (UEFI specification, 32.4.1): type, size (4), header size (4), entry size (4); entries: owner, data
-"""
+"""Secure Boot as PCR 7 sees it: the variables that decide, and the entry of db that vouches for an image."""
 
 from __future__ import annotations
 
-import struct
-import uuid
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,12 +12,10 @@ from casemate.evidence import der
 from casemate.evidence.x509 import Certificate, parse
 from casemate.measure.pe import Pe
 from casemate.measure.registers import SEPARATOR, Steps
+from casemate.measure.siglists import SHA256, X509, signature_entries
 from casemate.measure.variables import ENABLE, GLOBAL, SECURITY, Variables, variable_event
 
-_X509: Final = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
-_SHA256: Final = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
 _CONTEXT_0: Final = 0xA0
-_MAX_ENTRIES: Final = 4096
 
 
 class Authority(msgspec.Struct, frozen=True):
@@ -61,25 +54,14 @@ def measure_variables(steps: Steps, variables: Variables, *, capable: bool) -> N
 
 
 def signature_lists(data: bytes) -> Iterator[Authority]:
-    """The entries of a database, in order.
+    """The certificates and SHA-256 of a database, in order.
 
     Raises:
         InputError: it contradicts itself.
     """
-    at = count = 0
-    while at < len(data):
-        if at + 28 > len(data):
-            raise _fault("a list that is cut off")
-        kind, size, header, entry = struct.unpack_from("<16sIII", data, at)
-        if size < 28 + header or size > len(data) - at or entry < 17 or (size - 28 - header) % entry:
-            raise _fault(f"a list of {size} bytes with entries of {entry}")
-        for start in range(at + 28 + header, at + size, entry):
-            count += 1
-            if count > _MAX_ENTRIES:
-                raise _fault("too many entries")
-            if kind in (_X509, _SHA256):
-                yield Authority(data[start : start + 16], data[start + 16 : start + entry], kind == _X509)
-        at += size
+    for entry in signature_entries(data):
+        if entry.kind in (X509, SHA256):
+            yield Authority(entry.owner, entry.data, entry.kind == X509)
 
 
 def vouches(image: Pe, database: bytes) -> Authority | None:
@@ -137,4 +119,4 @@ def _is_above(encoded: bytes, chain: list[Certificate]) -> bool:
 
 
 def _fault(what: str) -> InputError:
-    return InputError("a signature database, or a signature", got=what, expected="lists as UEFI describes them")
+    return InputError("a signature of an image", got=what, expected="PKCS #7 SignedData")
