@@ -140,7 +140,7 @@ class TestReadBack:
         )
         found: dict[str, Any] = {}
 
-        def ask(name: str, *, path: str, property: str = "") -> object:
+        def ask(name: str, path: str, **_: str) -> object:
             if name == "qom-list":
                 return [{"name": flash} for flash in flashes]
             return smm if path == "/machine" else guarded
