@@ -76,13 +76,23 @@ def test_each_difference_is_one_fault_that_names_it(name: str) -> None:
     assert found[0].startswith(f"{name}: ")
 
 
-@pytest.mark.parametrize("name", [name for name in BAD if name != "proc.seccomp-dangerous"])
+@pytest.mark.parametrize("name", BAD)
 def test_what_is_not_known_is_a_fault(name: str) -> None:
     tpm = running()
     seen = facts(good(tpm))
     seen[name] = Unknown("nobody looked")
     assert [fault.partition(":")[0] for fault in wall_faults(seen, tpm)] == [name]
     del seen[name]
+    assert len(wall_faults(seen, tpm)) == 1
+
+
+def test_filters_that_cannot_be_read_are_proved_by_a_notification() -> None:
+    tpm = running()
+    tpm.notified = True
+    seen = facts(good(tpm))
+    seen["proc.seccomp-dangerous"] = Unknown("permission denied")
+    assert wall_faults(seen, tpm) == ()
+    seen["proc.seccomp-dangerous"] = Known(("ptrace",), "test")
     assert len(wall_faults(seen, tpm)) == 1
 
 

@@ -55,11 +55,13 @@ class Tpm:
         spawned: swtpm, our child.
         wall: what it was put behind.
         qemu_socket_fd: QEMU's end of the control channel.
+        notified: its exec arrived at our listener, so the filter that we loaded is live.
     """
 
     spawned: Spawned
     wall: Wall
     qemu_socket_fd: int
+    notified: bool = False
 
     def unlink(self) -> None:
         """Close our copy of QEMU's end once QEMU has its own."""
@@ -114,12 +116,13 @@ def start_tpm(
         theirs.close()
         files.remove_tree(staging)
     try:
-        _Starting(spawned, ours, log_read).run(home)
+        starting = _Starting(spawned, ours, log_read)
+        starting.run(home)
     except BaseException:
         ours.close()
         kill_and_reap(spawned)
         raise
-    return Tpm(spawned, wall, ours.detach())
+    return Tpm(spawned, wall, ours.detach(), starting.executed)
 
 
 class _Starting:
@@ -131,7 +134,7 @@ class _Starting:
         self._log_read = log_read
         self._end = time.monotonic() + DEADLINE_S
         self._numbers = names(os.uname().machine)
-        self._executed = False
+        self.executed = False
 
     def run(self, home: Home) -> None:
         """Open the state, make a TPM where there is none, end the start-up calls."""
@@ -221,10 +224,10 @@ class _Starting:
         try:
             notification = seccomp.notif_recv(listener)
             if self._numbers.get(notification.nr) == "execve":
-                if self._executed:
+                if self.executed:
                     seccomp.notif_send_error(listener, notification.id, 1)
                     return
-                self._executed = True
+                self.executed = True
             seccomp.notif_send_continue(listener, notification.id)
         except FileNotFoundError:
             return  # the caller died meanwhile
