@@ -52,6 +52,17 @@ def test_import_of_the_api_brings_no_layer_with_it() -> None:
     assert set(done.stdout.split()) == {"casemate", "casemate.app"}
 
 
+def test_a_launch_imports_nothing_for_what_a_plain_vm_has_not() -> None:
+    code = "import sys, casemate.engine.attendance; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    needless = re.compile(
+        r"casemate\.(?!spec|jail).*(confidential|swtpm|tpm_|uefi_|network|passt$)|base64|cryptography"
+    )
+    found = {name for name in done.stdout.split() if needless.match(name)}
+    # Planning asks these whether there is anything to do; the controls of networks and TPMs are judged of every VM.
+    assert found == {"casemate.controls.catalogue.network", "casemate.plan.confidential", "casemate.plan.passt"}
+
+
 def test_overrides_are_the_flags_that_a_specification_takes() -> None:
     """A flag that `override` learns must not be forgotten here, nor one passed that it does not know."""
     taken = set(inspect.signature(override).parameters) - {"spec", "base_dir", "today", "format_of", "image_of"}

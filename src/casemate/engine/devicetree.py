@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from casemate.engine.readback_confidential import observe_confidential
 from casemate.engine.startup import Startup
 from casemate.errors import VmError
 from casemate.facts.fact import Facts, Known, Stage, Value
@@ -61,7 +60,10 @@ def observe_devices(plan: LaunchPlan, startup: Startup) -> Facts:
     _disks(know, ask)
     if not any("-net" in kind for kind in types):
         _no_network(know)
-    facts.update(observe_confidential(plan, ask))
+    if plan.spec.confidential is not None:
+        from casemate.engine.readback_confidential import observe_confidential
+
+        facts.update(observe_confidential(plan, ask))
     if not any(kind.startswith("tpm-") for kind in types):
         know("tpm.backend", "none", "qom-list: no TPM")
     argv = plan.wall.argv

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,7 +19,6 @@ from casemate.engine.state import boot_id
 from casemate.engine.uefi import find_firmware
 from casemate.errors import HostError
 from casemate.facts.closure import cached_closure
-from casemate.facts.confidential import ConfidentialHost, collect_confidential
 from casemate.facts.firmware import firmware_files
 from casemate.facts.kvm import cached_probe, refused_cpu_flags
 from casemate.facts.kvm_report import IrqchipMode
@@ -33,6 +33,9 @@ from casemate.spec.confidential import Kind
 from casemate.spec.model import AccelChoice, MachineType, Spec
 from casemate.sys.landlock import landlock_abi
 from casemate.sys.process import PR_SCHED_CORE, prctl
+
+if TYPE_CHECKING:
+    from casemate.facts.confidential import ConfidentialHost
 
 
 def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
@@ -75,6 +78,8 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
 def _confidential(spec: Spec, paths: Paths, root: Root) -> ConfidentialHost | None:
     if spec.confidential is None:
         return None
+    from casemate.facts.confidential import collect_confidential
+
     wanted, report = spec.confidential, cached_probe(Path(paths.cache) / "kvm.json")
     kernel = spec.boot.kernel
     found = collect_confidential(root, wanted.kind.value, report, wanted.quote_socket, is_direct=kernel is not None)

@@ -19,7 +19,6 @@ from casemate.plan.label import process_label
 from casemate.plan.model import Emulator, HelperPlan, Host, LaunchPlan
 from casemate.plan.passt import plan_passt
 from casemate.plan.passthrough import check_passthrough, passthrough_files
-from casemate.plan.swtpm import plan_swtpm
 from casemate.plan.wall import build_wall, needs_group_kvm, open_files
 from casemate.spec.model import AccelChoice, NetworkMode, Spec
 
@@ -89,6 +88,8 @@ def build_plan(spec: Spec, host: Host, emulator: Emulator, request: Request) -> 
     if spec.tpm.enabled:
         if host.swtpm is None:
             raise HostError("[tpm] needs swtpm", next_step="apt-get install swtpm")
+        from casemate.plan.swtpm import plan_swtpm
+
         helpers += (plan_swtpm(host.swtpm, request.tpm_identity or identity, keeps_state=request.keeps_state),)
     return LaunchPlan(
         vm_id=request.vm_id,

@@ -13,16 +13,17 @@ SEV-SNP: ``reduced-phys-bits`` is 1, as QEMU says in query-sev-capabilities for 
 
 from __future__ import annotations
 
-import base64
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from casemate.facts.confidential import PARAMETERS, ConfidentialHost
 from casemate.plan.model import Emulator, Host
 from casemate.plan.options import OptionValue, write_object
 from casemate.spec.confidential import TDX_ATTRIBUTES, Confidential, Kind, snp_policy
 from casemate.spec.model import Spec
+
+if TYPE_CHECKING:
+    from casemate.facts.confidential import ConfidentialHost
 
 OBJECT: Final = "confidential"
 FIRMWARE: Final = "/boot/firmware"
@@ -87,6 +88,8 @@ def _properties(spec: Spec, wanted: Confidential, c_bit: int | None) -> dict[str
 
 
 def _base64(hexadecimal: str) -> str:
+    import base64
+
     return base64.b64encode(bytes.fromhex(hexadecimal)).decode()
 
 
@@ -115,6 +118,8 @@ def missing(spec: Spec, host: Host, emulator: Emulator) -> tuple[str, ...]:
     """Everything that this host lacks for the confidential guest; empty when there is none to start, or nothing."""
     if spec.confidential is None:
         return ()
+    from casemate.facts.confidential import ConfidentialHost
+
     offer = Offer(
         machine=host.machine,
         kvm_verdict=host.kvm_verdict,
@@ -129,6 +134,8 @@ def missing(spec: Spec, host: Host, emulator: Emulator) -> tuple[str, ...]:
 
 def lacks(kind: Kind, offer: Offer) -> tuple[str, ...]:
     """Everything that a host does not offer for this kind, each with what to do about it."""
+    from casemate.facts.confidential import PARAMETERS
+
     name, there, found = NAMES[kind], offer.there, []
     if offer.machine != _MACHINES[kind]:
         found.append(f"{name} is a feature of {_MACHINES[kind]}; this host is {offer.machine}")

@@ -6,14 +6,18 @@ from a file.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from casemate.facts.confidential import ConfidentialHost
 from casemate.facts.fact import Facts
 from casemate.facts.vfio import PciFunction
 from casemate.jail.policy import CgroupPlan, Descriptor, Identity, Wall
 from casemate.jail.rules import Profile
 from casemate.spec.model import Spec
+
+if TYPE_CHECKING:
+    from casemate.facts.confidential import ConfidentialHost
 
 
 class CgroupBase(msgspec.Struct, frozen=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from casemate.controls.catalogue import (
     boot,
-    confidential,
     confinement,
     devices,
     entropy,
@@ -28,6 +27,8 @@ def launch_controls() -> tuple[Control, ...]:
 
 def confidential_controls() -> tuple[Control, ...]:
     """What the launch of a confidential guest is judged by: the controls of every launch, and its own."""
+    from casemate.controls.catalogue import confidential
+
     return (*launch_controls(), *confidential.CONTROLS)
 
 
