@@ -20,8 +20,9 @@ from casemate.engine import errorwire, files
 from casemate.engine.egress import Broker
 from casemate.engine.egress_main import Log
 from casemate.engine.egress_policy import Policy
+from casemate.engine.helpers import did_not_start
 from casemate.engine.ports import ports_error
-from casemate.errors import CasemateError, HostError, VmError
+from casemate.errors import CasemateError, VmError
 from casemate.jail.broker_rules import broker_profile
 from casemate.jail.compile import compile_profile
 from casemate.jail.policy import Identity, IdentityMode
@@ -186,19 +187,7 @@ class _Starting:
         self._read_messages()
         if self._broker.bind_failures:
             raise ports_error(self._broker.bind_failures)
-        status = os.waitid(os.P_PIDFD, self._spawned.pidfd, os.WEXITED | os.WNOWAIT)
-        how = "it ended"
-        if status is not None:
-            killed = status.si_code != os.CLD_EXITED
-            how = signal.Signals(status.si_status).name if killed else f"exit status {status.si_status}"
-        text = self._text()
-        raise HostError(
-            "passt did not start",
-            got=f"{how}; {text}" if text else how,
-            next_step="SIGSYS: a system call outside of its allowlist; report it with passt --version"
-            if how == "SIGSYS"
-            else "casemate doctor",
-        )
+        raise did_not_start("passt", self._spawned.pidfd, self._text())
 
     def _text(self) -> str:
         lines = self._messages.decode("utf-8", "replace").splitlines()

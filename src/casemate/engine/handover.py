@@ -46,17 +46,15 @@ def running_state(
     definition: Definition, plan: LaunchPlan, launched: Launched, ourselves: Process, started_at: str
 ) -> RunningState:
     """state.json as the supervisor finds it."""
-    spawned, network = launched.spawned, launched.network
-    helpers = [("passt", network.pid), ("broker", network.broker_pid)] if network is not None else []
-    if launched.tpm is not None:
-        helpers.append(("swtpm", launched.tpm.spawned.pid))
+    spawned = launched.spawned
+    members = (member for helper in launched.helpers for member in helper.members())
     return RunningState(
         id=definition.id,
         name=definition.name,
         phase="running",
         supervisor=ourselves,
         emulator=Process("qemu", spawned.pid, start_time_ticks(spawned.pid)),
-        helpers=tuple(Process(name, pid, start_time_ticks(pid)) for name, pid in helpers),
+        helpers=tuple(Process(member.name, member.pid, start_time_ticks(member.pid)) for member in members),
         uid=plan.run_as.uid,
         gid=plan.run_as.gid,
         accel=plan.accel,
@@ -106,12 +104,7 @@ def _configuration(
 ) -> dict[str, Any]:
     """What ``supervise.Supervisor`` takes; ``*_fd`` and ``*_fds`` are numbers of descriptors that stay open."""
     runtime, data = paths.vm_runtime(definition.id), paths.vm_data(definition.id)
-    network = launched.network
-    helper_pidfds = {}
-    if network is not None:
-        helper_pidfds = {str(network.pidfd): "passt", str(network.broker_pidfd): "the network's broker"}
-    if launched.tpm is not None:
-        helper_pidfds[str(launched.tpm.spawned.pidfd)] = "swtpm"
+    helper_pidfds = {str(member.pidfd): member.title for helper in launched.helpers for member in helper.members()}
     locks = [*prepared.locks, *prepared.opened.locks]
     streams = {
         "console_fd": launched.console.fileno(),

@@ -36,6 +36,7 @@ from casemate.plan.model import LaunchPlan
 from casemate.plan.provisioning import is_provisioned
 
 if TYPE_CHECKING:
+    from casemate.engine.helpers import Helper
     from casemate.engine.network import Network
     from casemate.engine.restore import Restore
     from casemate.engine.secretfeed import SecretFeed
@@ -59,7 +60,7 @@ class Launched:
     qmp: socket.socket
     console: socket.socket
     log_fd: int
-    network: Network | None
+    helpers: tuple[Helper, ...]
     findings: tuple[Finding, ...]
     qemu_version: str
     early_log: bytes
@@ -69,7 +70,6 @@ class Launched:
     keys: socket.socket | None = None
     digests: dict[str, str] = field(default_factory=dict)
     observed: Facts = field(default_factory=dict)
-    tpm: Tpm | None = None
 
 
 def launch(
@@ -183,14 +183,15 @@ class _Held:
         if names:
             clock.lap("helpers")
 
+    def _helpers(self) -> tuple[Helper, ...]:
+        return tuple(helper for helper in (self.network, self.tpm) if helper is not None)
+
     def hand_over(self) -> None:
         """The emulator has its ends: ours of them are closed, so that its end shows as an end of file."""
         for end in self._theirs:
             end.close()
-        if self.network is not None:
-            self.network.unlink()
-        if self.tpm is not None:
-            self.tpm.unlink()
+        for helper in self._helpers():
+            helper.unlink()
         os.close(self._log_write)
         self._log_write = -1
 
@@ -199,10 +200,8 @@ class _Held:
         if self.spawned is not None:
             kill_and_reap(self.spawned)
         _end_threads(self.copies, self.feed, self._restore)
-        if self.network is not None:
-            self.network.stop()
-        if self.tpm is not None:
-            self.tpm.stop()
+        for helper in self._helpers():
+            helper.stop()
         for end in (*self.ours, *self._theirs):
             end.close()
         for descriptor in (self.log_read, self._log_write):
@@ -225,7 +224,7 @@ class _Held:
             self.ours[0],
             self.ours[1],
             self.log_read,
-            self.network,
+            self._helpers(),
             findings,
             version,
             bytes(startup.log),
@@ -235,7 +234,6 @@ class _Held:
             self.keys,
             digests,
             observed,
-            self.tpm,
         )
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from casemate.engine import errorwire
 from casemate.engine.egress_policy import Policy, Published
 from casemate.engine.egress_start import DEADLINE_S, Job, become_broker
+from casemate.engine.helpers import Member
 from casemate.engine.paths import default_paths
 from casemate.engine.ports import check_ports
 from casemate.engine.resolver import host_resolver
@@ -87,6 +88,13 @@ class Network:
                 next_step="casemate doctor; the emulator's log has their last words",
             )
         return Policy.from_data(json.loads(said)["policy"])
+
+    def members(self) -> tuple[Member, ...]:
+        """passt and the broker."""
+        return (
+            Member("passt", "passt", self.pid, self.pidfd),
+            Member("broker", "the network's broker", self.broker_pid, self.broker_pidfd),
+        )
 
     def unlink(self) -> None:
         """Close our copy of QEMU's end once QEMU has its own: passt ends when the last copy is closed."""

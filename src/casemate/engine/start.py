@@ -411,10 +411,8 @@ def _undo(plan: LaunchPlan, launched: Launched | None) -> None:
     if launched is not None:
         with contextlib.suppress(CasemateError):
             kill_and_reap(launched.spawned)
-        if launched.network is not None:
-            launched.network.stop()
-        if launched.tpm is not None:
-            launched.tpm.stop()
+        for helper in launched.helpers:
+            helper.stop()
         state.remove_cgroups(plan.cgroup.directories)
 
 

@@ -19,7 +19,6 @@ import array
 import contextlib
 import os
 import select
-import signal
 import socket
 import tempfile
 import time
@@ -29,11 +28,12 @@ from typing import Final
 
 from casemate.bpf.syscalls import names
 from casemate.engine import files, tpm_commands
+from casemate.engine.helpers import Member, did_not_start
 from casemate.engine.paths import default_paths
 from casemate.engine.tpm_furnish import furnish
 from casemate.engine.tpm_state import Home, Keys
 from casemate.engine.vmfiles import now
-from casemate.errors import HostError, InputError, VmError
+from casemate.errors import InputError, VmError
 from casemate.facts.closure import cached_closure
 from casemate.jail.compile import cached_program
 from casemate.jail.policy import Wall
@@ -62,6 +62,10 @@ class Tpm:
     wall: Wall
     qemu_socket_fd: int
     notified: bool = False
+
+    def members(self) -> tuple[Member, ...]:
+        """swtpm."""
+        return (Member("swtpm", "swtpm", self.spawned.pid, self.spawned.pidfd),)
 
     def unlink(self) -> None:
         """Close our copy of QEMU's end once QEMU has its own."""
@@ -216,7 +220,7 @@ class _Starting:
                 elif descriptor == self._spawned.listener and events & select.POLLIN:
                     self._answer()
                 elif descriptor == self._spawned.pidfd and len(data) < size:
-                    raise self._death()
+                    raise did_not_start("swtpm", self._spawned.pidfd, self._words())
         return data
 
     def _answer(self) -> None:
@@ -231,21 +235,6 @@ class _Starting:
             seccomp.notif_send_continue(listener, notification.id)
         except FileNotFoundError:
             return  # the caller died meanwhile
-
-    def _death(self) -> HostError:
-        status = os.waitid(os.P_PIDFD, self._spawned.pidfd, os.WEXITED | os.WNOWAIT)
-        how = "it ended"
-        if status is not None:
-            killed = status.si_code != os.CLD_EXITED
-            how = signal.Signals(status.si_status).name if killed else f"exit status {status.si_status}"
-        words = self._words()
-        return HostError(
-            "swtpm did not start",
-            got=f"{how}; {words}" if words else how,
-            next_step="SIGSYS: a system call outside of its allowlist; report it with swtpm --version"
-            if how == "SIGSYS"
-            else "casemate doctor",
-        )
 
     def _words(self) -> str:
         """What it said last, printable; the emulator, which shares the log, has not been started yet."""
