@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Final
 
 from casemate.errors import InputError
-from casemate.jail.policy import BindFile, CopyFile, Descriptor, Directory, Identity, Link, Rlimit, RootEntry, Wall
+from casemate.jail.policy import BindFile, CopyFile, Descriptor, Directory, Identity, Link, RootEntry, Wall
 from casemate.jail.ranges import NOFILE, TAP_FD
+from casemate.plan.limits import process_rlimits
 from casemate.plan.model import EgressPlan, HelperPlan
 from casemate.spec.model import Egress, NetworkMode, Spec
 
@@ -101,24 +102,14 @@ def passt_wall(helper: HelperPlan, vm: Wall, files: dict[str, str], identity: Id
     # There is no /proc. passt looks there for two things: whether it is its AVX2 build already (if not it would exec
     # that), and, newer versions, whether its user namespace is the first one.
     root += [Link("/proc/self/exe", f"{helper.program}.avx2"), CopyFile("uid-map", "/proc/self/uid_map", 4096)]
-    nproc = next((limit for limit in vm.rlimits if limit.name == "nproc"), Rlimit("nproc", 16))
+    nproc = next((limit.value for limit in vm.rlimits if limit.name == "nproc"), 16)
     return Wall(
         argv=helper.argv,
         environment=(),
         root=tuple(root),
         root_size_bytes=_MIB,
         identity=identity,
-        rlimits=(
-            Rlimit("core", 0),
-            Rlimit("nofile", NOFILE),
-            nproc,
-            Rlimit("fsize", 0),
-            Rlimit("memlock", 0),
-            Rlimit("msgqueue", 0),
-            Rlimit("nice", 0),
-            Rlimit("rtprio", 0),
-            Rlimit("stack", 8 * _MIB),
-        ),
+        rlimits=process_rlimits(nofile=NOFILE, nproc=nproc, fsize=0),
         landlock_abi=vm.landlock_abi,
         landlock=(),
         cgroup=vm.cgroup,

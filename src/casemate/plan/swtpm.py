@@ -16,12 +16,12 @@ from casemate.jail.policy import (
     Descriptor,
     Identity,
     LandlockPath,
-    Rlimit,
     RootEntry,
     Scratch,
     StateDirectory,
     Wall,
 )
+from casemate.plan.limits import process_rlimits
 from casemate.plan.model import HelperPlan
 
 PROFILE: Final = "swtpm"
@@ -101,17 +101,8 @@ def swtpm_wall(helper: HelperPlan, vm: Wall, files: dict[str, str], state: str |
         root=(*root, place),
         root_size_bytes=_MIB,
         identity=helper.run_as,
-        rlimits=(
-            Rlimit("core", 0),
-            Rlimit("nofile", 512),  # more than 256: the launch moves descriptors out of the way there
-            Rlimit("nproc", 1),
-            Rlimit("fsize", STATE_MAX_BYTES),
-            Rlimit("memlock", 0),
-            Rlimit("msgqueue", 0),
-            Rlimit("nice", 0),
-            Rlimit("rtprio", 0),
-            Rlimit("stack", 8 * _MIB),
-        ),
+        # nofile: more than 256, the launch moves descriptors out of the way there.
+        rlimits=process_rlimits(nofile=512, nproc=1, fsize=STATE_MAX_BYTES),
         landlock_abi=vm.landlock_abi,
         landlock=(LandlockPath("/", ("read", "execute")), LandlockPath(STATE, ("read", "write", "replace"))),
         cgroup=vm.cgroup,

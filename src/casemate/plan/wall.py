@@ -19,6 +19,7 @@ from casemate.jail.policy import (
 from casemate.plan.accel import Board
 from casemate.plan.argv import INITRD, KERNEL
 from casemate.plan.confidential import FIRMWARE, FIRMWARE_MAX_BYTES, FIRMWARE_ROLE, QUOTE_SOCKET
+from casemate.plan.limits import process_rlimits
 from casemate.plan.model import CgroupBase, Emulator, FirmwarePair, Host, OpenFile
 from casemate.plan.provisioning import SEED, pipes, wants_seed
 from casemate.spec.confidential import Kind
@@ -106,17 +107,8 @@ def build_rlimits(spec: Spec, files: tuple[OpenFile, ...]) -> tuple[Rlimit, ...]
     writable = [file.virtual_size_bytes for file in files if file.access in {"rw", "overlay", "vars"}]
     # qcow2 adds metadata: tables and refcounts, below 1/1000 of the data with 64 KiB clusters, and internal slack.
     largest = max((size + size // 64 + 64 * _MIB for size in writable), default=_MIB)
-    return (
-        Rlimit("core", 0),
-        Rlimit("nofile", 1024),
-        Rlimit("nproc", spec.limits.pids),
-        Rlimit("fsize", largest),
-        Rlimit("memlock", (spec.machine.memory_mib + 64) * _MIB if spec.passthrough else 65536),  # VFIO pins all RAM
-        Rlimit("msgqueue", 0),
-        Rlimit("nice", 0),
-        Rlimit("rtprio", 0),
-        Rlimit("stack", 8 * _MIB),
-    )
+    memlock = (spec.machine.memory_mib + 64) * _MIB if spec.passthrough else 65536  # VFIO pins all RAM
+    return process_rlimits(nofile=1024, nproc=spec.limits.pids, fsize=largest, memlock=memlock)
 
 
 def build_landlock(spec: Spec, board: Board) -> tuple[LandlockPath, ...]:
