@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import uuid
 from pathlib import Path
@@ -70,6 +71,16 @@ def test_what_is_no_such_firmware(tmp_path: Path) -> None:
     program.write_bytes(b"MZ")
     assert boot_fault(Kind.TDX, str(firmware), str(program), 1) == ""
     assert "no SEV metadata" in boot_fault(Kind.SEV_SNP, str(firmware), None, 1)
+
+
+def test_a_file_that_is_no_file_of_that_size_is_said_and_not_waited_for(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    large.touch()
+    os.truncate(large, (16 << 20) + 1)
+    for kind in (Kind.TDX, Kind.SEV_SNP):
+        assert boot_fault(kind, str(pipe), None, 1) == f"{pipe}: Invalid argument"
+        assert boot_fault(kind, str(large), None, 1) == f"{large}: File too large"
 
 
 def test_snp_needs_a_place_for_the_kernels_hashes() -> None:

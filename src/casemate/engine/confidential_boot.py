@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from casemate.errors import InputError
+from casemate.facts.root import Root
 from casemate.measure.ovmf import parse_firmware
 from casemate.measure.pe import parse_pe
 from casemate.measure.secureboot import is_enforcing, vouches
@@ -27,7 +28,7 @@ _KERNEL_MAX_BYTES: Final = 256 << 20
 def boot_fault(kind: Kind, firmware: str, kernel: str | None, vcpus: int) -> str:
     """Why this firmware would not start a guest of ``kind``; empty when it would, or nobody can tell."""
     try:
-        image = _read(firmware, _FIRMWARE_MAX_BYTES)
+        image = Root().read_bytes(firmware, _FIRMWARE_MAX_BYTES)
         if kind is Kind.SEV_SNP:
             _measure(image, kernel is not None, vcpus)
         else:
@@ -59,12 +60,7 @@ def _refuses(image: bytes, kernel: str) -> bool:
             return False
         if not parse_volumes(image).has_secure_boot:
             return False
-        program = parse_pe(_read(kernel, _KERNEL_MAX_BYTES), "the kernel")
+        program = parse_pe(Root().read_bytes(kernel, _KERNEL_MAX_BYTES), "the kernel")
         return vouches(program, variables.get((SECURITY, "db"), b"")) is None
     except (InputError, OSError):
         return False
-
-
-def _read(path: str, limit: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(limit)
