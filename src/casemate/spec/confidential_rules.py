@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 
 import msgspec
@@ -127,9 +125,11 @@ def _check_id_block(wanted: Confidential, faults: Faults) -> None:
 def _decoded(text: str | None, size: int, name: str, faults: Faults) -> bytes | None:
     if text is None:
         return None
+    import base64
+
     try:
         found = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         found = b""
     if len(found) == size:
         return found
