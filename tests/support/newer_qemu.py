@@ -75,13 +75,24 @@ def newer_qemu() -> NewerQemu:
 
 
 def _unpack(target: Path) -> None:
-    command = ["mmdebstrap", "--variant=extract", "--mode=auto", f"--include={','.join(_PACKAGES)}"]
-    command += ["--aptopt=APT::Install-Recommends false", "--aptopt=Acquire::Retries 3"]
-    command += [f'--aptopt=APT::Default-Release "{NEWER}"', "--skip=output/dev", SUITE, str(target), *_archives()]
+    """As a tar through a pipe: root of mmdebstrap's namespace is another uid, which cannot enter this user's cache."""
+    default = f'--aptopt=APT::Default-Release "{NEWER}"'
+    command = ["mmdebstrap", "--variant=extract", "--mode=auto", "--format=tar", f"--include={','.join(_PACKAGES)}"]
+    command += ["--aptopt=APT::Install-Recommends false", "--aptopt=Acquire::Retries 3", default]
+    command += ["--skip=output/dev", SUITE, "-", *_archives()]
+    extract = ["tar", "-x", "--no-same-owner", "-C", str(target)]
+    target.mkdir()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        why = done.stderr[-600:] if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as fault:
+        with tempfile.TemporaryFile("w+") as errors:
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as fetching:
+                try:
+                    subprocess.run(extract, stdin=fetching.stdout, stderr=errors, timeout=_TIMEOUT_S, check=True)
+                    fetching.wait(60)
+                finally:
+                    fetching.kill()
+            errors.seek(0)
+            why = (errors.read()[-600:] or str(fetching.returncode)) if fetching.returncode else ""
+    except (OSError, subprocess.SubprocessError) as fault:
         why = str(fault)
     if why:
         message = f"no newer QEMU: Debian's {NEWER} could not be unpacked: {why}"
