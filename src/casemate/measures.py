@@ -227,7 +227,7 @@ def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str 
     firmware, variables = _pair(spec, choices)
     fields: dict[str, Any] = {
         "firmware": _read(firmware, FIRMWARE_MAX_BYTES),
-        "variables": _variables(spec, choices, variables),
+        "variables": _read(variables, FIRMWARE_MAX_BYTES),
         "foreign_roms": bool(spec.passthrough),
     }
     described |= {"firmware": firmware, "variables": variables, "memory_mib": spec.machine.memory_mib}
@@ -240,20 +240,6 @@ def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str 
         fields["plain_kernel"] = _major(choices.qemu) >= _PLAIN_KERNEL_QEMU
         described["qemu"] = choices.qemu
     return fields | _boot_fields(spec, choices, described)
-
-
-def _variables(spec: Spec, choices: Choices, path: str) -> bytes:
-    """The store that the VM starts with: with the owner's keys, where the specification has some and no store is given.
-
-    Raises:
-        HostError: the program that enrols keys is missing.
-    """
-    store = _read(path, FIRMWARE_MAX_BYTES)
-    if spec.boot.keys is None or choices.variables is not None:
-        return store
-    from casemate.engine.uefi_enrol import enrol
-
-    return enrol(store, spec.boot.keys)
 
 
 def _from_td(spec: Spec | None, choices: Choices, described: dict[str, str | int]) -> dict[str, Any]:
