@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from casemate.measure.inputs import Inputs
     from casemate.spec.model import Spec
 
-__all__ = ["KINDS", "Choices", "Measured", "measure"]
+__all__ = ["Choices", "Measured", "measure"]
 
-KINDS = ("sev-snp", "sev-es", "tdx", "tpm", "nitro", "se")
 FIRMWARE_MAX_BYTES = 64 << 20
 KERNEL_MAX_BYTES = 1 << 30
 LOG_MAX_BYTES = 32 << 20
@@ -37,12 +36,11 @@ _PLAIN_KERNEL_QEMU = 10
 class Choices(msgspec.Struct, frozen=True, kw_only=True):
     """What a specification does not say. File names, except where noted; None: what the host offers, or nothing.
 
-    ``kind``: one of `KINDS`; None: the confidential guest's, Nitro for an EIF, SEV-SNP when a CPU model is given, else
-    the TPM's registers. ``variables``:
-    the variable store that the VM starts with. ``reference_log``: of a trusted boot of the same firmware and machine.
-    ``qemu``: version of the emulator, which some firmwares make a difference of.
-    ``files``: what GRUB reads from file systems that are not read here, GRUB's path to file. ``others``: tried by
-    ``reported``, input to file (or text, for ``cmdline``). ``reported``: ``HEX`` or ``NAME=HEX``.
+    ``kind``: one of `expected.KINDS`; None: the confidential guest's, Nitro for an EIF, SEV-SNP when a CPU model is
+    given, else the TPM's registers. ``variables``: the variable store that the VM starts with. ``reference_log``: of a
+    trusted boot of the same firmware and machine. ``qemu``: version of the emulator, which some firmwares make a
+    difference of. ``files``: what GRUB reads from file systems that are not read here, GRUB's path to file.
+    ``others``: tried by ``reported``, input to file (or text, for ``cmdline``). ``reported``: ``HEX`` or ``NAME=HEX``.
     """
 
     kind: str | None = None
@@ -89,6 +87,7 @@ def measure(spec: str | None, choices: Choices) -> Measured:
         InputError: a file cannot be read or cannot be measured so; something is not known. SpecError: its faults.
         HostError: no firmware was given and the host has none.
     """
+    from casemate.measure.expected import KINDS
     from casemate.measure.explain import explain
     from casemate.measure.inputs import measured
 
