@@ -92,14 +92,15 @@ def fat_seed() -> bytes:
 
 def variables_seed() -> bytes:
     """A store with SecureBootEnable and db."""
-    listed = signatures_seed()
+    return store_of((ENABLE, "SecureBootEnable", b"\x01", 0x3F), (DB, "db", signatures_seed(), 0x3F))
+
+
+def store_of(*variables: tuple[str, str, bytes, int]) -> bytes:
+    """A store with these variables: vendor, name, data, state."""
     body = b""
-    for vendor, name, data in (
-        ("f0a30bc7-af08-4556-99c4-001009c93a44", "SecureBootEnable", b"\x01"),
-        (DB, "db", listed),
-    ):
+    for vendor, name, data, state in variables:
         text = (name + "\0").encode("utf-16-le")
-        head = struct.pack("<HBBIQ16sIII", 0x55AA, 0x3F, 0, 3, 0, bytes(16), 0, len(text), len(data))
+        head = struct.pack("<HBBIQ16sIII", 0x55AA, state, 0, 3, 0, bytes(16), 0, len(text), len(data))
         body += head + uuid.UUID(vendor).bytes_le + text + data
         body += bytes(-len(body) % 4)
     size = 28 + len(body) + 64
@@ -110,6 +111,7 @@ def variables_seed() -> bytes:
 
 
 DB = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
+ENABLE = "f0a30bc7-af08-4556-99c4-001009c93a44"
 
 
 def signatures_seed() -> bytes:

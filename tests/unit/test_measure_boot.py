@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fuzz.fuzz_measure import fat_seed, gpt_seed, reader_of, variables_seed, volumes_seed
+from tests.fuzz.fuzz_measure import fat_seed, gpt_seed, reader_of, store_of, variables_seed, volumes_seed
 from tests.support.signed_boot import efi_disk
 
 from casemate.errors import InputError
@@ -399,6 +399,14 @@ def test_a_reference_log_gives_pcr_0_of_the_same_firmware_only() -> None:
     for broken in (log(b"version", b"other"), log(*good, banks=("sha1",)), log(*good, locality=3)):
         with pytest.raises(InputError, match="reference log"):
             boot.predict_direct(platform(reference=broken), given_)
+
+
+def test_of_two_variables_of_one_name_the_firmwares_counts() -> None:
+    """The first one that is added; while one is being replaced, the old one as long as the new one is not there."""
+    one, two = b"\1", b"\2"
+    for states, wanted in (((0x3F, 0x3F), one), ((0x3E, 0x3F), two), ((0x3F, 0x3E), one), ((0x3E, 0x3C), one)):
+        store = store_of(*(("0" * 32, "x", data, state) for data, state in zip((one, two), states, strict=True)))
+        assert parse_variables(store) == {(uuid.UUID(int=0), "x"): wanted}
 
 
 def test_stores_and_volumes_that_lie_are_refused() -> None:

@@ -60,8 +60,11 @@ def parse_variables(store: bytes) -> Variables:
             raise _fault("a variable larger than its store")
         if state in (_ADDED, _IN_TRANSITION):
             name = store[body : body + name_bytes].decode("utf-16-le", "replace").rstrip("\0")
-            into = found if state == _ADDED else old
-            into[uuid.UUID(bytes_le=vendor), name] = store[body + name_bytes : at]
+            key, data = (uuid.UUID(bytes_le=vendor), name), store[body + name_bytes : at]
+            if state == _ADDED:
+                found.setdefault(key, data)  # of two the firmware takes the first (edk2, FindVariableEx)
+            else:
+                old[key] = data
     return old | found
 
 
