@@ -213,40 +213,44 @@ def _fingerprints(names: Sequence[str], at: Callable[[str], str]) -> tuple[str, 
     Raises:
         InputError: a file has none, or there is no such VM with a TPM.
     """
-    import hashlib
-
-    found = []
+    found: list[str] = []
     for name in names:
-        keys = (_key_of_vm(name.removeprefix("vm:")),) if name.startswith("vm:") else _companions(at(name)).keys
-        if not keys:
-            raise InputError(f"{name} has no public key", expected="SubjectPublicKeyInfo, PEM or DER")
-        found += [hashlib.sha256(key).hexdigest() for key in keys]
+        found += [_key_of_vm(name.removeprefix("vm:"))] if name.startswith("vm:") else _keys_of_file(at(name))
     return tuple(found)
 
 
-def _key_of_vm(reference: str) -> bytes:
-    """The attestation key of a VM's own TPM, as it was written down when that was made."""
-    import msgspec
+def _keys_of_file(path: str) -> list[str]:
+    import hashlib
 
-    from casemate.engine import files
-    from casemate.engine.paths import default_paths
-    from casemate.engine.state import resolve
-    from casemate.engine.tpm_state import Keys
     from casemate.evidence.tpm import parse_key
 
-    definition = resolve(default_paths(), reference)
-    path = f"{default_paths().vm_data(definition.id)}/tpm.json"
-    try:
-        keys = msgspec.json.decode(files.read_bounded(path, POLICY_MAX_BYTES), type=Keys)
-        return parse_key(bytes.fromhex(keys.ak_public)).key
-    except FileNotFoundError:
+    keys = _companions(path).keys
+    if not keys:
         raise InputError(
-            f"{definition.name} has no TPM yet",
+            f"{path} has no public key", expected="SubjectPublicKeyInfo, PEM or DER, or a TPM's public area"
+        )
+    return [hashlib.sha256(parse_key(key).key).hexdigest() for key in keys]
+
+
+def _key_of_vm(reference: str) -> str:
+    """The attestation key of a VM's own TPM, as it was written down when that was made."""
+    from casemate.engine.paths import default_paths
+    from casemate.engine.state import resolve
+    from casemate.engine.tpm_state import attestation_digest
+
+    paths = default_paths()
+    definition = resolve(paths, reference)
+    try:
+        digest = attestation_digest(paths, definition.id).get("tpm-attestation-key")
+    except ValueError:
+        digest = None
+    if digest is None:
+        raise InputError(
+            f"{definition.name} has no TPM yet, or the note of its keys is damaged",
             expected="a VM with [tpm] enabled = true that was started once",
             next_step=f"casemate start {definition.name}",
-        ) from None
-    except (OSError, ValueError, msgspec.MsgspecError) as fault:
-        raise InputError(f"the TPM's keys of {definition.name} cannot be read", got=str(fault)[:200]) from None
+        )
+    return digest
 
 
 def keep_memory_private() -> None:

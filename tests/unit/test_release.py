@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support import evidence_makers
 from tests.support.kbs_client import Client, Evidence
 from tests.support.tpm_client import SWTPM, Tpm, software_tpm
 
@@ -644,6 +645,17 @@ def test_a_trust_domain_whose_registers_do_not_say_what_was_started(
     else:
         with pytest.raises(InputError, match="does not say what was started"):
             load(str(path))
+
+
+def test_a_key_is_the_same_in_each_of_its_forms(tmp_path: Path) -> None:
+    """A TPM's public area as it is on the TPM, and as SubjectPublicKeyInfo: what a quote's key is compared with."""
+    tpm = evidence_makers.Tpm("ecdsa")
+    (tmp_path / "ak.tpm").write_bytes(tpm.public_area())
+    (tmp_path / "ak.der").write_bytes(tpm.spki())
+    measured = '[sev-snp]\nmeasurement = ["' + "00" * 48 + '"]'
+    path = write_policy(tmp_path, measured, extra='attestation-keys = ["ak.tpm", "ak.der"]')
+    digest = hashlib.sha256(tpm.spki()).hexdigest()
+    assert load(str(path))["default/disk/web"].inputs.keys == (digest, digest)
 
 
 def test_a_specification_in_place_of_a_policy_is_measured_by_whoever_can(tmp_path: Path) -> None:
