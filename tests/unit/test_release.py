@@ -555,6 +555,12 @@ def test_a_log_that_was_changed_is_seen(written: Path, change: str) -> None:
             DecisionLog(str(written))
 
 
+def test_a_log_that_was_emptied_does_not_pass(written: Path) -> None:
+    (written / "key-release/decisions.jsonl").write_bytes(b"")
+    with pytest.raises(InputError, match="is empty"):
+        list(read_log(str(written), load_or_create_key(written).public))
+
+
 # ---- the policy ------------------------------------------------------------------------------------------------------
 
 

@@ -123,7 +123,7 @@ def verify_lines(lines: Iterable[bytes], public_key: bytes) -> Iterator[Decision
     """Each entry in turn, verified and following the one before.
 
     Raises:
-        InputError: an entry is faulty, missing, repeated or out of order; with its number.
+        InputError: an entry is faulty, missing, repeated or out of order, with its number; or there is none at all.
     """
     link = ChainLink()
     for number, line in enumerate(lines, start=1):
@@ -139,3 +139,5 @@ def verify_lines(lines: Iterable[bytes], public_key: bytes) -> Iterator[Decision
             )
         link = link_of(line, decision)
         yield decision
+    if not link.sequence:
+        raise InputError("the decision log is empty", expected="the entry that a server begins with, at least")
