@@ -350,7 +350,7 @@ def test_the_command_checks_the_log(
     found = capsys.readouterr()
     assert "refused" in found.out
     assert "the kind of machine" in found.out
-    assert "2 entries: each signed by this key, none missing, none moved" in found.err
+    assert "2 entries: each signed by this key, none missing before the last, none moved" in found.err
     assert main(["serve-keys", "--check-log", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["started", "refused"]

@@ -63,7 +63,7 @@ def _check_log(arguments: argparse.Namespace) -> int:
             print(releases.decision_json(found))
         else:
             print(output.plain(releases.render_decision(found), keep_lines=True))
-    output.note(f"{count} entries: each signed by this key, none missing, none moved")
+    output.note(f"{count} entries: each signed by this key, none missing before the last, none moved")
     return ExitCode.DONE
 
 
