@@ -209,6 +209,24 @@ def test_huge_requests_at_once_use_no_more_than_they_are(place: Place) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 96 << 10, "KiB"
 
 
+def test_a_fault_of_ours_is_said_and_not_taken_for_the_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[Asked] = []
+
+    def answer(found: Asked) -> Answer:
+        asked.append(found)
+        raise OSError(28, "no space left")
+
+    server = Server(answer)
+    ours, theirs = socket.socketpair()
+    server.serve_port(ours, "web")
+    theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    theirs.settimeout(30)
+    assert theirs.recv(1) == b""
+    server.close()
+    assert [found.path for found in asked] == ["/"], "no entry about a handshake that nobody made"
+    assert "no space left" in capsys.readouterr().err
+
+
 # ---- a VM's serial port ----------------------------------------------------------------------------------------------
 
 

@@ -202,12 +202,14 @@ class Server:
         try:
             if context is not None:
                 channel.settimeout(REQUEST_DEADLINE_S)
-                wrapped = context.wrap_socket(channel, server_side=True)
+                try:
+                    wrapped = context.wrap_socket(channel, server_side=True)
+                except OSError as fault:
+                    self._answer(Asked("-", f"- (TLS: {fault.args[-1] if fault.args else fault})", peer))
+                    return
                 peer = _certificate_of(wrapped) or peer
             over = self._ending.is_set if is_port else None
             Connection(wrapped, peer, self._answer, body_limit, port_is_over=over).serve()
-        except OSError as fault:  # a handshake that fails
-            self._answer(Asked("-", f"- (TLS: {fault.args[-1] if fault.args else fault})", peer))
         except Exception:  # a bug of ours ends this connection, not the server
             traceback.print_exc(file=sys.stderr)
         finally:
