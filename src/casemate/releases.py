@@ -150,17 +150,13 @@ def load(policy: str, measure: Measure | None = None) -> dict[str, Guarded]:
 
 def _wanted(resource: Resource, at: Callable[[str], str], measure: Measure | None) -> tuple[Policy, str]:
     """(policy, its name in the log) of a resource: a file's, or computed from the specification that starts the VM."""
-    import hashlib
-
     from casemate.evidence.policy import parse_policy
-    from casemate.measure.expected import policy_lines
+    from casemate.measure.expected import policy_identity
 
     if resource.policy:
         path = at(resource.policy)
         policy = parse_policy(_text(path), path)
-        # The same identity as that of the object in `casemate measure` that the file was written from.
-        identity = hashlib.sha256("\n".join(policy_lines(policy)).encode()).hexdigest()
-        return policy, f"{path} ({identity[:16]})"
+        return policy, f"{path} ({policy_identity(policy)[:16]})"
     if measure is None:
         raise InputError(f"{resource.spec}: nobody here measures specifications", expected="policy = FILE")
     return measure(at(resource.spec))

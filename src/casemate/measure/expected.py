@@ -80,7 +80,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
     def identity(self) -> str:
         """SHA-256 of what is wanted, for logs of decisions: the same values have the same identity."""
-        return hashlib.sha256("\n".join(policy_lines(self.policy())).encode()).hexdigest()
+        return policy_identity(self.policy())
 
     def document(self) -> dict[str, Any]:
         """As JSON: schema ``casemate.measure/1``."""
@@ -145,6 +145,11 @@ def policy_lines(policy: Policy) -> list[str]:
                 for inner, table in value.items():
                     lines += ["", f"[{name}.{key}.{inner}]", *(x for k, v in table.items() for x in _assign(k, v))]
     return lines
+
+
+def policy_identity(policy: Policy) -> str:
+    """SHA-256 of what a policy wants, wherever it came from."""
+    return hashlib.sha256("\n".join(policy_lines(policy)).encode()).hexdigest()
 
 
 def _is_nested(value: object) -> bool:
