@@ -2,7 +2,7 @@
 
     L1 entry  bits 9-55: offset of an L2 table (one cluster)
     L2 entry  bit 62 clear: bits 9-55 offset of a data cluster (0: none), bit 0: reads as zeros
-              bit 62 set:   bits 0-(x-1) offset of compressed bytes, x-61: number of further sectors; x = 62-(bits-8)
+              bit 62 set:   place of compressed bytes (`packed_place`)
     extended  16 bytes an entry: the above, and a bitmap of subclusters
 
 Bounds, so that a small file cannot make much work: each L2 table is walked once per view, the bytes read or unpacked
@@ -20,10 +20,8 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from casemate.cell.rawscan_wire import Resolved, View
-from casemate.image.qcow2 import EXTENDED_L2, MAX_L1_BYTES, Fixed
+from casemate.image.qcow2 import COMPRESSED_CLUSTER, EXTENDED_L2, MAX_L1_BYTES, TABLE_OFFSET, Fixed, packed_place
 
-_OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
-_COMPRESSED: Final = 1 << 62
 _SNAPSHOT: Final = struct.Struct(">QIHHIIQII")
 MAX_WINDOW_BYTES: Final = 4 << 20
 UNPACK_FACTOR: Final = 64
@@ -110,7 +108,7 @@ class Tables:
         per_table = self.cluster // (8 * self._words)
         seen: set[int] = set()
         for index, entry in enumerate(self._table(view.l1_offset + first * 8, count), first):
-            offset = entry & _OFFSET
+            offset = entry & TABLE_OFFSET
             if not offset or offset in seen:
                 continue
             seen.add(offset)
@@ -121,8 +119,6 @@ class Tables:
 
     def clusters(self, view: View, first: int, count: int) -> Iterator[Cluster]:
         """Clusters that have bytes in the file, in the guest's order."""
-        packed_bits = self._bits - 8
-        offset_bits = 62 - packed_bits
         for start, entries in self.l2_tables(view, first, count):
             for number, entry in enumerate(entries[:: self._words]):
                 if not entry:
@@ -130,15 +126,13 @@ class Tables:
                 guest = start + number * self.cluster
                 if guest >= view.size_bytes:
                     break
-                if entry & _COMPRESSED:
-                    host = entry & ((1 << offset_bits) - 1)
-                    sectors = ((entry >> offset_bits) & ((1 << packed_bits) - 1)) + 1
-                    length = sectors * 512 - (host & 511)
+                if entry & COMPRESSED_CLUSTER:
+                    host, length = packed_place(entry, self._bits)
                     if host < self._source.size_bytes:
                         yield Cluster(guest, host, length)
                     else:
                         self._note("a compressed cluster lies outside of the file")
-                elif host := entry & _OFFSET:
+                elif host := entry & TABLE_OFFSET:
                     if host % self.cluster or host >= self._source.size_bytes:
                         self._note("a cluster lies outside of the file")
                     else:
@@ -213,12 +207,12 @@ class Tables:
         for number, view in enumerate(views):
             for start, entries in self.l2_tables(view, 0, view.l1_entries):
                 plain = entries[:: self._words]
-                hosts = {entry & _OFFSET for entry in plain if not entry & _COMPRESSED}
+                hosts = {entry & TABLE_OFFSET for entry in plain if not entry & COMPRESSED_CLUSTER}
                 if not hosts & keys:
                     continue
                 for index, entry in enumerate(plain):
-                    host = entry & _OFFSET
-                    if host in keys and not entry & _COMPRESSED:
+                    host = entry & TABLE_OFFSET
+                    if host in keys and not entry & COMPRESSED_CLUSTER:
                         guest = start + index * self.cluster
                         yield from (Resolved(o, number, guest + o - host) for o in wanted[host])
 

@@ -59,7 +59,10 @@ _COMPRESSIONS = {0: "zlib", 1: "zstd"}
 _ENTRIES_AT_ONCE = 1 << 16
 _NO_ENTRIES = bytes(_ENTRIES_AT_ONCE * 8)
 _L1_RESERVED = 0x7F00_0000_0000_01FF
-_L1_OFFSET = 0x00FF_FFFF_FFFF_FE00
+TABLE_OFFSET = 0x00FF_FFFF_FFFF_FE00
+"""Of an L1 or L2 entry: where its table or cluster lies."""
+COMPRESSED_CLUSTER = 1 << 62
+"""Of an L2 entry: what follows is read by `packed_place`."""
 _REFCOUNT_RESERVED = 0x1FF
 _REFCOUNT_OFFSET = 0xFFFF_FFFF_FFFF_FE00
 
@@ -90,6 +93,15 @@ class Fixed(NamedTuple):
     def cluster_bytes(self) -> int:
         """Size of a cluster."""
         return 1 << self.cluster_bits
+
+
+def packed_place(entry: int, cluster_bits: int) -> tuple[int, int]:
+    """(offset, length) of a compressed cluster in the file; bits 0-(x-1): offset, x-61: further sectors,
+    x = 62 - (cluster_bits - 8)."""
+    offset_bits = 62 - (cluster_bits - 8)
+    offset = entry & ((1 << offset_bits) - 1)
+    sectors = ((entry & (COMPRESSED_CLUSTER - 1)) >> offset_bits) + 1
+    return offset, sectors * SECTOR_BYTES - offset % SECTOR_BYTES
 
 
 def read_qcow2(reader: ImageReader, max_virtual_bytes: int, *, allow_encrypted: bool = False) -> ImageHeader:
@@ -311,7 +323,7 @@ def _check_apart(name: str, places: list[tuple[str, int, int]]) -> None:
 def _check_entries(reader: ImageReader, fixed: Fixed, what: str, offset: int, length: int) -> None:
     """Every entry of a table of offsets is zero or the start of a cluster that the file has."""
     is_l1 = what == "L1 table"
-    reserved, mask = (_L1_RESERVED, _L1_OFFSET) if is_l1 else (_REFCOUNT_RESERVED, _REFCOUNT_OFFSET)
+    reserved, mask = (_L1_RESERVED, TABLE_OFFSET) if is_l1 else (_REFCOUNT_RESERVED, _REFCOUNT_OFFSET)
     last = reader.size_bytes - 1
     for start in range(offset, offset + length, _ENTRIES_AT_ONCE * 8):
         data = reader.read(start, min(_ENTRIES_AT_ONCE * 8, offset + length - start))

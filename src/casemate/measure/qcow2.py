@@ -3,7 +3,7 @@
 
     L1 entry  bits 9-55: offset of an L2 table
     L2 entry  bit 62 clear: bits 9-55 offset of a cluster (0: zeros), bit 0: reads as zeros
-              bit 62 set:   bits 0-(x-1) offset of compressed bytes, the rest up to 61: further sectors; x = 62-(bits-8)
+              bit 62 set:   place of compressed bytes (`packed_place`)
     extended  16 bytes an entry: the above, and which subclusters are allocated (0-31) or zeros (32-63)
 """
 
@@ -14,13 +14,10 @@ import zlib
 from typing import Final
 
 from casemate.errors import InputError
-from casemate.image.qcow2 import EXTENDED_L2, Fixed
+from casemate.image.qcow2 import COMPRESSED_CLUSTER, EXTENDED_L2, TABLE_OFFSET, Fixed, packed_place
 from casemate.measure.gpt import Read
 
-_OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
-_COMPRESSED: Final = 1 << 62
 _ZEROS: Final = 1
-_SECTOR: Final = 512
 _SUBCLUSTERS: Final = 32
 _TABLES_KEPT: Final = 8
 _PACKED_KEPT: Final = 2
@@ -61,9 +58,9 @@ class _Disk:
 
     def _part(self, cluster: int, inside: int, count: int) -> bytes:
         entry, subclusters = self._entry(cluster)
-        if entry & _COMPRESSED:
+        if entry & COMPRESSED_CLUSTER:
             return self._unpacked(entry)[inside : inside + count].ljust(count, b"\0")
-        host = entry & _OFFSET
+        host = entry & TABLE_OFFSET
         if not host or (entry & _ZEROS and not self._is_extended):
             return bytes(count)
         if host % self._cluster:
@@ -89,7 +86,7 @@ class _Disk:
         start, count = self._l1
         if cluster // per_table >= count:
             raise _fault("a disk larger than its tables")
-        l1 = int.from_bytes(self._file(start + cluster // per_table * 8, 8), "big") & _OFFSET
+        l1 = int.from_bytes(self._file(start + cluster // per_table * 8, 8), "big") & TABLE_OFFSET
         if not l1:
             return 0, 0
         if l1 % self._cluster:
@@ -112,10 +109,7 @@ class _Disk:
                 expected="zlib, or a raw disk",
                 next_step="qemu-img convert -O raw, in a copy",
             )
-        places = 62 - (self._bits - 8)
-        offset = entry & (1 << places) - 1
-        sectors = (entry & _COMPRESSED - 1) >> places
-        packed = self._file(offset, (sectors + 1) * _SECTOR - offset % _SECTOR)
+        packed = self._file(*packed_place(entry, self._bits))
         try:
             return zlib.decompressobj(-12).decompress(packed, self._cluster)
         except zlib.error as error:
