@@ -79,8 +79,8 @@ def test_a_file_that_is_no_file_of_that_size_is_said_and_not_waited_for(tmp_path
     large.touch()
     os.truncate(large, (16 << 20) + 1)
     for kind in (Kind.TDX, Kind.SEV_SNP):
-        assert boot_fault(kind, str(pipe), None, 1) == f"{pipe}: Invalid argument"
-        assert boot_fault(kind, str(large), None, 1) == f"{large}: File too large"
+        assert boot_fault(kind, str(pipe), None, 1) == f"{pipe}: not a regular file"
+        assert boot_fault(kind, str(large), None, 1) == f"{large}: larger than {16 << 20} bytes"
 
 
 def test_snp_needs_a_place_for_the_kernels_hashes() -> None:
