@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import math
+import secrets
 import struct
 from typing import Any
 
@@ -215,12 +217,30 @@ ATTESTING = 0x50072
 """fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, restricted, sign."""
 
 
+def weak_rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
+    """A key as Infineon's weak generator made them (ROCA): primes k * M + (65537^a mod M)."""
+    product = math.prod(n for n in range(2, 702) if all(n % d for d in range(2, n)))
+    least, most = (3 << bits // 2 - 2) // product + 1, (1 << bits // 2) // product
+    found: set[int] = set()
+    while len(found) < 2:
+        factor = (least + secrets.randbelow(most - least)) * product + pow(65537, secrets.randbits(256), product)
+        if pow(2, factor - 1, factor) == 1:
+            found.add(factor)
+    p, q = sorted(found, reverse=True)
+    d = rsa.rsa_recover_private_exponent(65537, p, q)
+    public = rsa.RSAPublicNumbers(65537, p * q)
+    more = rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q)
+    return rsa.RSAPrivateNumbers(p, q, d, *more, public).private_key()
+
+
 class Tpm:
     """A TPM's attestation key. ``scheme``: rsa, rsa-pss, ecdsa."""
 
-    def __init__(self, scheme: str = "rsa", hash_name: str = "sha256", attributes: int = ATTESTING) -> None:
+    def __init__(
+        self, scheme: str = "rsa", hash_name: str = "sha256", attributes: int = ATTESTING, key: Any = None
+    ) -> None:
         self.scheme, self.hash_name, self.attributes = scheme, hash_name, attributes
-        self.key: Any = (
+        self.key: Any = key or (
             ec.generate_private_key(ec.SECP256R1())
             if scheme == "ecdsa"
             else rsa.generate_private_key(public_exponent=65537, key_size=2048)

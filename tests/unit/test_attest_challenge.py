@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import secrets
 import stat
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import tpm_credential as real
-from tests.support.evidence_makers import Authority, pem_of
+from tests.support.evidence_makers import Authority, pem_of, weak_rsa_key
 from tests.support.tpm_client import SWTPM, Tpm, TpmError, software_tpm
 
 from casemate.cli.main import main
@@ -190,21 +189,9 @@ def test_kdfa_is_the_counter_mode_of_sp_800_108() -> None:
         assert kdfa("sha256", b"k" * 32, b"STORAGE", name, bits) == peer.derive(b"k" * 32)
 
 
-def of_weak_generator(bits: int) -> bytes:
-    """SubjectPublicKeyInfo of a modulus built as that generator builds them (of factors that need not be prime)."""
-    product = math.prod(n for n in range(2, 702) if all(n % d for d in range(2, n)))
-    factors = []
-    for power in (secrets.randbits(256), secrets.randbits(256)):
-        low = pow(65537, power, product)
-        factors.append((((3 << (bits // 2 - 2)) // product) + secrets.randbits(30)) * product + low)
-    modulus = factors[0] * factors[1]
-    assert modulus.bit_length() == bits
-    return spki(rsa.RSAPublicNumbers(65537, modulus).public_key())
-
-
 @pytest.mark.parametrize("bits", [2048, 3072])
 def test_keys_that_can_be_factored_are_refused(bits: int) -> None:
-    weak = of_weak_generator(bits)
+    weak = spki(weak_rsa_key(bits).public_key())
     assert codes(real.ek_certificate(weak, MAKER)) == {"ek.weak"}
     found = ek.AttestationKey(key=weak, attributes=real.AK_ATTRIBUTES, name_hash="sha256", name=b"")
     assert [item.code for item in truth_of_attestation_key(found)] == ["key.weak"]

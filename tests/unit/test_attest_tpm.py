@@ -21,6 +21,7 @@ from tests.support.evidence_makers import (
     event_log,
     secure_boot_event,
     snp_report,
+    weak_rsa_key,
 )
 from tests.support.tdx_makers import Platform
 
@@ -106,6 +107,12 @@ def test_a_key_that_would_sign_anything_attests_nothing(attributes: int) -> None
     """An unrestricted key signs a quote that no TPM ever made; one that is not fixed may be in anybody's hands."""
     tpm = Tpm(attributes=attributes)
     assert codes(judged(json_evidence(tpm, {"sha256": VALUES}), tpm)) == {"key.attributes"}
+
+
+def test_a_key_that_others_may_have_computed_attests_nothing() -> None:
+    tpm = Tpm(key=weak_rsa_key())
+    for key in (tpm.public_area(), tpm.spki()):
+        assert codes(judged(json_evidence(tpm, {"sha256": VALUES}, key=key), tpm)) == {"key.weak"}
 
 
 def test_a_bare_key_is_taken_at_the_callers_word() -> None:
@@ -281,6 +288,17 @@ def test_a_quote_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], sc
     assert run("--signature", "quote.sig") == 2
     (tmp_path / "quote.pcrs").write_bytes(serialized({"sha256": pcrs["sha256"]}))
     assert run(*common, "--pcrs", "quote.pcrs", "--trust", "ak.pub") == 2
+
+
+@pytest.mark.parametrize(
+    ("tpm", "fault"), [(Tpm("rsa", "sha1"), "signature.sha1"), (Tpm(key=weak_rsa_key()), "key.weak")]
+)
+def test_of_several_keys_the_verdict_is_about_the_one_that_signed(tpm: Tpm, fault: str) -> None:
+    message = tpm.quote({"sha256": VALUES}, b"fresh")
+    keys = (KEY.public_area(), tpm.public_area())
+    pcrs = b"".join(value for _, value in sorted(VALUES.items()))
+    found = judged(message, tpm, signature=tpm.sign(message), public_keys=keys, pcrs=pcrs)
+    assert codes(found) == {fault}
 
 
 def test_a_log_in_the_place_of_the_values() -> None:

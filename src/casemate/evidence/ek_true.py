@@ -23,7 +23,7 @@ from casemate.evidence.ek import AttestationKey, StorageKey, read_endorsement
 from casemate.evidence.tpm import ATTESTATION_KEY, DECRYPT
 from casemate.evidence.tpm_true import attribute_faults
 from casemate.evidence.verdict import Reason, false
-from casemate.evidence.weak_rsa import is_of_weak_generator
+from casemate.evidence.weak_rsa import weak_key_faults
 from casemate.evidence.x509 import Certificate
 
 EK_PURPOSE: Final = "2.23.133.8.1"
@@ -74,7 +74,7 @@ def _usage_faults(leaf: Certificate) -> Iterator[Reason]:
         yield false("ek.usage", f"the certificate's key is not for {wanted}")
     elif leaf.may("digitalSignature") or leaf.may("keyCertSign"):
         yield false("ek.usage", "the certificate's key may sign, which an endorsement key does not")
-    yield from _weakness(leaf.key, "ek.weak", "endorsement key")
+    yield from weak_key_faults(leaf.public_key(), "ek.weak", "endorsement key")
 
 
 def truth_of_storage_key(found: StorageKey, leaf: Certificate) -> Iterator[Reason]:
@@ -89,17 +89,9 @@ def truth_of_storage_key(found: StorageKey, leaf: Certificate) -> Iterator[Reaso
 
 def truth_of_attestation_key(found: AttestationKey) -> Iterator[Reason]:
     """Steps 4 and 5."""
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
     yield from attribute_faults(found.attributes)
     if found.name_hash == "sha1":
         yield false("key.name", "the attestation key's name is a SHA-1 digest, which can be forged")
-    yield from _weakness(found.key, "key.weak", "attestation key")
-
-
-def _weakness(key: bytes, code: str, what: str) -> Iterator[Reason]:
-    """Step 5, of a SubjectPublicKeyInfo that was read before."""
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from cryptography.hazmat.primitives.serialization import load_der_public_key
-
-    loaded = load_der_public_key(key)
-    if isinstance(loaded, rsa.RSAPublicKey) and is_of_weak_generator(loaded.public_numbers().n):
-        yield false(code, f"the {what} is of Infineon's weak generator (CVE-2017-15361): others may have computed it")
+    yield from weak_key_faults(load_der_public_key(found.key), "key.weak", "attestation key")

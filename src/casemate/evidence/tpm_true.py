@@ -2,7 +2,8 @@
 
 1. The signature over the quote is the key's.
 2. The key is an attestation key, and believed: its certificate hangs on a pinned root, or the caller says that the key
-   is the right one (an Azure report does, by its report data).
+   is the right one (an Azure report does, by its report data). None is of the generator whose keys can be factored
+   (`weak_rsa.py`).
 3. The PCR values that came along hash to the quote's digest, in the order of the selection.
 4. The log replays to those values, for each PCR that both have.
 """
@@ -20,6 +21,7 @@ from casemate.evidence.chain import chain_faults
 from casemate.evidence.event_log import EventLog, replay
 from casemate.evidence.tpm import ATTESTATION_KEY, DECRYPT, PublicKey, Quote, Signature
 from casemate.evidence.verdict import Reason, false
+from casemate.evidence.weak_rsa import weak_key_faults
 from casemate.evidence.x509 import Certificate, verify
 
 Pcrs = Mapping[str, Mapping[int, bytes]]
@@ -76,7 +78,7 @@ def attribute_faults(attributes: int) -> Iterator[Reason]:
 
 
 def truth_of_quote(quote: Quote, signature: Signature, key: bytes) -> Iterator[Reason]:
-    """Step 1. ``key``: SubjectPublicKeyInfo of the attestation key."""
+    """Step 1, and of step 2 what the key itself shows. ``key``: SubjectPublicKeyInfo of the attestation key."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
@@ -87,6 +89,7 @@ def truth_of_quote(quote: Quote, signature: Signature, key: bytes) -> Iterator[R
     except (ValueError, UnsupportedAlgorithm):
         yield false("key", "the attestation key cannot be read")
         return
+    yield from weak_key_faults(public, "key.weak", "attestation key")
     if not verify(public, signature.scheme, signature.hash_name, signature.value, quote.signed):
         yield false("signature", "the quote is not signed by the attestation key")
 

@@ -77,8 +77,13 @@ def verify_quote(data: bytes, inputs: Inputs, policy: Policy) -> Verified:
     log = log_of(inputs)
     pcrs = _replayed(quote, log) if inputs.pcrs is None else tpm_files.parse_pcr_file(inputs.pcrs, quote)
     keys = [tpm.parse_key(item) for item in inputs.public_keys]
-    signed = [key for key in keys if not list(truth_of_quote(quote, signature, key.key))]
+    signed = [key for key in keys if _is_signer(key, quote, signature)]
     return _verified((signed or keys)[0], (), [Quoted(quote, signature, pcrs)], log, inputs, policy)
+
+
+def _is_signer(key: tpm.PublicKey, quote: tpm.Quote, signature: tpm.Signature) -> bool:
+    """Whether a key made the signature, whatever else speaks against the two."""
+    return {"key", "signature"}.isdisjoint(reason.code for reason in truth_of_quote(quote, signature, key.key))
 
 
 def _replayed(quote: tpm.Quote, log: EventLog | None) -> dict[str, dict[int, bytes]]:

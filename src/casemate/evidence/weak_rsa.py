@@ -8,11 +8,25 @@ not of that generator passes by chance about once in 2^150.
 from __future__ import annotations
 
 import functools
-from typing import Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from casemate.evidence.verdict import Reason, false
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 _GENERATOR: Final = 65537
 _LARGEST_PRIME: Final = 701
 """The 126th."""
+
+
+def weak_key_faults(key: PublicKeyTypes, code: str, what: str) -> Iterator[Reason]:
+    """Whether others than its TPM may have a key. ``what``: how messages name it."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    if isinstance(key, rsa.RSAPublicKey) and is_of_weak_generator(key.public_numbers().n):
+        yield false(code, f"the {what} is of Infineon's weak generator (CVE-2017-15361): others may have computed it")
 
 
 def is_of_weak_generator(modulus: int) -> bool:
