@@ -7,6 +7,7 @@ import datetime
 import http.server
 import ipaddress
 import json
+import socket
 import ssl
 import threading
 import time
@@ -253,6 +254,70 @@ def test_a_service_that_trickles_is_cut_off(
     found = attests.fetch_collateral([report], amd=service({CRL: _slow}), ca_file=tls[0])
     assert [item["state"] for item in found] == ["cached", "failed"]
     assert "takes too long" in found[1]["error"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_handshake_that_ends_too_late_is_the_end(
+    service: Callable[[Answers], str], tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it lasts there is no socket yet that could be cut: what trickles afterwards must not start."""
+    asked = threading.Event()
+
+    def trickle(handler: Service) -> None:
+        asked.set()
+        _slow(handler)
+
+    def late(self: ssl.SSLSocket, *more: Any) -> None:
+        handshake(self, *more)
+        if not self.server_side:
+            time.sleep(max(end + 0.2 - time.monotonic(), 0))
+
+    handshake = ssl.SSLSocket.do_handshake
+    monkeypatch.setattr(ssl.SSLSocket, "do_handshake", late)
+    url = service({"/list": trickle})
+    end = time.monotonic() + 1.0
+    with pytest.raises(HostError, match="takes too long"):
+        collateral.download(f"{url}/list", ssl.create_default_context(cafile=tls[0]), end)
+    assert not asked.is_set()
+
+
+def test_through_a_proxy_the_server_itself_is_verified(
+    here: Path, service: Callable[[Answers], str], tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[bytes]] = []
+
+    def relay(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def proxy() -> None:
+        channel, _ = listener.accept()
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += channel.recv(1)
+        asked.append(head.split()[:2])
+        port = int(head.split()[1].rpartition(b":")[2])
+        with channel, socket.create_connection(("127.0.0.1", port)) as server:
+            channel.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=relay, args=(server, channel), daemon=True)
+            back.start()
+            relay(channel, server)
+            back.join()
+
+    url = service({"/list": (b"a list", {})})
+    context = ssl.create_default_context(cafile=tls[0])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=proxy, daemon=True)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://localhost:{listener.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        answer = collateral.download(f"{url}/list", context, time.monotonic() + 60)
+        thread.join()
+    assert answer.body == b"a list"
+    assert asked == [[b"CONNECT", url.removeprefix("https://").encode()]]
 
 
 def test_a_busy_service_says_how_long(here: Path, service: Callable[[Answers], str], tls: tuple[str, str]) -> None:

@@ -132,11 +132,15 @@ def download(url: str, context: SSLContext, end: float) -> Answer:
     if parts.scheme != "https" or not parts.hostname:
         raise InputError(f"{url[:120]} is no https URL")
     where = url.partition("?")[0]
-    connection = _connection(parts.hostname, parts.port or 443, context)
-    guard = threading.Timer(max(end - time.monotonic(), 0.0), _cut, (connection,))
+    left = max(end - time.monotonic(), 0.001)
+    connection = _connection(parts.hostname, parts.port or 443, context, min(STALL_S, left))
+    guard = threading.Timer(left, _cut, (connection,))
     guard.daemon = True
     guard.start()
     try:
+        connection.connect()
+        if time.monotonic() >= end:  # until here there may have been nothing to cut
+            raise _too_late(where)
         connection.request("GET", f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}")
         response = connection.getresponse()
         if response.status != 200:
@@ -167,7 +171,7 @@ def _too_late(where: str) -> HostError:
     )
 
 
-def _connection(host: str, port: int, context: SSLContext) -> HTTPSConnection:
+def _connection(host: str, port: int, context: SSLContext, stall_s: float) -> HTTPSConnection:
     """To the server, or through the proxy that the environment names."""
     from http.client import HTTPSConnection
     from urllib.parse import urlsplit
@@ -175,9 +179,9 @@ def _connection(host: str, port: int, context: SSLContext) -> HTTPSConnection:
 
     proxy = getproxies().get("https", "")
     if not proxy or proxy_bypass(host):
-        return HTTPSConnection(host, port, timeout=STALL_S, context=context)
+        return HTTPSConnection(host, port, timeout=stall_s, context=context)
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    connection = HTTPSConnection(parts.hostname or "", parts.port or 8080, timeout=STALL_S, context=context)
+    connection = HTTPSConnection(parts.hostname or "", parts.port or 8080, timeout=stall_s, context=context)
     connection.set_tunnel(host, port)
     return connection
 
