@@ -166,12 +166,13 @@ def _guard(name: str, resource: Resource, inputs: Any, at: Callable[[str], str],
     import msgspec
 
     from casemate.engine.secret_sources import read_secret
+    from casemate.evidence.policy import names_measurements
     from casemate.release.broker import Guarded
-    from casemate.release.policy import KINDS, RESOURCE_MAX_BYTES, measures_something
+    from casemate.release.policy import KINDS, RESOURCE_MAX_BYTES
 
     policy, path = wanted
     any_guest = resource.accept_guests_whatever_they_measured
-    kinds = [kind for kind in resource.kinds or KINDS if measures_something(policy, kind)]
+    kinds = [kind for kind in resource.kinds or KINDS if names_measurements(kind, policy)]
     loose = [kind for kind in resource.kinds if kind not in kinds]
     if not any_guest and (loose or not kinds):
         raise InputError(

@@ -71,7 +71,7 @@ def test_milan_reports_are_true_and_judged_by_policy() -> None:
     assert found.is_true
     assert codes(found) == {"provisional"}
     assert "microcode 206 runs, 115 is committed" in found.reasons[0].message
-    assert any("what has to run" in note for note in found.notes)
+    assert any("all that has to run" in note for note in found.notes)
     lenient = Policy(sev_snp=SnpPolicy(accept_provisional_firmware=True))
     assert judged(vector(MILAN[0]), MILAN[1], policy=lenient).is_accepted
 

@@ -18,7 +18,7 @@ from casemate.cli.main import main
 from casemate.engine import paths
 from casemate.evidence import snp_true, verify_snp
 from casemate.evidence.ear import PROFILES, ear_claims, labelled, trust_vector
-from casemate.evidence.policy import NitroPolicy, Policy, SnpPolicy
+from casemate.evidence.policy import NitroPolicy, Policy, SnpPolicy, TdxPolicy, TpmPolicy
 from casemate.evidence.verdict import Reason, Revocation, Step, Verified
 
 CHIP = Chip()
@@ -106,7 +106,39 @@ def test_what_nobody_asked_for_is_not_claimed() -> None:
     asked = Policy(sev_snp=SnpPolicy(measurement=("00" * 48,)))
     assert trust_vector(verdict(), asked)["executables"] == 3
     assert "runtime-opaque" not in trust_vector(verdict(kind="nitro"), Policy())
-    assert trust_vector(verdict(kind="nitro"), Policy(nitro=NitroPolicy(pcrs={"0": "00" * 48})))["executables"] == 3
+    assert trust_vector(verdict(kind="nitro"), Policy(nitro=NitroPolicy(pcrs={"0": "11" * 48})))["executables"] == 3
+
+
+def registers(*numbers: str, octets: int = 32, zeros: str = "") -> dict[str, str]:
+    return {number: ("00" if number == zeros else "11") * octets for number in numbers}
+
+
+MRTD = ("11" * 48,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "is_named"),
+    [
+        ("sev-snp", Policy(sev_snp=SnpPolicy(host_data=("11" * 32,))), False),
+        ("sev-snp", Policy(sev_snp=SnpPolicy(id_key_digest=("11" * 48,))), True),
+        ("tdx", Policy(tdx=TdxPolicy(mrtd=MRTD, rtmr=registers("0", octets=48))), False),
+        ("tdx", Policy(tdx=TdxPolicy(mrtd=MRTD, rtmr=registers("1", "2", octets=48, zeros="2"))), False),
+        ("tdx", Policy(tdx=TdxPolicy(mrtd=MRTD, rtmr=registers("1", "2", octets=48))), True),
+        ("tpm", Policy(tpm=TpmPolicy(pcrs={"sha256": registers("0", "7")})), False),
+        ("tpm", Policy(tpm=TpmPolicy(pcrs={"sha256": registers("4", "11", zeros="11")})), False),
+        ("tpm", Policy(tpm=TpmPolicy(pcrs={"sha1": registers("4", "11", octets=20)})), False),
+        ("tpm", Policy(tpm=TpmPolicy(pcrs={"sha256": registers("4", "8", "9")})), True),
+        ("azure-tdx", Policy(tdx=TdxPolicy(mrtd=MRTD)), False),
+        ("nitro", Policy(nitro=NitroPolicy(pcrs=registers("3", octets=48))), False),
+        ("nitro", Policy(nitro=NitroPolicy(pcrs=registers("0", octets=48, zeros="0"))), False),
+        ("nitro", Policy(nitro=NitroPolicy(pcrs=registers("1", "2", octets=48))), True),
+        ("nitro-tpm", Policy(nitro=NitroPolicy(pcrs=registers("0", octets=48))), False),
+        ("nitro-tpm", Policy(nitro=NitroPolicy(pcrs=registers("4", "11", octets=48))), True),
+    ],
+)
+def test_executables_are_affirmed_where_the_policy_names_all_of_them(kind: str, policy: Policy, is_named: bool) -> None:
+    """A policy of firmware, or of registers that nothing extended, says nothing of what runs."""
+    assert ("executables" in trust_vector(verdict(kind=kind), policy)) == is_named
 
 
 def test_labels() -> None:

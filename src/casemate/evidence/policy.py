@@ -30,7 +30,7 @@ Everything that makes evidence worth less has a long name: `accept-debug-guest-t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -231,15 +231,41 @@ def _digest_faults(policy: Policy) -> Iterator[Fault]:
 
 
 def names_measurements(kind: str, policy: Policy) -> bool:
-    """Whether the policy says what has to run in evidence of this kind; else whatever runs is accepted."""
-    vtpm = bool(policy.tpm.pcrs)
+    """Whether the policy names all that a guest of this kind is started from; otherwise it accepts too many."""
+    snp, tdx = policy.sev_snp, policy.tdx
+    vtpm = _names_boot(policy.tpm.pcrs)
     return {
-        "sev-snp": bool(policy.sev_snp.measurement),
-        "tdx": bool(policy.tdx.mrtd and policy.tdx.rtmr),
-        "nitro": bool(policy.nitro.pcrs),
-        "nitro-tpm": bool(policy.nitro.pcrs),
+        "sev-snp": bool(snp.measurement or snp.id_key_digest),
+        "tdx": bool(tdx.mrtd) and _names_domain(tdx.rtmr),
+        "nitro": _names_enclave(policy.nitro.pcrs),
+        "nitro-tpm": _names_boot({"sha384": policy.nitro.pcrs}),
         "tpm": vtpm,
-        "azure-snp": bool(policy.sev_snp.measurement) and vtpm,
-        "azure-tdx": bool(policy.tdx.mrtd) and vtpm,
+        "azure-snp": bool(snp.measurement) and vtpm,
+        "azure-tdx": bool(tdx.mrtd) and vtpm,
         "se": bool(policy.se.image),
     }.get(kind, False)
+
+
+def _says(registers: Mapping[str, str], number: str) -> bool:
+    """Whether a register is named, and not as zeros, which only say that nothing was measured there."""
+    return bool(registers.get(number, "").strip("0"))
+
+
+def _names_enclave(pcrs: Mapping[str, str]) -> bool:
+    """PCR 0 has the whole image; 1 and 2 the kernel and the application; 8 who signed it."""
+    return any(all(_says(pcrs, number) for number in numbers) for numbers in ("0", "12", "8"))
+
+
+def _names_domain(rtmr: Mapping[str, str]) -> bool:
+    """RTMR 1 has what the firmware started, RTMR 2 what that loads: GRUB's configuration, command line, initrd."""
+    return "1" in rtmr and _says(rtmr, "2")
+
+
+def _names_boot(pcrs: Mapping[str, Mapping[str, str]]) -> bool:
+    """PCR 4 has what the firmware started. Behind it, GRUB's commands and files (8, 9) or the parts of a unified kernel
+    image (11). In a bank whose digests cannot be forged."""
+    return any(
+        "4" in values and ({"8", "9"} <= values.keys() or _says(values, "11"))
+        for bank, values in pcrs.items()
+        if bank != "sha1"
+    )

@@ -28,7 +28,7 @@ from casemate.evidence.verify_tpm import verify_gotpm, verify_quote, verify_tpm_
 
 __all__ = ["NO_MEASUREMENT", "Inputs", "verify"]
 
-NO_MEASUREMENT = "the policy does not say what has to run: whatever does is accepted"
+NO_MEASUREMENT = "the policy does not name all that has to run: what it leaves open may be anything"
 
 
 def verify(data: bytes, inputs: Inputs, policy: Policy) -> Verified:

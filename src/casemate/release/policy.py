@@ -28,7 +28,6 @@ import msgspec
 from msgspec import Meta
 
 from casemate.errors import Fault, InputError, SpecError
-from casemate.evidence.policy import Policy
 from casemate.release.protocol import TEES
 from casemate.spec.model import Secret
 
@@ -117,33 +116,3 @@ def _secret_faults(where: str, secret: Secret) -> Iterator[Fault]:
         yield Fault(f"{where}.secret", "release.identity", "age and identity go together")
     if secret.command is not None and not (secret.command and secret.command[0].startswith("/")):
         yield Fault(f"{where}.secret", "release.command", "expected a program by its full path, then its arguments")
-
-
-def measures_something(policy: Policy, kind: str) -> bool:
-    """Whether a policy names what a guest of this kind was started from; otherwise it accepts too many."""
-    snp, tdx = policy.sev_snp, policy.tdx
-    wanted = {
-        "sev-snp": bool(snp.measurement or snp.id_key_digest),
-        "tdx": bool(tdx.mrtd) and _measures_domain(policy),
-        "tpm": _measures_boot(policy),
-        "azure-snp": bool(snp.measurement) and _measures_boot(policy),
-        "azure-tdx": bool(tdx.mrtd) and _measures_boot(policy),
-    }
-    return wanted[kind]
-
-
-def _measures_domain(policy: Policy) -> bool:
-    """RTMR 1 has what the firmware started, RTMR 2 what that loads: GRUB's configuration, command line, initrd. Zeros:
-    nothing there measured any of it."""
-    rtmr = policy.tdx.rtmr
-    return "1" in rtmr and bool(rtmr.get("2", "").strip("0"))
-
-
-def _measures_boot(policy: Policy) -> bool:
-    """PCR 4 has what the firmware started. Behind it, GRUB's commands and files (8, 9) or the parts of a unified kernel
-    image (11), of which zeros would only say that there was none."""
-    for bank, values in policy.tpm.pcrs.items():
-        said = {number for number, value in values.items() if bank != "sha1" and (number != "11" or value.strip("0"))}
-        if "4" in said and ({"8", "9"} <= said or "11" in said):
-            return True
-    return False
