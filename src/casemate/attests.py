@@ -307,6 +307,7 @@ def signed_ear(
     from casemate.engine.keys import load_or_create_key
     from casemate.engine.paths import default_paths
     from casemate.evidence.ear import ear_claims, labelled
+    from casemate.evidence.textual import url64
 
     host_key = load_or_create_key(Path(default_paths().data))
     claims = ear_claims(
@@ -320,7 +321,7 @@ def signed_ear(
         profile=profile,
     )
     public = host_jwk(host_key.public)
-    key = jwk.OKPKey.import_key({**public, "d": _url64(host_key.private.private_bytes_raw())})
+    key = jwk.OKPKey.import_key({**public, "d": url64(host_key.private.private_bytes_raw())})
     with warnings.catch_warnings():
         # RFC 9864 renames it to Ed25519, which the libraries that read attestation results do not know yet.
         warnings.simplefilter("ignore")
@@ -338,18 +339,13 @@ def host_jwk(public: bytes | None = None) -> dict[str, str]:
 
     from casemate.engine.keys import load_or_create_key
     from casemate.engine.paths import default_paths
+    from casemate.evidence.textual import url64
 
     if public is None:
         public = load_or_create_key(Path(default_paths().data)).public
-    x = _url64(public)
-    name = _url64(hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest())
+    x = url64(public)
+    name = url64(hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest())
     return {"kty": "OKP", "crv": "Ed25519", "x": x, "kid": name, "use": "sig"}
-
-
-def _url64(data: bytes) -> str:
-    import base64
-
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _read(name: str, limit: int) -> bytes:

@@ -10,15 +10,14 @@ The hardware report's report data begin with the hash of the runtime data: that 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import struct
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from casemate.errors import InputError
 from casemate.evidence.snp import SIZE
+from casemate.evidence.textual import base64_of, octets_of
 
 MAGIC: Final = b"HCLA"
 _HEADER: Final = 32
@@ -91,7 +90,7 @@ def attestation_key(report: HclReport) -> bytes:
         (key,) = keys
         if key["kty"] != "RSA":
             raise ValueError(key["kty"])
-        modulus, exponent = (int.from_bytes(_url64(key[name]), "big") for name in ("n", "e"))
+        modulus, exponent = (int.from_bytes(base64_of(key[name]), "big") for name in ("n", "e"))
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError("HCL report: no vTPM key in its runtime data", expected="one RSA key HCLAkPub") from None
     from cryptography.hazmat.primitives.asymmetric import rsa
@@ -149,7 +148,7 @@ def parse_evidence(data: bytes) -> AzureEvidence:
             quote=octets_of(quote["message"]),
             signature=octets_of(quote["signature"]),
             pcrs=dict(enumerate(values)),
-            certificate=certificate.encode() if "-----" in certificate else _url64(certificate),
+            certificate=certificate.encode() if "-----" in certificate else base64_of(certificate),
             td_quote=octets_of(td_quote),
         )
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -160,27 +159,3 @@ def parse_evidence(data: bytes) -> AzureEvidence:
             got=f"{type(error).__name__}: {str(error)[:80]}",
             expected="az-snp-vtpm or az-tdx-vtpm as trustee has it",
         ) from None
-
-
-def octets_of(value: Any) -> bytes:
-    """A list of numbers, hexadecimal, or base64 (of either alphabet).
-
-    Raises:
-        ValueError, TypeError: none of them.
-    """
-    if isinstance(value, list):
-        return bytes(value)
-    if not isinstance(value, str):
-        raise ValueError(f"a {type(value).__name__} where octets belong")
-    try:
-        return bytes.fromhex(value)
-    except ValueError:
-        return _url64(value)
-
-
-def _url64(text: str) -> bytes:
-    plain = text.replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except binascii.Error:
-        raise ValueError("no base64") from None

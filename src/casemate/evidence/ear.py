@@ -11,11 +11,11 @@ Two forms of one content: the draft's third revision, and the first, which the l
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from casemate.evidence.policy import Policy, names_measurements
+from casemate.evidence.textual import url64
 from casemate.evidence.verdict import Reason, Step, Verified
 
 CRYPTOGRAPHY_FAILED: Final = 99
@@ -86,7 +86,7 @@ def ear_claims(
         "submods": {label: _appraisal(found, policy, policy_id, between) for label, found in results},
     }
     if nonce is not None and len(nonce) in _NONCE_BYTES:
-        claims["eat_nonce"] = base64.urlsafe_b64encode(nonce).decode().rstrip("=")
+        claims["eat_nonce"] = url64(nonce)
     return claims
 
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from casemate.errors import InputError
-from casemate.evidence.azure import octets_of
+from casemate.evidence.textual import octets_of
 from casemate.evidence.tpm import DIGEST_BYTES, MAX_PCRS
 from casemate.evidence.x509 import Certificate, parse_many
 

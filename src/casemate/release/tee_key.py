@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from casemate.errors import InputError
+from casemate.evidence.textual import url64
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -85,15 +86,15 @@ def encrypt(key: TeeKey, plaintext: bytes) -> bytes:
 
     cek, iv = AESGCM.generate_key(8 * _CEK_BYTES), os.urandom(_IV_BYTES)
     header, wrapped = _wrap(key, cek)
-    protected = base64.urlsafe_b64encode(msgspec.json.encode(header)).rstrip(b"=")
-    sealed = AESGCM(cek).encrypt(iv, plaintext, protected)
+    protected = url64(msgspec.json.encode(header))
+    sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode("ascii"))
     return msgspec.json.encode(
         {
-            "protected": protected.decode(),
-            "encrypted_key": _text(wrapped),
-            "iv": _text(iv),
-            "ciphertext": _text(sealed[:-_TAG_BYTES]),
-            "tag": _text(sealed[-_TAG_BYTES:]),
+            "protected": protected,
+            "encrypted_key": url64(wrapped),
+            "iv": url64(iv),
+            "ciphertext": url64(sealed[:-_TAG_BYTES]),
+            "tag": url64(sealed[-_TAG_BYTES:]),
         }
     )
 
@@ -117,8 +118,8 @@ def _wrap(key: TeeKey, cek: bytes) -> tuple[dict[str, object], bytes]:
     epk = {
         "crv": key.crv,
         "kty": "EC",
-        "x": _text(point.x.to_bytes(size, "big")),
-        "y": _text(point.y.to_bytes(size, "big")),
+        "x": url64(point.x.to_bytes(size, "big")),
+        "y": url64(point.y.to_bytes(size, "big")),
     }
     return {"alg": ECDH, "enc": CONTENT, "epk": epk}, aes_key_wrap(wrapping, cek)
 
@@ -172,10 +173,6 @@ def base64url(text: str, what: str) -> bytes:
         found = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         found = b""
-    if not found or _text(found) != text:
+    if not found or url64(found) != text:
         raise InputError(what, got="text that is not base64url", expected="base64url without padding")
     return found
-
-
-def _text(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
