@@ -28,7 +28,7 @@ from tests.support.tdx_makers import Platform
 from casemate.cli.main import main
 from casemate.errors import InputError
 from casemate.evidence import nitro_true, snp_true, verify_nitro, verify_snp
-from casemate.evidence.event_log import parse_event_log, secure_boot
+from casemate.evidence.event_log import parse_event_log, replay, secure_boot
 from casemate.evidence.policy import NitroPolicy, Policy, TpmPolicy
 from casemate.evidence.verdict import Revocation, Step, Verified
 from casemate.evidence.verify import Inputs, verify
@@ -288,6 +288,17 @@ def test_a_quote_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], sc
     assert run("--signature", "quote.sig") == 2
     (tmp_path / "quote.pcrs").write_bytes(serialized({"sha256": pcrs["sha256"]}))
     assert run(*common, "--pcrs", "quote.pcrs", "--trust", "ak.pub") == 2
+
+
+@pytest.mark.parametrize("bank", ["sha1", "sha256"])
+def test_a_log_claims_nothing_of_secure_boot_that_no_quote_covers(bank: str) -> None:
+    """A quote without PCR 7, or over SHA-1 alone: whatever log somebody wrote, nothing contradicts it."""
+    log = event_log([(0, 8, b"firmware"), secure_boot_event(1), SEPARATOR], (bank,))
+    values = replay(parse_event_log(log), bank)
+    covered, other = {bank: values}, {bank: {0: values[0]}}
+    for pcrs, said in ((covered, True if bank == "sha256" else "unknown"), (other, "unknown")):
+        found = judged(json_evidence(KEY, pcrs), event_log=log)
+        assert (found.reasons, found.claims["secure-boot"]) == ((), said)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from casemate.evidence.se import SeResponse
 from casemate.evidence.snp import SnpReport
 from casemate.evidence.tdx import DEBUG, MIGRATABLE, SEPT_VE_DISABLE, TdxQuote
 from casemate.evidence.tdx_true import TcbStatus
+from casemate.evidence.tpm_true import covers_secure_boot
 from casemate.evidence.verdict import Reason, Revocation, unwanted
 
 
@@ -168,9 +169,7 @@ def wants_tpm(pcrs: dict[str, dict[int, bytes]], log: EventLog | None, policy: T
         for number, text in sorted(wanted.items()):
             yield from _one_of(f"{bank}.pcr{number}", pcrs.get(bank, {}).get(int(number), b""), (text,))
     if policy.secure_boot:
-        # A log of SHA-1 alone proves nothing: two logs of one digest can be made.
-        banks = () if log is None else tuple(bank for bank in log.banks if bank != "sha1")
-        if log is None or not any(7 in values for bank, values in pcrs.items() if bank in banks):
+        if log is None or not covers_secure_boot(pcrs, log):
             yield unwanted("secure-boot", "no quote covers what a log says of Secure Boot (PCR 7)")
         elif secure_boot(log) is not True:
             yield unwanted("secure-boot", "the log does not say that Secure Boot was on")

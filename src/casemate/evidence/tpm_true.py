@@ -130,6 +130,12 @@ def truth_of_log(quote: Quote, pcrs: Pcrs, log: EventLog) -> Iterator[Reason]:
                 yield false(f"log.{bank}.{number}", f"the event log does not replay to {bank} PCR {number}")
 
 
+def covers_secure_boot(pcrs: Pcrs, log: EventLog) -> bool:
+    """Whether quoted values say what a log says of Secure Boot: those of PCR 7, in a bank that both have. A log of
+    SHA-1 alone proves nothing: two logs of one digest can be made."""
+    return any(7 in values for bank, values in pcrs.items() if bank in log.banks and bank != "sha1")
+
+
 def covered(quote: Quote, bank: str) -> tuple[int, ...]:
     """The PCRs of a bank that the quote is over."""
     return tuple(number for name, numbers in quote.selected if name == bank for number in numbers)

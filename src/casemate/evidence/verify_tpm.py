@@ -21,6 +21,7 @@ from casemate.evidence.tpm_true import (
     GOOGLE_ROOTS,
     Pcrs,
     covered,
+    covers_secure_boot,
     truth_of_key,
     truth_of_log,
     truth_of_pcrs,
@@ -153,7 +154,7 @@ def tpm_claims(pcrs: Pcrs, log: EventLog | None, quote: tpm.Quote) -> dict[str, 
     claims["resets"] = quote.resets
     claims["restarts"] = quote.restarts
     if log is not None:
-        state = secure_boot(log)
+        state = secure_boot(log) if covers_secure_boot(pcrs, log) else None
         claims["secure-boot"] = "unknown" if state is None else state
         claims["events"] = len(log.events)
     return claims
