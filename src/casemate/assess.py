@@ -308,10 +308,11 @@ def collect_capture(*, progress: Callable[[int, int, str], None] = lambda done, 
         HostError: it is larger than a capture may be, or there is no /proc.
     """
     from casemate.audit.capture_collect import collect_capture as collect
-    from casemate.audit.run import host_name, tool_version
+    from casemate.audit.run import host_name
     from casemate.facts.root import Root
+    from casemate.installed import installed_version
 
-    return collect(Root(), host_name(Root()), f"casemate {tool_version()}", progress=progress)
+    return collect(Root(), host_name(Root()), f"casemate {installed_version()}", progress=progress)
 
 
 def write_capture(taken: Taken, path: str) -> int:
@@ -328,6 +329,6 @@ def write_capture(taken: Taken, path: str) -> int:
 def capture_script() -> str:
     """A shell script that makes the same capture on a host without Python."""
     from casemate.audit.capture_script import script
-    from casemate.audit.run import tool_version
+    from casemate.installed import installed_version
 
-    return script(f"casemate {tool_version()}")
+    return script(f"casemate {installed_version()}")

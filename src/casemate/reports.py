@@ -123,13 +123,14 @@ def framework_text(name: str, report: Report | None = None, *, width: int | None
 
 def report_of(entries: tuple[TargetReport, ...], *, time: str, profile: str | None, faults: tuple[str, ...]) -> Report:
     """A report about some targets of this host's audit, for reports that are written line by line."""
-    from casemate.audit.run import catalogue_version, host_name, tool_version
+    from casemate.audit.run import catalogue_version, host_name
     from casemate.controls.audit_model import Report
     from casemate.controls.profiles import DEFAULT
     from casemate.facts.root import Root
+    from casemate.installed import installed_version
 
     return Report(
-        tool_version=tool_version(),
+        tool_version=installed_version(),
         catalogue=catalogue_version(),
         host=host_name(Root()),
         time=time,

@@ -102,10 +102,10 @@ def _ebios(report: RiskReport, name: str, context: Context | None, language: str
 def render_comparison(comparison: Comparison, *, page: bool = False) -> str:
     """The four columns as text, or as one self-contained page."""
     if page:
-        from casemate.audit.run import tool_version
+        from casemate.installed import installed_version
         from casemate.report.risk_compare_html import compare_page
 
-        return compare_page(comparison, tool_version())
+        return compare_page(comparison, installed_version())
     from casemate.report.risk_compare import compare_text
 
     return compare_text(comparison)

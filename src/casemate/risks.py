@@ -399,12 +399,13 @@ def _refuse_unknown(what: str, names: Iterable[str], known: Sequence[str]) -> No
 def _report(audits: Sequence[Audit], vms: tuple[VmRisk, ...], context: Context, what_if: WhatIf | None) -> RiskReport:
     import datetime
 
-    from casemate.audit.run import catalogue_version, tool_version
+    from casemate.audit.run import catalogue_version
+    from casemate.installed import installed_version
     from casemate.scenarios.context import NO_FILE
     from casemate.scenarios.risk_model import RiskReport
 
     return RiskReport(
-        tool_version=tool_version(),
+        tool_version=installed_version(),
         catalogue=catalogue_version(),
         time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         audited=min((audit.time for audit in audits), default=""),

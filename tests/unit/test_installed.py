@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.sys.installed import installed_version
+from casemate.installed import installed_version
 
 
 def test_the_version_is_that_of_the_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

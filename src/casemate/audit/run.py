@@ -29,6 +29,7 @@ from casemate.errors import CasemateError, HostError, InputError
 from casemate.facts.fact import Facts, Known, Stage, Unknown
 from casemate.facts.machine_facts import machine_facts
 from casemate.facts.root import Root
+from casemate.installed import installed_version
 
 HOST_NAMES = ("host.", "run.rootless")
 _NOT_PROMISED = ("host.", "run.rootless", "vm.id", "dev.types")
@@ -305,7 +306,7 @@ def audit_targets(request: Request, setting: Setting, *, progress: Progress = la
 def report_of(targets: Sequence[TargetReport], setting: Setting, faults: Sequence[str]) -> Report:
     """The report around the targets."""
     return Report(
-        tool_version=tool_version(),
+        tool_version=installed_version(),
         catalogue=catalogue_version(),
         host=host_name(Root()),
         time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -321,14 +322,6 @@ def host_name(root: Root) -> str:
     if isinstance(fact, Known) and fact.value:
         return str(fact.value)
     return os.uname().nodename if root.is_live else root.base.name
-
-
-@cache
-def tool_version() -> str:
-    """Ours."""
-    from casemate.sys.installed import installed_version
-
-    return installed_version()
 
 
 @cache

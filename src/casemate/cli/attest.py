@@ -93,14 +93,14 @@ def _write_ear(
     nonce: bytes | None,
 ) -> None:
     """The signed result, to a file or to stdout."""
-    from casemate.cli.misc import version_text
+    from casemate.installed import installed_version
 
     token = attests.signed_ear(
         list(verdicts.values()),
         policy,
         policy_text=policy_text,
         nonce=nonce,
-        build=version_text(),
+        build=installed_version(),
         profile=arguments.ear_profile,
     )
     if arguments.ear == "-":

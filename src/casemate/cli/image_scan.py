@@ -32,9 +32,9 @@ def scan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.print_json(document(outcome))
     elif arguments.sarif:
-        from casemate.cli.misc import version_text
+        from casemate.installed import installed_version
 
-        print(scans.to_sarif(outcome, version_text()), end="")
+        print(scans.to_sarif(outcome, installed_version()), end="")
     else:
         print_outcome(outcome)
     return ExitCode.FINDINGS if outcome.failed else ExitCode.DONE
@@ -92,12 +92,16 @@ def publish(arguments: argparse.Namespace) -> int:
 
 def sbom(arguments: argparse.Namespace) -> int:
     """A bill of materials on stdout."""
-    from casemate.cli.misc import version_text
+    from casemate.installed import installed_version
 
     with format_hint(arguments):
         output.print_json(
             scans.bill_of_materials(
-                arguments.image, arguments.kind, version_text(), image_format=arguments.format, keys=_keys(arguments)
+                arguments.image,
+                arguments.kind,
+                installed_version(),
+                image_format=arguments.format,
+                keys=_keys(arguments),
             )
         )
     return ExitCode.DONE

@@ -6,19 +6,9 @@ import argparse
 
 from casemate.cli import output
 from casemate.errors import ExitCode, HostError
+from casemate.installed import installed_version
 
 VERSION_SCHEMA = "casemate.version/1"
-
-
-def version_text() -> str:
-    """The installed version."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("casemate")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def version(arguments: argparse.Namespace) -> int:
@@ -26,10 +16,10 @@ def version(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import platform
 
-        document = {"schema": VERSION_SCHEMA, "casemate": version_text(), "python": platform.python_version()}
+        document = {"schema": VERSION_SCHEMA, "casemate": installed_version(), "python": platform.python_version()}
         output.print_json(document)
     else:
-        print(f"casemate {version_text()}")
+        print(f"casemate {installed_version()}")
     return ExitCode.DONE
 
 

@@ -92,15 +92,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when asked: reading package metadata costs as much as the rest of the start."""
+    """Looks the version up only when asked."""
 
     def __init__(self, option_strings: list[str], dest: str, **kwargs: object) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
 
     def __call__(self, *_: object) -> NoReturn:
-        from casemate.cli.misc import version_text
+        from casemate.installed import installed_version
 
-        print(f"casemate {version_text()}")
+        print(f"casemate {installed_version()}")
         sys.exit(0)
 
 
