@@ -70,6 +70,16 @@ def test_an_object_that_the_machine_does_not_name_encrypts_nothing() -> None:
         assert argv(words, board=board).launch_security == ""
 
 
+def test_only_the_object_that_the_machine_names_says_anything_of_its_launch() -> None:
+    """A strict policy beside the one that counts passes nothing, in either order."""
+    strict, loose = "sev-snp-guest,id=a,policy=0x30000,kernel-hashes=on", "sev-snp-guest,id=b,policy=0xf0000"
+    for first, second in ((strict, loose), (loose, strict)):
+        for linked, expected in (("a", (False, False, "measured")), ("b", (True, True, "unmeasured"))):
+            board = f"q35,confidential-guest-support={linked}"
+            machine = argv(first, "-object", second, "-kernel", "/k", board=board)
+            assert (may_debug(machine), may_migrate(machine), boots_measured(machine)) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "more", "kernel", "variables"),
     [

@@ -37,7 +37,7 @@ def boots_measured(machine: Machine) -> str | None:
     if machine.form == "libvirt":
         stated = machine.settings.get("cc-kernel-hashes", "")
     else:
-        guest = _guest(machine)
+        guest = launch_object(machine)
         stated = guest.properties.get("kernel-hashes", "") if guest is not None else ""
     return "measured" if stated in ("yes", "on", "true") else "unmeasured"
 
@@ -51,10 +51,14 @@ def keeps_variables(machine: Machine) -> bool | None:
     return "pflash1" in flash or len(machine.firmware) > 1
 
 
-def _guest(machine: Machine) -> Backend | None:
-    """The object of the launch on a command line."""
+def launch_object(machine: Machine) -> Backend | None:
+    """The object of a command line that its machine is linked with. Another one beside it is made, and launches
+    nothing: what it says of a policy is about no guest."""
+    options = machine.board_options
+    linked = options.get("confidential-guest-support") or options.get("memory-encryption", "")
     wanted = f"{machine.launch_security}-guest"
-    return next((b for b in machine.backends if b.kind == "object" and b.type == wanted), None)
+    objects = (item for item in machine.backends if item.kind == "object" and item.type == wanted)
+    return next((item for item in objects if linked and item.id == linked), None)
 
 
 def _bit(machine: Machine, bits: dict[str, tuple[int, bool]]) -> bool | None:
@@ -63,7 +67,7 @@ def _bit(machine: Machine, bits: dict[str, tuple[int, bool]]) -> bool | None:
         return None
     stated = machine.settings.get("cc-policy", "")
     if machine.form != "libvirt":
-        guest = _guest(machine)
+        guest = launch_object(machine)
         if guest is None:
             return None
         stated = guest.properties.get("policy") or guest.properties.get("attributes") or hex(_DEFAULT_POLICY[kind])

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from casemate.facts.machine import Backend, Machine
+from casemate.facts.machine_confidential import launch_object
 from casemate.harden.model import Notes, Reason
 from casemate.spec.confidential import (
     DEFAULT_CPU,
@@ -36,14 +37,14 @@ _ON: Final = ("on", "yes", "true")
 
 def is_taken(machine: Machine) -> bool:
     """Whether the launch becomes a ``[confidential]`` table."""
-    if machine.form != "argv" or _guest(machine) is None:
+    if machine.form != "argv" or launch_object(machine) is None:
         return False
     return machine.launch_security == Kind.TDX or (machine.launch_security == Kind.SEV_SNP and bool(machine.kernel))
 
 
 def launch(machine: Machine, notes: Notes) -> dict[str, dict[str, Any]]:
     """The ``[confidential]`` table, or nothing and why."""
-    guest = _guest(machine)
+    guest = launch_object(machine)
     if not machine.launch_security:
         return {}
     if guest is None or not is_taken(machine):
@@ -64,14 +65,6 @@ def launch(machine: Machine, notes: Notes) -> dict[str, dict[str, Any]]:
     else:
         _snp(machine, guest, found, notes)
     return {"confidential": found}
-
-
-def _guest(machine: Machine) -> Backend | None:
-    """The object that the board is linked to."""
-    linked = machine.board_options.get("confidential-guest-support", "")
-    wanted = f"{machine.launch_security}-guest"
-    objects = (item for item in machine.backends if item.kind == "object" and item.type == wanted)
-    return next((item for item in objects if item.id == linked), None)
 
 
 def _snp(machine: Machine, guest: Backend, found: dict[str, Any], notes: Notes) -> None:
