@@ -15,6 +15,7 @@ import msgspec
 
 from casemate.controls.audit_model import Report, TargetReport
 from casemate.controls.model import Control, Finding
+from casemate.report.pages import rendered
 from casemate.report.paths import SCENARIOS, SHORT, paths_of
 from casemate.report.view import (
     NO_CHANGES,
@@ -75,15 +76,6 @@ class Group(msgspec.Struct, frozen=True):
 
 def to_html(report: Report, changes: Changes = NO_CHANGES) -> str:
     """The page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("casemate.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style, script = _part("style.css"), _part("script.js")
     findings = [finding for entry in report.targets for finding in entry.findings]
     values: dict[str, Any] = {
@@ -110,7 +102,7 @@ def to_html(report: Report, changes: Changes = NO_CHANGES) -> str:
             "base-uri 'none'; form-action 'none'"
         ),
     }
-    return environment.get_template("report.html.j2").render(values)
+    return rendered("report.html.j2", values)
 
 
 def _part(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from casemate.report.pages import rendered
 from casemate.report.risk_html import MARKS, page_policy, page_style
 from casemate.report.text import one_line
 from casemate.scenarios.data import graph
@@ -37,15 +38,6 @@ class _Bar(msgspec.Struct, frozen=True):
 
 def compare_page(comparison: Comparison, version: str) -> str:
     """The page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("casemate.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = page_style("compare.css")
     columns = msgspec.to_builtins(comparison.placements)
     values: dict[str, Any] = {
@@ -80,7 +72,7 @@ def compare_page(comparison: Comparison, version: str) -> str:
         "style": style,
         "policy": page_policy(style),
     }
-    return environment.get_template("compare.html.j2").render(values)
+    return rendered("compare.html.j2", values)
 
 
 def _bars_of(comparison: Comparison) -> Callable[[Tally], list[_Bar]]:

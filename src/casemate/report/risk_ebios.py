@@ -304,18 +304,11 @@ def _title(item: ScenarioRisk, language: Language) -> str:
 
 def to_page(document: dict[str, Any]) -> str:
     """The draft as one self-contained page."""
-    import jinja2
-
+    from casemate.report.pages import rendered
     from casemate.report.risk_html import page_policy, page_style
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("casemate.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = page_style("ebios.css")
-    return environment.get_template("ebios.html.j2").render(
-        document=document, text=words(document["language"]), style=style, policy=page_policy(style)
+    return rendered(
+        "ebios.html.j2",
+        {"document": document, "text": words(document["language"]), "style": style, "policy": page_policy(style)},
     )

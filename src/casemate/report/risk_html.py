@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from casemate.controls.catalogue.all import all_controls
+from casemate.report.pages import rendered
 from casemate.report.risk_picture import GIVEN, Edge, edges_of, to_svg
 from casemate.report.risk_text import worst_level
 from casemate.scenarios.conflicts import CONFLICTS, Conflict
@@ -61,15 +62,6 @@ class _Section(msgspec.Struct, frozen=True):
 
 def to_html(report: RiskReport) -> str:
     """The page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("casemate.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = page_style()
     ranked = sorted(report.vms, key=lambda vm: (worst_level(vm)[0], -vm.counts["open"], vm.host, vm.name))
     techniques = {item.id: item for item in graph().techniques}
@@ -97,7 +89,7 @@ def to_html(report: RiskReport) -> str:
         "style": style,
         "policy": page_policy(style),
     }
-    return environment.get_template("risk.html.j2").render(values)
+    return rendered("risk.html.j2", values)
 
 
 def page_style(*more: str) -> str:
