@@ -185,6 +185,12 @@ def test_the_order_of_versions() -> None:
 versions = st.text(alphabet="0123456789ab.~^_", max_size=8)
 
 
+@pytest.mark.parametrize("epoch", [0, 17])
+def test_epoch_version_and_release_come_back(epoch: int) -> None:
+    package = Package("qemu-kvm", epoch, "9.1.0~rc1", "15.el9_6.2", "x86_64")
+    assert Package.of_evr(package.name, package.evr, package.arch) == package
+
+
 @given(versions, versions, versions)
 def test_the_order_is_one(one: str, two: str, three: str) -> None:
     assert compare_texts(one, two) == -compare_texts(two, one)
@@ -306,6 +312,7 @@ def test_the_newest_generation_of_a_repository_counts(tmp_path: Path) -> None:
 
 def test_streams_of_modules_are_compared_with_their_like(tmp_path: Path) -> None:
     offered = advisory("qemu-kvm", "8.0", "1.module+el8.9") + advisory("qemu-kvm", "6.2", "9.el8")
+    offered += advisory("kernel", "4.18.0", "1.el8")
     root = host(tmp_path, installed=[header("qemu-kvm", "6.2", "7.el8")], advisories=offered)
     assert value(root, "qemu") == ("qemu-kvm 6.2-7.el8 -> 6.2-9.el8",)
 
@@ -371,6 +378,39 @@ def test_a_database_that_is_written_to_is_unknown(tmp_path: Path) -> None:
     assert "write-ahead log" in found.why
     connection.close()
     assert value(root, "has-qemu") is True
+
+
+def test_a_change_that_did_not_end_is_unknown(tmp_path: Path) -> None:
+    root = host(tmp_path)
+    journal = tmp_path / "var/lib/rpm/rpmdb.sqlite-journal"
+    journal.write_bytes(b"")
+    assert value(root, "has-qemu") is True
+    journal.write_bytes(b"\xd9\xd5\x05\xf9")
+    found = value(root, "qemu")
+    assert isinstance(found, Unknown)
+    assert "did not end" in found.why
+
+
+def test_advisories_of_others_say_nothing_of_the_distribution(tmp_path: Path) -> None:
+    """CentOS Stream publishes none, EPEL beside it does: that nothing waits there is no word about QEMU or libvirt."""
+    foreign = advisory("qemu-guest-agent-tools", "9", "9") + advisory("cacti", "1", "1")
+    root = host(tmp_path / "epel", advisories=foreign)
+    for family in ("kernel", "qemu", "libvirt"):
+        found = value(root, family)
+        assert isinstance(found, Unknown)
+        assert "not the distribution's own" in found.why
+    fixed = advisory("kernel", "1", "1", kind="bugfix")
+    assert value(host(tmp_path / "own", advisories=foreign + fixed), "libvirt") == ()
+
+
+def test_a_row_without_a_package_is_no_absence(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE Packages (hnum INTEGER PRIMARY KEY, blob)")
+        connection.execute("INSERT INTO Packages (blob) VALUES (NULL)")
+        connection.commit()
+    with pytest.raises(SqliteFormatError, match="no blob"):
+        blobs_of(path)
 
 
 def test_other_formats_are_named(tmp_path: Path) -> None:

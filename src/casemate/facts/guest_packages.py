@@ -115,17 +115,20 @@ def collect_packages(root: Root, lists: Root | None = None, now_s: float | None 
     if kind == "deb":
         facts["guest.security-updates"] = pending(packages, lists or root, now_s, _codename(root))
     elif kind == "rpm":
-        facts["guest.security-updates"] = _pending_rpm(root, lists or root, now_s)
+        facts["guest.security-updates"] = _pending_rpm(packages, lists or root, now_s)
     else:
         facts["guest.security-updates"] = Unknown("security lists of this distribution are not known here")
     return facts
 
 
-def _pending_rpm(root: Root, caches: Root, now_s: float) -> Fact:
+def _pending_rpm(packages: tuple[Package, ...], caches: Root, now_s: float) -> Fact:
     from casemate.facts.updates_rpm import pending_of
 
-    found = rpm_packages.installed_packages(root, rpm_packages.has_rpm(root))
-    return found if isinstance(found, Unknown) else pending_of(found, caches, now_s, rpm_packages.DATABASE)
+    try:
+        found = [rpm_packages.Package.of_evr(item.name, item.version, item.architecture) for item in packages]
+    except ValueError as error:
+        return Unknown(f"{rpm_packages.DATABASE}: {error}")
+    return pending_of(found, caches, now_s, rpm_packages.DATABASE)
 
 
 def read_packages(root: Root, path: str) -> dict[str, str]:

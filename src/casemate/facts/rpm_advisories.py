@@ -21,6 +21,7 @@ _DEPTH: Final = 16
 _UNIX: Final = re.compile(r"[0-9]{9,12}(\.[0-9]+)?")
 _GENERATION: Final = re.compile(r"-[0-9a-f]{16}")
 _ATTRIBUTE_CHARS: Final = 256
+_KERNEL: Final = re.compile(r"kernel(-[a-z0-9-]+)?")
 
 
 class Offered(msgspec.Struct, frozen=True):
@@ -50,15 +51,19 @@ def offered_by_advisories(root: Root, wanted: re.Pattern[str]) -> Offered | Unkn
         repositories = tuple(_repositories(root))
         if not repositories:
             return Unknown(f"{' and '.join(CACHES)}: no repository with advisories; run dnf updateinfo")
+        names = ", ".join(sorted(repository.folder.rpartition("/")[2] for repository in repositories)[:4])
         packages: dict[tuple[str, str, bool], Package] = {}
+        updates = _Updates(wanted)
         for repository in repositories:
-            for package in _advised(root, repository.advisories, wanted):
+            for package in _advised(root, repository.advisories, updates):
                 key = package.name, package.arch, is_of_module(package)
                 if key not in packages or PACKAGE_KEY(package) > PACKAGE_KEY(packages[key]):
                     packages[key] = package
     except (OSError, ValueError, ExpatError) as error:
         return Unknown(f"{getattr(error, 'filename', None) or 'dnf'}: {getattr(error, 'strerror', None) or error}")
-    names = ", ".join(sorted(repository.folder.rpartition("/")[2] for repository in repositories)[:4])
+    if not updates.names_a_kernel:
+        # A distribution without advisories (CentOS Stream) beside a collection with some (EPEL): silence is no word.
+        return Unknown(f"advisories of {names}: none is about a kernel, so they are not the distribution's own")
     return Offered(packages, min(repository.made_s for repository in repositories), f"advisories of {names}")
 
 
@@ -133,34 +138,44 @@ class _Metadata:
 
 
 class _Updates:
-    """updateinfo.xml, fed piece by piece: ``found`` are packages of security advisories since it was last emptied."""
+    """updateinfo.xml, one after the other, fed piece by piece: ``found`` are packages of security advisories since it
+    was last emptied; ``names_a_kernel``: an advisory, of whatever kind, was about one."""
 
     def __init__(self, wanted: re.Pattern[str]) -> None:
         self.found: list[Package] = []
+        self.names_a_kernel = False
         self._wanted = wanted
         self._is_security = False
-        self.parser = _parser()
-        self.parser.StartElementHandler = self._start
+
+    def parser(self) -> Any:
+        """For the next file."""
+        self._is_security = False
+        parser = _parser()
+        parser.StartElementHandler = self._start
+        return parser
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         if name == "update":
             self._is_security = attributes.get("type") == "security"
-        elif name == "package" and self._is_security and self._wanted.fullmatch(_name_of(attributes)):
-            self.found.append(_package(attributes))
+        elif name == "package":
+            about = _name_of(attributes)
+            self.names_a_kernel = self.names_a_kernel or bool(_KERNEL.fullmatch(about))
+            if self._is_security and self._wanted.fullmatch(about):
+                self.found.append(_package(attributes))
 
 
-def _advised(root: Root, path: str, wanted: re.Pattern[str]) -> Iterator[Package]:
+def _advised(root: Root, path: str, updates: _Updates) -> Iterator[Package]:
     """Packages of security advisories."""
-    updates = _Updates(wanted)
+    parser = updates.parser()
     taken = 0
     for piece in _unpacked(root.read_bytes(path, MAX_PACKED_BYTES), path):
         taken += len(piece)
         if taken > MAX_XML_BYTES:
             raise ValueError(f"{path}: larger than {MAX_XML_BYTES >> 20} MiB when unpacked")
-        updates.parser.Parse(piece, False)
+        parser.Parse(piece, False)
         yield from updates.found
         updates.found.clear()
-    updates.parser.Parse(b"", True)
+    parser.Parse(b"", True)
     yield from updates.found
 
 

@@ -29,6 +29,8 @@ _NAME, _VERSION, _RELEASE, _EPOCH, _ARCH = 1000, 1001, 1002, 1003, 1022
 _STRING, _INT32 = 6, 4
 _OTHER_FORMATS: Final = {"Packages": "Berkeley DB", "Packages.db": "ndb"}
 
+_EVR: Final = re.compile(r"(?:([0-9]{1,10}):)?([^-:]+)-([^-:]+)")
+
 
 class Package(msgspec.Struct, frozen=True, order=False):
     """One installed or offered package. ``evr``: epoch, version, release."""
@@ -38,6 +40,18 @@ class Package(msgspec.Struct, frozen=True, order=False):
     version: str
     release: str
     arch: str
+
+    @classmethod
+    def of_evr(cls, name: str, evr: str, arch: str) -> Package:
+        """From what `evr` says; rpm lets no version and no release have a ``-`` or ``:``.
+
+        Raises:
+            ValueError: it is nothing of the kind.
+        """
+        found = _EVR.fullmatch(evr)
+        if found is None:
+            raise ValueError(f"no version of a package: {evr[:64]!r}")
+        return cls(name, int(found[1] or 0), found[2], found[3], arch)
 
     @property
     def evr(self) -> str:
@@ -69,6 +83,8 @@ def installed_packages(root: Root, folder: str) -> tuple[Package, ...] | Unknown
         file = SqliteFile(descriptor)
         if file.has_log and _log_bytes(root, f"{path}-wal"):
             return Unknown(f"{path}: a part of it lies in its write-ahead log; ask rpm once, which puts it in order")
+        if _log_bytes(root, f"{path}-journal"):
+            return Unknown(f"{path}: a change of it did not end; ask rpm once, which puts it in order")
         return tuple(_packages(file))
     except (SqliteFormatError, OSError, ValueError) as error:
         return Unknown(f"{path}: {error}")

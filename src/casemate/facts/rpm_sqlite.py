@@ -49,7 +49,7 @@ class SqliteFile:
         self._left = 2 * pages + 16
 
     def blobs(self, table: str) -> Iterator[bytes]:
-        """The last column of each row, where it is a blob.
+        """The last column of each row, which is a blob.
 
         Raises:
             SqliteFormatError: there is no such table, or its pages are damaged.
@@ -59,8 +59,9 @@ class SqliteFile:
             raise SqliteFormatError(f"no table {table}")
         for payload in self._rows(root, 0):
             values = _record(payload)
-            if values and isinstance(values[-1], bytes):
-                yield values[-1]
+            if not values or not isinstance(values[-1], bytes):
+                raise SqliteFormatError(f"a row of {table} that ends in no blob")
+            yield values[-1]
 
     def _tables(self) -> Iterator[tuple[str, int]]:
         """(name, first page) of each table; the schema is itself a table, on page 1."""

@@ -4,6 +4,7 @@ advisories in dnf's cache. Offline; facts as `facts/updates.py` names them."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from casemate.facts.fact import Fact, Facts, Known, Unknown
@@ -52,7 +53,7 @@ def collect_rpm_updates(root: Root, folder: str, now_s: float) -> Facts:
     return facts
 
 
-def pending_of(packages: tuple[Package, ...], caches: Root, now_s: float, source: str) -> Fact:
+def pending_of(packages: Sequence[Package], caches: Root, now_s: float, source: str) -> Fact:
     """``NAME INSTALLED -> OFFERED`` of every package, not only of those that matter to a host of VMs.
 
     Args:
@@ -60,7 +61,7 @@ def pending_of(packages: tuple[Package, ...], caches: Root, now_s: float, source
         source: where the packages were read.
     """
     offered = offered_by_advisories(caches, re.compile(".*"))
-    return _pending(_newest(list(packages)), _usable(offered, _age(offered, now_s)), source)
+    return _pending(_newest(packages), _usable(offered, _age(offered, now_s)), source)
 
 
 def collect_nothing(source: str) -> Facts:
@@ -70,7 +71,7 @@ def collect_nothing(source: str) -> Facts:
     return dict.fromkeys((*names, "updates.age-days", "updates.running-kernel"), why)
 
 
-def _newest(packages: list[Package]) -> dict[_Key, Package]:
+def _newest(packages: Iterable[Package]) -> dict[_Key, Package]:
     """Of what is installed in several versions (kernels are), the highest."""
     found: dict[_Key, Package] = {}
     for package in sorted(packages, key=PACKAGE_KEY):
