@@ -245,6 +245,16 @@ def _said(node: Any) -> Any:
             yield from _said(item)
 
 
+def test_readme_shows_the_table_that_is_printed() -> None:
+    block = (ROOT / "README.md").read_text().partition("$ casemate risk vm.xml\n")[2].partition("```")[0]
+    printed = to_text(_report_of(risk(states(fail=["cpu.ksm"])))).splitlines()
+    assert [line.split() for line in block.splitlines() if " scenario " in line] == [
+        line.split() for line in printed if line.startswith("  risk ")
+    ]
+    assert ", audited " in printed[0]
+    assert ", audited " in block.splitlines()[0]
+
+
 def test_unknown_formats_and_languages() -> None:
     with pytest.raises(InputError, match="no format"):
         rendered("pdf")
