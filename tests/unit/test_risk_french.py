@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ from casemate.scenarios.context import NO_FILE
 from casemate.scenarios.data import graph
 from casemate.scenarios.labels import technique_titles
 from casemate.scenarios.risk_model import RiskReport
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_terms_and_spaces() -> None:
@@ -75,6 +78,17 @@ def test_every_control_has_a_title() -> None:
     assert french.keys() == english.keys() == set(CONTROLS)
     assert [name for name in CONTROLS if french[name] in english.values() or not french[name].strip()] == []
     assert len(set(french.values())) == len(french)
+
+
+def test_french_titles_are_those_of_the_english_ones_of_now() -> None:
+    """Which English title each French one was made from stands in a file: a title that changes takes both along."""
+    made_from = json.loads((GOLDEN / "translated-titles.json").read_text())
+    assert made_from.keys() == set(CONTROLS)
+    now, french = control_titles("en"), control_titles("fr")
+    changed = {name: (made_from[name], now[name], french[name]) for name in CONTROLS if made_from[name] != now[name]}
+    assert changed == {}, (
+        "(was, is, French): mend report/control_titles_fr_*.py, then the golden file"
+    )
 
 
 def test_measures_have_their_titles_in_every_form() -> None:
