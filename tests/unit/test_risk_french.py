@@ -86,9 +86,7 @@ def test_french_titles_are_those_of_the_english_ones_of_now() -> None:
     assert made_from.keys() == set(CONTROLS)
     now, french = control_titles("en"), control_titles("fr")
     changed = {name: (made_from[name], now[name], french[name]) for name in CONTROLS if made_from[name] != now[name]}
-    assert changed == {}, (
-        "(was, is, French): mend report/control_titles_fr_*.py, then the golden file"
-    )
+    assert changed == {}, "(was, is, French): mend report/control_titles_fr_*.py, then the golden file"
 
 
 def test_measures_have_their_titles_in_every_form() -> None:

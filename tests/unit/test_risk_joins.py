@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from casemate import assess, reports, risks
+from casemate import assess, reports, risks, scans
 from casemate.controls.audit_model import DiskRef, FileRef, TargetKind
 from casemate.controls.catalogue.all import all_controls
 from casemate.controls.model import Verdict
@@ -18,6 +18,7 @@ from casemate.scenarios.answers import ANSWERS, answered
 from casemate.scenarios.formula import UNJUDGED, State, Value
 from casemate.scenarios.reading import Audit, Audited
 from casemate.scenarios.risk import Subject
+from casemate.scenarios.scan_reading import PASSWORDS
 from casemate.scenarios.subjects import images_of, subjects_of
 from casemate.scenarios.verdicts import Verdicts
 
@@ -219,6 +220,8 @@ def test_a_scan_answers_for_secrets(tmp_path: Path) -> None:
         ({}, YES, YES),
         ({"findings": [note]}, YES, YES),
         ({"findings": [password]}, NO, YES),
+        ({"findings": [{"rule": "account.no-password", "severity": "critical"}]}, NO, YES),
+        ({"findings": [{"rule": "cloud-init.user-data", "severity": "high"}]}, NO, NO),
         ({"findings": [key]}, YES, NO),
         ({"findings": [key | {"waived": "made anew"}]}, YES, NO),
         ({"by_name": False}, UNKNOWN, UNKNOWN),
@@ -231,7 +234,9 @@ def test_a_scan_answers_for_secrets(tmp_path: Path) -> None:
     header = Audit("later", "h", "2026-11-09", "c", (image(ROOT_DISK, {"sec.keys": Verdict.MANUAL}),))
     (subject,) = subjects(vm(disks=(ROOT_DISK,)), others=(risks.load_audit(str(tmp_path / "0.json")), header))
     assert subject.states["sec.keys"] == YES, "what a later audit leaves to a person replaces nothing"
-    assert "host-key.ssh" in risks.load_audit(str(tmp_path / "3.json")).targets[0].findings[1].evidence
+    assert "host-key.ssh" in risks.load_audit(str(tmp_path / "5.json")).targets[0].findings[1].evidence
+    rules = scans.rule_set(None)
+    assert {rule.id for rule in (*rules.rules, *rules.paths)} >= PASSWORDS
 
 
 def test_scans_that_say_too_little_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A scan of an image for secrets (``casemate image scan --json``) as an audit of it: what nobody else can judge.
 
-- `sec.passwords`: no hash of a password lies anywhere in it, so that nobody has one, root neither.
+- `sec.passwords`: no hash of a password lies anywhere in it and no account does without one, so that nobody who has
+  the image can log in with one, root neither.
 - `sec.keys`: no other secret does.
 
 A scan that could not look everywhere passes nothing; what it found fails all the same. A waived finding is one: risk
@@ -21,7 +22,9 @@ from casemate.scenarios.reading import Audit, Audited
 from casemate.scenarios.verdicts import Verdicts
 
 SCAN_SCHEMA: Final = "casemate.scan/1"
-_PASSWORDS: Final = frozenset({"hash.password"})
+_ACCOUNTS: Final = frozenset({"hash.password", "account.no-password"})
+"""Rules of what logs somebody in, and is no secret of another kind."""
+PASSWORDS: Final = _ACCOUNTS | {"cloud-init.user-data"}
 _HARMLESS: Final = "info"
 _SHOWN: Final = 6
 
@@ -87,8 +90,8 @@ def _verdicts(scan: _Scan) -> list[Verdicts]:
     left = scan.not_scanned[0] if scan.not_scanned else "files were not read by name"
     verdicts = []
     for control, hits in (
-        ("sec.passwords", [rule for rule in there if rule in _PASSWORDS]),
-        ("sec.keys", [rule for rule in there if rule not in _PASSWORDS]),
+        ("sec.passwords", [rule for rule in there if rule in PASSWORDS]),
+        ("sec.keys", [rule for rule in there if rule not in _ACCOUNTS]),
     ):
         rules = ", ".join(sorted(set(hits))[:_SHOWN])
         if hits:
