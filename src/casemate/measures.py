@@ -394,8 +394,7 @@ def _differences(expected: Expected, choices: Choices) -> tuple[str, ...] | None
         log = msgspec.structs.replace(
             log, events=tuple(msgspec.structs.replace(event, register=event.register - 1) for event in log.events)
         )
-    registers = sorted({step.register for step in expected.steps})
-    return tuple(differences(Prediction(choices.banks, expected.steps), log, registers))
+    return tuple(differences(Prediction(choices.banks, expected.steps), log, expected.registers()))
 
 
 def _read(name: str, limit: int) -> bytes:

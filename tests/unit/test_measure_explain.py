@@ -125,7 +125,8 @@ def test_wrong_use_says_what_belongs_there(tmp_path: Path, capsys: pytest.Captur
         assert said in capsys.readouterr().err, line
 
 
-def test_events_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], machine: Inputs) -> None:
+def command(tmp_path: Path, machine: Inputs) -> list[str]:
+    """What measures `machine`, as a command."""
     paths = {name: tmp_path / name for name in ("kernel", "initrd", "code", "vars")}
     paths["kernel"].write_bytes(machine.kernel or b"")
     paths["initrd"].write_bytes(b"initrd")
@@ -136,7 +137,11 @@ def test_events_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], mac
         '[machine]\ntype = "q35"\nmemory_mib = 512\n'
         f'[boot]\nkernel = "{paths["kernel"]}"\ninitrd = "{paths["initrd"]}"\ncmdline = "quiet"\n'
     )
-    line = ["measure", str(spec), "--firmware", str(paths["code"]), "--variables", str(paths["vars"])]
+    return ["measure", str(spec), "--firmware", str(paths["code"]), "--variables", str(paths["vars"])]
+
+
+def test_events_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], machine: Inputs) -> None:
+    line = command(tmp_path, machine)
     assert main([*line, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["values"] == measured(machine, {}).values
@@ -149,3 +154,25 @@ def test_events_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], mac
     assert " 9  initrd: sha256:" in shown
     assert main([*line, "--explain", "sha256.9=zz"]) == 2
     assert main([*line, "--other", "colour=red", "--explain", found["values"]["sha256.9"]]) == 2
+
+
+def test_an_event_in_a_register_that_should_be_zeros_is_a_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], machine: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = measured(machine, {})
+    assert found.values["sha256.11"] == "00" * 32
+    assert found.registers() == (*range(10), 11, 12)
+    good = EventLog(
+        tuple(Event(step.register, 1, step.digests, step.what.encode()) for step in found.steps if step.digests),
+        ("sha256",),
+        0,
+    )
+    (tmp_path / "log").write_bytes(b"")
+    line = [*command(tmp_path, machine), "--compare", str(tmp_path / "log")]
+    monkeypatch.setattr("casemate.evidence.event_log.parse_event_log", lambda _: good)
+    assert main(line) == 0
+    assert capsys.readouterr().out == ("the log has exactly the events that were computed; not compared: sha256.0\n")
+    more = EventLog((*good.events, event(11, b"a section")), good.banks, good.locality)
+    monkeypatch.setattr("casemate.evidence.event_log.parse_event_log", lambda _: more)
+    assert main(line) == 1
+    assert capsys.readouterr().out == "register 11: event 1 of the log was not expected: 'a section'\n"

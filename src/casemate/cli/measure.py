@@ -66,7 +66,9 @@ def _print(found: measures.Measured, arguments: argparse.Namespace) -> None:
     if found.explained is not None:
         print(output.plain(found.explained or "no single change of these inputs gives the reported value"))
     if found.differences is not None:
-        lines = found.differences or ("the log has exactly the events that were computed",)
+        unknown = ", ".join(found.expected.unpredictable)
+        same = "the log has exactly the events that were computed" + (f"; not compared: {unknown}" if unknown else "")
+        lines = found.differences or (same,)
         print(output.plain("\n".join(lines), keep_lines=True))
     if found.explained is None and found.differences is None:
         print(output.plain(render(found.expected, with_events=arguments.events), keep_lines=True))

@@ -17,6 +17,7 @@ from casemate.evidence.policy import NitroPolicy, Policy, SePolicy, TpmPolicy
 from casemate.measure.registers import Prediction, Step
 
 KINDS: Final = ("sev-snp", "sev-es", "tdx", "tpm", "nitro", "se")
+_REGISTER: Final = re.compile(r"(?:[a-z0-9]+\.|rtmr|pcr)([0-9]+)")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -36,6 +37,11 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     unpredictable: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
     wanted: Policy = Policy()
+
+    def registers(self) -> tuple[int, ...]:
+        """The registers that something is said of: by a value, which without events is zeros, or by an event."""
+        named = (_REGISTER.fullmatch(name) for name in self.values)
+        return tuple(sorted({int(name[1]) for name in named if name} | {step.register for step in self.steps}))
 
     def policy(self) -> Policy:
         """What evidence of this launch has to say.
