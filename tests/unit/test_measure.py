@@ -148,8 +148,10 @@ def test_a_single_change_is_explained() -> None:
     for change, said in (
         ({}, "nothing"),
         ({"vcpus": 7}, "7 vCPUs in place of 2"),
+        ({"vcpus": 255}, "255 vCPUs in place of 2"),
         ({"cpu": "EPYC-Genoa"}, "CPU model EPYC-Genoa"),
         ({"features": 0x21}, "guest features 0x21"),
+        ({"features": 0x9}, "guest features 0x9"),
         ({"kernel": None}, "no hashes"),
         ({"initrd": None}, "no initrd"),
         ({"cmdline": ""}, "no command line"),

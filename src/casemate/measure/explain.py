@@ -19,8 +19,10 @@ from casemate.measure.inputs import Inputs, measured
 from casemate.measure.registers import Prediction, Step, extended
 from casemate.measure.vmsa import CPUS
 
-VCPUS_TRIED: Final = 64
-FEATURES_TRIED: Final = (0x1, 0x5, 0x21, 0x25, 0x201)
+VCPUS_TRIED: Final = 256
+FEATURES_TRIED: Final = (0x1, 0x21, 0x9, 0x11, 0x5, 0x25, 0x201, 0x221)
+"""SEV_FEATURES: SNP alone; with debug swap; with restricted or alternate injection; reflecting #VC, alone and with
+debug swap; with a secure TSC, alone and with debug swap."""
 MEMORY_TRIED_MIB: Final = (256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536)
 OTHERS: Final = ("firmware", "variables", "kernel", "initrd", "cmdline", "disk", "eif")
 """Inputs of which other ones may be given to try."""

@@ -28,6 +28,7 @@ from casemate.measure.vmsa import CPUS
 from casemate.measure.volumes import parse_volumes
 
 _firmware = functools.lru_cache(maxsize=4)(parse_firmware)
+_kernel = functools.lru_cache(maxsize=4)(hash_kernel)
 _volumes = functools.lru_cache(maxsize=4)(parse_volumes)
 _FIRMWARE_ALONE = "the launch measures the firmware and nothing behind it: whatever that starts gives the same digest"
 
@@ -98,7 +99,7 @@ def _guest(inputs: Inputs) -> Guest:
         raise InputError(f"CPU model {inputs.cpu!r} is not known", expected=", ".join(CPUS))
     kernel = None
     if inputs.kernel is not None and inputs.kernel_hashes:
-        kernel = hash_kernel(inputs.kernel, inputs.initrd or b"", inputs.cmdline)
+        kernel = _kernel(inputs.kernel, inputs.initrd or b"", inputs.cmdline)
     return Guest(
         firmware=_firmware(inputs.firmware),
         vcpus=inputs.vcpus,
