@@ -15,7 +15,7 @@ import msgspec
 from casemate.facts import rpm_packages
 from casemate.facts.fact import Fact, Facts, Known, Unknown
 from casemate.facts.root import Root
-from casemate.facts.updates import LISTS, MAX_AGE_DAYS, STATUS, security_releases, unpacked
+from casemate.facts.updates import LISTS, MAX_AGE_DAYS, STATUS, newest_offered, security_releases, unpacked
 from casemate.facts.updates_version import compare_versions
 
 MAX_STATUS_BYTES: Final = 64 << 20
@@ -182,21 +182,9 @@ def pending(packages: tuple[Package, ...], lists: Root, now_s: float, codename: 
         return Unknown(
             f"{LISTS}: {days} days old, which says nothing about today; give newer ones: --security-lists DIR"
         )
-    offered: dict[str, str] = {}
-    try:
-        names = lists.list_dir(LISTS)
-        for prefix, _ in releases:
-            mine = [name for name in names if name.startswith(prefix) and "_Packages" in name]
-            if not mine:
-                return Unknown(f"{LISTS}: {prefix}… has a Release file and no list of packages")
-            for name in mine:
-                for found, version in read_packages(lists, f"{LISTS}/{name}").items():
-                    if found not in offered or compare_versions(version, offered[found]) > 0:
-                        offered[found] = version
-    except OSError as error:
-        return Unknown(f"{error.filename or LISTS}: {error.strerror or error}")
-    except ValueError as error:
-        return Unknown(f"{LISTS}: {error}")
+    offered = newest_offered(lists, [prefix for prefix, _ in releases], read_packages)
+    if isinstance(offered, Unknown):
+        return offered
     waiting = tuple(
         f"{package.name} {package.version} -> {offered[package.name]}"
         for package in packages

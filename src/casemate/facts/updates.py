@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import re
 from calendar import timegm
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -189,15 +190,27 @@ def _offered(root: Root, releases: tuple[_Release, ...] | Unknown, now_s: float)
         return age
     if isinstance(age.value, int) and age.value > MAX_AGE_DAYS:
         return Unknown(f"{LISTS}: {age.value} days old, which says nothing about today; run apt update")
+    return newest_offered(root, [release.prefix for release in releases], _read_list)
+
+
+def newest_offered(
+    root: Root, prefixes: Iterable[str], read: Callable[[Root, str], dict[str, str]]
+) -> dict[str, str] | Unknown:
+    """What the lists of some suites offer: name to the highest version.
+
+    Args:
+        prefixes: what names of a suite's lists begin with.
+        read: the packages of one list, name to version; OSError or ValueError say why it cannot be read.
+    """
     offered: dict[str, str] = {}
     try:
         names = root.list_dir(LISTS)
-        for release in releases:
-            mine = [name for name in names if name.startswith(release.prefix) and "_Packages" in name]
+        for prefix in prefixes:
+            mine = [name for name in names if name.startswith(prefix) and "_Packages" in name]
             if not mine:
-                return Unknown(f"{LISTS}: {release.prefix}… has a Release file and no list of packages")
+                return Unknown(f"{LISTS}: {prefix}… has a Release file and no list of packages")
             for name in mine:
-                for package, version in _read_list(root, f"{LISTS}/{name}").items():
+                for package, version in read(root, f"{LISTS}/{name}").items():
                     if package not in offered or compare_versions(version, offered[package]) > 0:
                         offered[package] = version
     except OSError as error:

@@ -11,6 +11,7 @@ from casemate.facts.fact import Fact, Facts, Known, Unknown
 from casemate.facts.root import Root
 from casemate.facts.rpm_advisories import Offered, is_of_module, offered_by_advisories
 from casemate.facts.rpm_packages import DATABASE, PACKAGE_KEY, Package, compare, installed_packages
+from casemate.facts.updates import MAX_AGE_DAYS
 
 FAMILIES: Final[dict[str, str]] = {
     "kernel": r"kernel|kernel-core|kernel-modules(-core|-extra)?|kernel-(rt|64k|uek)(-core|-modules(-core)?)?",
@@ -24,20 +25,17 @@ _IN_FAMILY: Final = {family: re.compile(pattern) for family, pattern in FAMILIES
 _WANTED: Final = re.compile("|".join(FAMILIES.values()))
 _KERNELS: Final = re.compile(r"kernel-core|kernel-(rt|64k|uek)-core|kernel-uek|kernel")
 _DAY_S: Final = 86_400
-MAX_AGE_DAYS: Final = 30
-"""Metadata older than this say nothing about what waits today (as for apt's lists)."""
 _Key = tuple[str, str, bool]
 
 
 def collect_rpm_updates(root: Root, folder: str, now_s: float) -> Facts:
     """The facts of `facts.updates.collect_updates`, on a host whose packages rpm keeps in this folder."""
-    every = installed_packages(root, folder)
+    source = f"{folder}/{DATABASE}"
+    # A database without a package proves nothing about a host that runs.
+    every = installed_packages(root, folder) or Unknown(f"{source}: not one package is in it")
     if isinstance(every, Unknown):
         names = [f"updates.{prefix}{family}" for family in FAMILIES for prefix in ("", "has-")]
         return dict.fromkeys((*names, "updates.age-days", "updates.running-kernel"), every)
-    source = f"{folder}/{DATABASE}"
-    if not every:
-        return collect_nothing(source)
     installed = _newest([package for package in every if _WANTED.fullmatch(package.name)])
     offered = offered_by_advisories(root, _WANTED)
     facts: Facts = {"updates.age-days": _age(offered, now_s), "updates.running-kernel": _running(root, every, source)}
@@ -62,13 +60,6 @@ def pending_of(packages: Sequence[Package], caches: Root, now_s: float, source: 
     """
     offered = offered_by_advisories(caches, re.compile(".*"))
     return _pending(_newest(packages), _usable(offered, _age(offered, now_s)), source)
-
-
-def collect_nothing(source: str) -> Facts:
-    """A database without a package proves nothing about a host that runs."""
-    why = Unknown(f"{source}: not one package is in it")
-    names = [f"updates.{prefix}{family}" for family in FAMILIES for prefix in ("", "has-")]
-    return dict.fromkeys((*names, "updates.age-days", "updates.running-kernel"), why)
 
 
 def _newest(packages: Iterable[Package]) -> dict[_Key, Package]:
