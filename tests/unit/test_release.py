@@ -532,6 +532,16 @@ def test_a_line_cut_off_by_a_crash_is_removed_and_said(written: Path) -> None:
     assert "100 bytes" in found[-1].reasons[0].message
 
 
+@pytest.mark.parametrize("more", [LINE_MAX_BYTES + 1, 3 * LINE_MAX_BYTES])
+def test_more_than_a_crash_can_cut_off_is_left_as_it_is(written: Path, more: int) -> None:
+    path = written / "key-release/decisions.jsonl"
+    whole = path.read_bytes() + b"x" * more
+    path.write_bytes(whole)
+    with pytest.raises(HostError, match="did not sign"):
+        DecisionLog(str(written))
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("change", ["flip", "drop", "swap", "repeat", "cut"])
 def test_a_log_that_was_changed_is_seen(written: Path, change: str) -> None:
     path = written / "key-release/decisions.jsonl"

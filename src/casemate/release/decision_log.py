@@ -187,16 +187,17 @@ def _end_of(descriptor: int, public_key: bytes) -> tuple[ChainLink, int]:
     tail = os.pread(descriptor, size - start, start)
     whole = tail.rfind(b"\n") + 1
     cut = len(tail) - whole
-    if cut:
-        os.ftruncate(descriptor, size - cut)
     last = tail[:whole].rstrip(b"\n").rpartition(b"\n")[2]
-    if not last:
-        return ChainLink(), cut
     try:
-        return link_of(last, verify_line(last, public_key)), cut
+        if cut > LINE_MAX_BYTES:
+            raise InputError("the last line", got="more bytes than one entry has", expected=f"at most {LINE_MAX_BYTES}")
+        end = link_of(last, verify_line(last, public_key)) if whole else ChainLink()
     except InputError as error:
         raise HostError(
             "the decision log ends in an entry that this host's key did not sign",
             got=error.got,
             next_step="casemate serve-keys --check-log shows how far it holds; move it away to begin a new one",
         ) from None
+    if cut:
+        os.ftruncate(descriptor, size - cut)
+    return end, cut
