@@ -102,9 +102,9 @@ def make() -> Iterator[Callable[..., Save]]:
 def test_a_guest_that_listens(make: Callable[..., Save]) -> None:
     save = make()
     assert save.heard() == b"freeze\n"
-    assert save.machine.asked == []
+    assert save.machine.asked == ["query-chardev"]
     save.say(b"frozen\n")
-    assert save.machine.asked == ["stop", "migrate-set-parameters", "getfd", "migrate"]
+    assert save.machine.asked == ["query-chardev", "stop", "migrate-set-parameters", "getfd", "migrate"]
     save.wait()
     assert save.results == [("", {"prepared": True})]
     assert os.read(save.reader, 1) == b"", "the supervisor holds no end of the pipe"
@@ -132,6 +132,42 @@ def test_a_guest_that_does_not(make: Callable[..., Save], said: bytes) -> None:
     save.wait()
     assert save.results == [("", {"prepared": False})]
     assert save.machine.watched == set()
+
+
+def chardevs(*open_ports: object) -> dict[str, Any]:
+    """What query-chardev answers: a device of ours for each, and another one."""
+    found = [{"label": "clone", "frontend-open": value, "filename": "x"} for value in open_ports]
+    return {"query-chardev": {"return": [{"label": "console", "frontend-open": False, "filename": "x"}, *found]}}
+
+
+def test_a_guest_that_has_not_opened_the_port_is_not_waited_for(make: Callable[..., Save]) -> None:
+    save = make(chardevs(False))
+    assert save.machine.asked[:2] == ["query-chardev", "stop"], "at once"
+    assert save.heard() == b""
+    save.wait()
+    assert save.results == [("", {"prepared": False})]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        chardevs(True),
+        chardevs(),
+        chardevs(0),
+        chardevs(None),
+        chardevs(False, False),
+        {"query-chardev": {"error": {"desc": "no"}}},
+        {"query-chardev": {"return": {"label": "clone", "frontend-open": False}}},
+        {"query-chardev": {"return": [["clone"], "clone"]}},
+    ],
+)
+def test_a_guest_that_may_listen_is_asked(make: Callable[..., Save], answers: dict[str, Any]) -> None:
+    save = make(answers)
+    assert save.heard() == b"freeze\n"
+    assert save.machine.asked == ["query-chardev"]
+    save.say(b"frozen\n")
+    save.wait()
+    assert save.results == [("", {"prepared": True})]
 
 
 def test_a_paused_guest_cannot_answer_and_stays_paused(make: Callable[..., Save]) -> None:

@@ -1,6 +1,7 @@
 """Save a VM's state, inside its supervisor: never waits, every step has a deadline. Standard library only.
 
-    1 freeze    "freeze" over the clone port; a guest that knows it stops everything but its watcher and says "frozen"
+    1 freeze    "freeze" over the clone port, if something in the guest has it open: all but that stops, and it
+                says "frozen"
     2 stop      the vCPUs
     3 getfd     the client's pipe goes to the emulator by SCM_RIGHTS, as "state"
     4 migrate   to fd:state; asked after until it is completed or failed
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
         def end_saved(self) -> None: ...
 
 
-FREEZE_S = 5.0
+FREEZE_S = 30.0
+"""For a guest that listens: a busy host may keep it from the processor for long."""
+PORT = "clone"
+"""The character device of the clone port (`casemate.plan.argv`)."""
 ASK_AGAIN_S = 0.1
 WHOLE_S = 3600.0
 BANDWIDTH_BYTES_S = 1 << 40
@@ -76,10 +80,10 @@ class SaveTask:
         self.at: float | None = time.monotonic() + FREEZE_S
         port.setblocking(False)
         self._drain()
-        if self._was_paused or not self._tell(b"freeze\n"):
+        if self._was_paused:
             self._stop()
         else:
-            machine.watch(port.fileno(), _POLLIN, self._on_port)
+            machine.ask("query-chardev", self._freeze)
 
     def expire(self, now: float) -> None:
         """A deadline, or time to ask again."""
@@ -90,6 +94,15 @@ class SaveTask:
             self._stop()
         else:
             self._machine.ask("query-migrate", self._progress)
+
+    def _freeze(self, message: dict[str, Any]) -> None:
+        """Tell the guest, and wait for its word; not for one that the emulator says has not opened the port."""
+        if not self._waiting_for_guest:
+            return
+        if _is_closed(message) or not self._tell(b"freeze\n"):
+            self._stop()
+        else:
+            self._machine.watch(self._port.fileno(), _POLLIN, self._on_port)
 
     def _drain(self) -> None:
         """What the guest said before is no answer."""
@@ -206,3 +219,14 @@ class SaveTask:
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
+
+
+def _is_closed(message: dict[str, Any]) -> bool:
+    """Whether the answer to query-chardev says plainly that nothing in the guest has the clone port open."""
+    devices = message.get("return")
+    named = [
+        item
+        for item in (devices if isinstance(devices, list) else [])
+        if isinstance(item, dict) and item.get("label") == PORT
+    ]
+    return len(named) == 1 and named[0].get("frontend-open") is False
