@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -47,12 +48,34 @@ def numbers(cli: Cli, name: str, state: Path, *more: str) -> tuple[list[bytes], 
     return re.findall(NUMBER, said.encode()), said
 
 
+def write_disk(cli: Cli, name: str, word: str) -> None:
+    """Onto the disk, past the guest's memory."""
+    with GuestShell(cli, name) as shell:
+        shell.type(f"printf {word} | dd of=/dev/vda conv=notrunc 2>/dev/null; sync; echo wri''tten\n")
+        shell.expect(rb"written", 20)
+
+
+def read_disk(cli: Cli, name: str) -> tuple[bytes, bytes]:
+    """The first bytes of the disk, and eight of what lies further on; not from the guest's memory."""
+    with GuestShell(cli, name) as shell:
+        shell.type("echo 3 >/proc/sys/vm/drop_caches; echo [=$(head -c 6 /dev/vda)=]; ")
+        shell.type("echo {=$(tail -c 8 /dev/vda)=}\n")
+        first = shell.expect(rb"\[=([^$]{6})=\]", 20)[1]
+        return first, shell.expect(rb"\{=([^$]{8})=\}", 20)[1]
+
+
 def test_clones_of_one_state_draw_different_numbers(cli: Cli, tmp_path: Path) -> None:
-    boot(cli, "origin")
+    """And each goes on over what the origin had written to its disk, and over nobody else's."""
+    base = tmp_path / "base.raw"
+    base.write_bytes(bytes((1 << 20) - 8) + b"of-base.")
+    before_all = base.read_bytes()
+    boot(cli, "origin", "--disk", f"{base}:raw")
+    write_disk(cli, "origin", "ORIGIN")
     state = tmp_path / "origin.state"
-    saved = cli("save", "origin", state)
+    saved = cli("save", "--json", "origin", state)
     assert saved.returncode == 0
     assert "does not listen" not in saved.stderr
+    assert json.loads(saved.stdout)["overlay_bytes"] >= 4 * 65536
     assert state.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
     ended = cli.json("inspect", "--json", "origin")["exit"]
@@ -70,13 +93,21 @@ def test_clones_of_one_state_draw_different_numbers(cli: Cli, tmp_path: Path) ->
     # The clone is as good as any: it can be saved again, under a key, and left running.
     (tmp_path / "key").write_bytes(os.urandom(32))
     (tmp_path / "key").chmod(0o600)
+    assert read_disk(cli, "one") == (b"ORIGIN", b"of-base.")
+    write_disk(cli, "one", "CLONE1")
+    assert read_disk(cli, "two") == (b"ORIGIN", b"of-base."), "a clone writes to a disk of its own"
     again = tmp_path / "again.state"
     saved = cli("save", "--leave-running", "--key-file", tmp_path / "key", "one", again)
     assert saved.returncode == 0
     assert "does not listen" not in saved.stderr
     assert cli.json("inspect", "--json", "one")["state"] == "running"
     assert "sealed with key" in cli.fails(2, "run", "-d", "--from", again)
+    assert b"CLONE1" not in again.read_bytes()
+    write_disk(cli, "one", "LATER1")
     third, _ = numbers(cli, "three", again, "--key-file", str(tmp_path / "key"))
+    assert read_disk(cli, "three") == (b"CLONE1", b"of-base.")
+    assert read_disk(cli, "one") == (b"LATER1", b"of-base.")
+    assert base.read_bytes() == before_all
     with GuestShell(cli, "one") as shell:
         shell.expect(NUMBER, 20)
     went_on = re.findall(NUMBER, cli.ok("logs", "one").encode())

@@ -25,6 +25,7 @@ class Machine:
         self.given = -1
         self.watched: set[int] = set()
         self.ends = 0
+        self.faults: list[str] = []
 
     def ask(
         self,
@@ -49,6 +50,9 @@ class Machine:
 
     def end_saved(self) -> None:
         self.ends += 1
+
+    def note_fault(self, words: str) -> None:
+        self.faults.append(words)
 
 
 class Save:
@@ -122,6 +126,15 @@ def test_one_that_goes_on_starts_its_random_numbers_anew(make: Callable[..., Sav
     save.task.settle(end=False)
     assert save.heard() == b"reseed\n"
     assert save.machine.asked[-1] == "cont"
+    assert save.machine.faults == []
+
+
+def test_one_that_cannot_go_on_is_not_taken_for_paused(make: Callable[..., Save]) -> None:
+    save = make({"cont": {"error": {"desc": "no lock"}}})
+    save.say(b"frozen\n")
+    save.wait()
+    save.task.settle(end=False)
+    assert save.machine.faults == ["it stands still after a save: cont: no lock"]
 
 
 @pytest.mark.parametrize("said", [b"", b"what?\n", b"\xff" * 200])

@@ -24,6 +24,7 @@ from casemate.errors import InputError, VmError
 ANSWER_MAX_BYTES = 1 << 20
 ANSWER_DEADLINE_S = 15.0
 WORDS_MAX_BYTES = 65536
+OVERLAYS_MAX = 16
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -128,6 +129,26 @@ def keys_port(paths: Paths, definition: Definition) -> socket.socket:
         said = answer.get("error", "no descriptor came along") if isinstance(answer, dict) else answer
         raise VmError(f"{definition.name} has no port to serve", got=str(said)[:400])
     return socket.socket(fileno=descriptors[0])
+
+
+def overlays(connection: socket.socket, count: int) -> list[int]:
+    """After ``save``: descriptors of the VM's overlays, for reading, in the order of its disks. The caller closes them.
+
+    Raises:
+        VmError: the supervisor refused it, or has another number of them.
+    """
+    try:
+        connection.sendall(b'{"do": "overlays"}\n')
+        line, descriptors, _, _ = socket.recv_fds(connection, 4096, OVERLAYS_MAX, socket.MSG_CMSG_CLOEXEC)
+        answer = msgspec.json.decode(line)
+    except (OSError, msgspec.MsgspecError) as fault:
+        raise _no_answer("overlays", fault) from None
+    if not isinstance(answer, dict) or "error" in answer or len(descriptors) != count:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        said = answer.get("error", f"{len(descriptors)} descriptors") if isinstance(answer, dict) else answer
+        raise VmError("the overlays cannot be saved", got=str(said)[:400], expected=f"{count} descriptors")
+    return descriptors
 
 
 def request(paths: Paths, definition: Definition, verb: str, **fields: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Never
 import msgspec
 
 from casemate.engine.launch import Launched
+from casemate.engine.opening import overlay_roles
 from casemate.engine.paths import Paths
 from casemate.engine.vmfiles import Definition, Process, RunningState
 from casemate.jail.compile import cached_program
@@ -115,6 +116,7 @@ def _configuration(
     }
     clone = [launched.clone.fileno()] if launched.clone is not None else []
     keys = [launched.keys.fileno()] if launched.keys is not None else []
+    overlays = _overlays(definition, prepared)
     attendants = prepared.attendants
     return {
         **streams,
@@ -123,9 +125,13 @@ def _configuration(
         "accel": running.accel,
         "clone_fd": clone[0] if clone else -1,
         "keys_fd": keys[0] if keys else -1,
+        "overlay_fds": overlays,
         "attendant_fds": attendants,
         "helper_pidfds": helper_pidfds,
-        "inherited_fds": [*streams.values(), *locks, *map(int, helper_pidfds), *clone, *keys, *attendants.values()],
+        "inherited_fds": [
+            *(*streams.values(), *locks, *map(int, helper_pidfds)),
+            *(*clone, *keys, *overlays, *attendants.values()),
+        ],
         "lock_fds": locks,
         "console_log_max_bytes": definition.spec.console.log_max_kib * 1024,
         "timeout_s": definition.timeout_s,
@@ -137,6 +143,15 @@ def _configuration(
         "writable": [runtime, data],
         "seccomp_program": _supervisor_filter(paths),
     }
+
+
+def _overlays(definition: Definition, prepared: Prepared) -> list[int]:
+    """What a save copies, in the order of the disks: open for reading, since nobody but the emulator writes there."""
+    spec = definition.spec
+    if not spec.machine.saveable:
+        return []
+    sources = [prepared.opened.by_role[role] for role in overlay_roles(spec)]
+    return [os.open(f"/proc/self/fd/{source}", os.O_RDONLY | os.O_CLOEXEC) for source in sources]
 
 
 def _supervisor_filter(paths: Paths) -> str:

@@ -89,6 +89,11 @@ def open_spec_files(spec: Spec) -> Opened:
     return opened
 
 
+def overlay_roles(spec: Spec) -> list[str]:
+    """The roles of a VM's overlays, in the order of its disks."""
+    return [f"overlay{index}" for index, disk in enumerate(spec.disks) if disk.mode is DiskMode.OVERLAY]
+
+
 def guest_size_bytes(descriptor: int, disk: Disk) -> int:
     """The size that the guest will see, of a disk whose header is accepted.
 
@@ -176,22 +181,33 @@ def _open_device(path: str) -> int:
     return descriptor
 
 
-def _new_overlay(directory: str, size_bytes: int) -> int:
-    """A qcow2 file without a name: it dies with the last descriptor, whatever kills the VM."""
+def nameless_file(directory: str) -> int:
+    """A file without a name, for an overlay: it dies with the last descriptor, whatever kills the VM."""
     try:
-        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:  # a file system without O_TMPFILE
         path = f"{directory}/overlay.{os.urandom(6).hex()}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         os.unlink(path)
+        return descriptor
+
+
+def _new_overlay(directory: str, size_bytes: int) -> int:
+    """An empty qcow2 file without a name."""
+    descriptor = nameless_file(directory)
     try:
         write_empty_qcow2(descriptor, size_bytes)
     except OSError as fault:
         os.close(descriptor)
-        raise HostError(
-            "no room for the disk's overlay", got=f"{directory}: {fault.strerror}", next_step=f"df -h {directory}"
-        ) from fault
+        raise no_room(directory, fault) from fault
     return descriptor
+
+
+def no_room(directory: str, fault: OSError) -> HostError:
+    """An overlay could not be written."""
+    return HostError(
+        "no room for the disk's overlay", got=f"{directory}: {fault.strerror}", next_step=f"df -h {directory}"
+    )
 
 
 def digest_file(descriptor: int) -> str:

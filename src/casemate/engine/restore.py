@@ -1,7 +1,8 @@
 """Go on from a saved state: what must match, and the stream on its way into the starting emulator.
 
 Order: `open_state` (everything read and checked once) · `check_files` (through the launch's own descriptors) ·
-`check_plan` · in the launch `check_version`, `begin`, `complete` · `stop` whatever happens.
+`check_plan` · the overlays as files of the new VM · in the launch `check_version`, `begin`, `complete` · `stop`
+whatever happens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from casemate.engine.opening import Opened, digest_file
+from casemate.engine.savedoverlay import place_overlays
 from casemate.engine.sealing import Sealing, unwrap
 from casemate.engine.statefile import Manifest, StateReader
 from casemate.errors import InputError, RefusedError, VmError
@@ -57,10 +59,15 @@ class Restore:
         self._in, self._out = os.pipe2(os.O_CLOEXEC)
         opened.by_role |= {"state": self._in, "state-in": self._out, "state-file": self._descriptor}
 
-    def check(self, opened: Opened, plan: LaunchPlan) -> None:
-        """Files and plan match, and the launch owns what it needs of this; errors of both checks."""
+    def check(self, opened: Opened, plan: LaunchPlan, directory: str) -> None:
+        """Files and plan match, and the launch owns what it needs of this; errors of both checks and of the overlays.
+
+        Args:
+            directory: where the VM's overlays lie, without a name.
+        """
         self.check_files(opened)
         self.check_plan(plan)
+        place_overlays(self._reader, self.manifest.overlays, plan.files, opened, directory)
         self.hand_over(opened)
 
     def check_files(self, opened: Opened) -> None:

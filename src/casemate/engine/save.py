@@ -1,8 +1,9 @@
 """Write a running VM's state into a file: the caller's side. The file is there whole or not at all.
 
 1 checks · 2 temporary file beside the target, 0600 · 3 the supervisor stops the guest and lets the emulator write into
-our pipe · 4 records · 5 digests of kernel, initrd and disks, while the guest stands still · 6 manifest, fsync, rename ·
-7 the supervisor ends the VM, or lets it go on. Whatever fails before 7: the guest goes on, and nothing is left.
+our pipe · 4 records; the disks' overlays behind them · 5 digests of kernel, initrd and disks, while the guest stands
+still · 6 manifest, fsync, rename · 7 the supervisor ends the VM, or lets it go on. Whatever fails before 7: the guest
+goes on, and nothing is left.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any
 import msgspec
 
 from casemate.engine import control, files, state
-from casemate.engine.opening import digest_file
+from casemate.engine.opening import digest_file, overlay_roles
 from casemate.engine.paths import Paths
 from casemate.engine.restore import hardware_digest
+from casemate.engine.savedoverlay import copy_overlay
 from casemate.engine.sealing import Sealing, wrap
 from casemate.engine.state import Definition
-from casemate.engine.statefile import PIECE_BYTES, Manifest, StateWriter
+from casemate.engine.statefile import PIECE_BYTES, Manifest, SavedOverlay, StateWriter
 from casemate.errors import HostError, InputError, VmError
 from casemate.evidence.record import canonical_json
 from casemate.image.opening import open_image, open_regular_file
@@ -49,7 +51,8 @@ def save(
         report: told the number of bytes so far.
 
     Returns:
-        ``bytes`` of the stream, ``prepared``: the guest froze itself before, and ``sealed`` with what.
+        ``bytes`` of the stream, ``overlay_bytes`` of what lies over its disks, ``prepared``: the guest froze itself
+        before, and ``sealed`` with what.
 
     Raises:
         InputError: the VM cannot be saved as it is, or the file exists. VmError, HostError: it went wrong on the way.
@@ -65,7 +68,8 @@ def save(
     try:
         writer = StateWriter(descriptor, header, key)
         prepared = _stream(connection, writer, report)  # 3, 4
-        manifest = _manifest(paths, definition, running, writer.stream_bytes, prepared)  # 5
+        overlays = _overlays(connection, definition.spec, writer, report)
+        manifest = _manifest(paths, definition, running, writer.stream_bytes, prepared, overlays)  # 5
         writer.finish(manifest)
         os.fsync(descriptor)
         os.link(temporary, target)  # fails when somebody else made it meanwhile, which a rename would not
@@ -80,7 +84,13 @@ def save(
         files.unlink_if_there(temporary)
     if not leave_running:
         _wait_for_rest(paths, definition)
-    return {"bytes": writer.stream_bytes, "prepared": prepared, "sealed": header.sealing}
+    on_disks = sum(overlay.size_bytes for overlay in overlays.values())
+    return {
+        "bytes": writer.stream_bytes,
+        "overlay_bytes": on_disks,
+        "prepared": prepared,
+        "sealed": header.sealing,
+    }
 
 
 def _check(paths: Paths, definition: Definition, target: str, sealing: Sealing, leave_running: bool) -> int:
@@ -92,13 +102,6 @@ def _check(paths: Paths, definition: Definition, target: str, sealing: Sealing, 
     if not spec.machine.saveable:
         step = "saveable = true in [machine], or --saveable; then start it anew"
         raise InputError(f"{name} was not started as saveable", next_step=step)
-    overlays = [disk.path for disk in spec.disks if disk.mode is DiskMode.OVERLAY]
-    if overlays:
-        raise InputError(
-            f"{name} writes to an overlay, which dies with it",
-            got=overlays[0],
-            expected='disks of mode "read-only" or "persistent"',
-        )
     if leave_running and any(disk.mode is DiskMode.PERSISTENT for disk in spec.disks):
         raise InputError(f"{name} would write on to a disk that its state belongs to", expected="no --leave-running")
     if spec.secrets and sealing.is_none:
@@ -141,7 +144,32 @@ def _stream(connection: socket.socket, writer: StateWriter, report: Callable[[in
     return isinstance(result, dict) and result.get("prepared") is True
 
 
-def _manifest(paths: Paths, definition: Definition, pid: int, stream_bytes: int, prepared: bool) -> Manifest:
+def _overlays(
+    connection: socket.socket, spec: Spec, writer: StateWriter, report: Callable[[int], None]
+) -> dict[str, SavedOverlay]:
+    """Copy what the guest wrote on top of its disks. It stands still, and the emulator has written everything out."""
+    roles = overlay_roles(spec)
+    if not roles:
+        return {}
+    descriptors = control.overlays(connection, len(roles))
+    try:
+        return {
+            role: copy_overlay(descriptor, int(role.removeprefix("overlay")), writer, report)
+            for role, descriptor in zip(roles, descriptors, strict=True)
+        }
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _manifest(
+    paths: Paths,
+    definition: Definition,
+    pid: int,
+    stream_bytes: int,
+    prepared: bool,
+    overlays: dict[str, SavedOverlay],
+) -> Manifest:
     vm = state.look(paths, definition)
     if vm.running is None or vm.running.emulator is None or vm.running.emulator.pid != pid:
         raise VmError(f"{definition.name} ended while it was saved")
@@ -161,6 +189,7 @@ def _manifest(paths: Paths, definition: Definition, pid: int, stream_bytes: int,
         files=_digests(definition.spec),
         guest_prepared=prepared,
         stream_bytes=stream_bytes,
+        overlays=overlays,
     )
 
 

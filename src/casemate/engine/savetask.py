@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         def watch(self, descriptor: int, events: int, handler: Any) -> None: ...
         def forget(self, descriptor: int) -> None: ...
         def end_saved(self) -> None: ...
+        def note_fault(self, words: str) -> None: ...
 
 
 FREEZE_S = 30.0
@@ -213,7 +214,14 @@ class SaveTask:
     def _go_on(self, word: bytes) -> None:
         self._tell(word)
         if not self._was_paused:
-            self._machine.ask("cont", lambda _: None)
+            self._machine.ask("cont", self._gone_on)
+
+    def _gone_on(self, message: dict[str, Any]) -> None:
+        """A guest that stays where it is must not look like one that somebody paused."""
+        try:
+            qmp.return_of(message, "cont")
+        except qmp.QmpError as fault:
+            self._machine.note_fault(f"it stands still after a save: {str(fault)[:200]}")
 
     def _close_pipe(self) -> None:
         if self._pipe >= 0:

@@ -9,6 +9,7 @@ connection has one request under way at a time; the next line waits. Verbs:
     kill                   kill now                     } cleaned up; the last line is then
     wait                   nothing                      } ``{"exited": {"reason", "code", "detail", "finished_at"}}``
     save                   with a pipe by SCM_RIGHTS: write the state into it; the answer comes when it is written
+    overlays               after that: the answer brings the disks' overlays, open for reading (SCM_RIGHTS)
     saved {end}            the state is safe: end the VM, or let it go on (as it does when the connection closes)
     pause, unpause, stats  passed on to the emulator; ``result`` is its answer
     keys                   the answer brings the host's end of the port to a key broker (SCM_RIGHTS)
@@ -51,8 +52,10 @@ if TYPE_CHECKING:
             self, name: str, answer: Any, arguments: dict[str, Any] | None = None, *, descriptor: int = -1
         ) -> None: ...
         def end_saved(self) -> None: ...
+        def note_fault(self, words: str) -> None: ...
 
         keys_fd: int
+        overlay_fds: list[int]
 
         def clone_port(self) -> socket.socket | None: ...
         def dropped_bytes(self) -> int: ...
@@ -99,6 +102,7 @@ class ControlServer:
             "stats": self._stats,
             "look": self._look,
             "save": self._save,
+            "overlays": self._overlays,
             "saved": self._saved,
             "keys": self._keys,
         }
@@ -341,6 +345,16 @@ class ControlServer:
 
         self._saver = client
         self._task = SaveTask(self.machine, pipe, port, done)
+
+    def _overlays(self, client: Client, request: dict[str, Any]) -> None:
+        """They belong to the state: whoever saves it gets them, while the guest stands still."""
+        if client is not self._saver or self._task is None or not self._task.written:
+            self._reply(client, error="nothing of yours was saved")
+            return
+        try:
+            socket.send_fds(client.socket, [b'{"ok": true}\n'], self.machine.overlay_fds)
+        except OSError:
+            self.drop(client)
 
     def _saved(self, client: Client, request: dict[str, Any]) -> None:
         if client is not self._saver or self._task is None or not self._task.written:

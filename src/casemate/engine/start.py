@@ -192,7 +192,7 @@ def prepare(paths: Paths, definition: Definition, policy: HostPolicy, restore: R
 
             provisioning.fill(plan, opened)
         if restore is not None:
-            restore.check(opened, plan)
+            restore.check(opened, plan, paths.vm_data(definition.id))
         tpm = None
         if plan.spec.tpm.enabled:
             from casemate.engine import tpm_state

@@ -4,6 +4,8 @@
     u32 length, header     JSON: how it is sealed, salt, the wrapped key if age wraps it
     records                u32 length, sealed record; the plain record is one letter and data:
         D data             a piece of the emulator's migration stream, at most 1 MiB
+        O index, at, data  u16, u64: what an overlay (of disk ``index``) holds from there on, in ascending order; after
+                           all of the stream; what no record brings is zeros
         M manifest         JSON; exactly one, the last; nothing follows it
 
 Sealed with a key: AES-256-GCM; the nonce is the record's number, the associated data are the header's digest and
@@ -13,7 +15,7 @@ wrapped by age. Without a key: each record is followed by the SHA-256 of the dig
 damage, not an attacker, and the manifest's origin is then whoever may write the file.
 
 Reading is done twice: `scan` goes through everything and gives the manifest and a digest per record; `pieces` gives the
-stream again, each record checked against what `scan` saw.
+stream again, `overlay_pieces` the overlays, each record checked against what `scan` saw.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import hmac
 import os
 import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -34,6 +36,8 @@ MAGIC: Final = b"CASEMATE-STATE 1\n"
 PIECE_BYTES: Final = 1 << 20
 HEADER_MAX_BYTES: Final = 64 * 1024
 MANIFEST_MAX_BYTES: Final = 1 << 20
+_OVERLAY: Final = struct.Struct(">HQ")
+OVERLAY_PIECE_BYTES: Final = PIECE_BYTES - _OVERLAY.size
 _RECORD_MAX_BYTES: Final = PIECE_BYTES + 1 + 32
 _LENGTH: Final = struct.Struct(">I")
 _PURPOSE: Final = b"casemate saved state 1"
@@ -47,9 +51,17 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wrapped: str = ""
 
 
+class SavedOverlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An overlay in the file: its size, and the SHA-256 of all of it, zeros included."""
+
+    size_bytes: int
+    sha256: str
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the state belongs to. ``spec``: the specification as JSON; ``hardware_sha256``: of the emulator's arguments
-    that make the machine; ``files``: role -> SHA-256 of kernel, initrd and disks."""
+    that make the machine; ``files``: role -> SHA-256 of kernel, initrd and disks; ``overlays``: role -> what the file
+    itself brings of it."""
 
     name: str
     saved_at: str
@@ -62,6 +74,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, str]
     guest_prepared: bool
     stream_bytes: int
+    overlays: dict[str, SavedOverlay] = {}
+
+
+class OverlayPiece(NamedTuple):
+    """Some bytes of the overlay of a disk, by the disk's number."""
+
+    disk: int
+    offset: int
+    data: bytes
 
 
 def derive_key(secret: bytes | bytearray, salt: bytes) -> bytes:
@@ -92,6 +113,10 @@ class StateWriter:
         """One piece of the stream, at most `PIECE_BYTES`."""
         self.stream_bytes += len(piece)
         self._record(b"D" + piece, last=False)
+
+    def overlay(self, piece: OverlayPiece) -> None:
+        """Some of an overlay, at most `OVERLAY_PIECE_BYTES`."""
+        self._record(b"O" + _OVERLAY.pack(piece.disk, piece.offset) + piece.data, last=False)
 
     def finish(self, manifest: Manifest) -> None:
         """The last record."""
@@ -149,10 +174,13 @@ class StateReader:
             InputError: damaged, cut short, continued, or sealed with another key.
         """
         digests, manifest, stream_bytes = [], None, 0
+        pieces: dict[int, int] = {}
         for plain in self._records():
             digests.append(hashlib.sha256(plain).digest())
             if plain[:1] == b"D":
                 stream_bytes += len(plain) - 1
+            elif plain[:1] == b"O":
+                self._follow(_piece_of(plain), pieces)
             else:
                 manifest = plain[1:]
         if manifest is None or len(manifest) > MANIFEST_MAX_BYTES:
@@ -163,8 +191,18 @@ class StateReader:
             raise self._refused(f"a manifest that makes no sense: {str(fault)[:120]}") from None
         if found.stream_bytes != stream_bytes:
             raise self._refused(f"{stream_bytes} bytes of state where its manifest says {found.stream_bytes}")
+        for index, end_bytes in pieces.items():
+            overlay = found.overlays.get(f"overlay{index}")
+            if overlay is None or end_bytes > overlay.size_bytes:
+                raise self._refused(f"{end_bytes} bytes of overlay{index}, of which its manifest does not know")
         self._digests = digests
         return found
+
+    def _follow(self, piece: OverlayPiece, ends: dict[int, int]) -> None:
+        """Pieces of an overlay come in order and do not overlap; ``ends`` keeps where each overlay is."""
+        if piece.offset < ends.get(piece.disk, 0) or (not piece.data):
+            raise self._refused("pieces of an overlay in an order that no file has")
+        ends[piece.disk] = piece.offset + len(piece.data)
 
     def pieces(self) -> Iterator[bytes]:
         """The emulator's stream, as `scan` saw it.
@@ -172,19 +210,30 @@ class StateReader:
         Raises:
             InputError: the file changed since.
         """
+        for plain in self._as_scanned():
+            if plain[:1] != b"D":
+                return
+            yield plain[1:]
+
+    def overlay_pieces(self) -> Iterator[OverlayPiece]:
+        """The overlays, as `scan` saw them; errors of `pieces`."""
+        for plain in self._as_scanned():
+            if plain[:1] == b"O":
+                yield _piece_of(plain)
+
+    def _as_scanned(self) -> Iterator[bytes]:
         if self._digests is None:
-            raise RuntimeError("StateReader: pieces() before scan()")
+            raise RuntimeError("StateReader: a file is read before scan()")
         expected = iter(self._digests)
         for plain in self._records():
             if not hmac.compare_digest(hashlib.sha256(plain).digest(), next(expected, b"")):
                 raise self._refused("another content than a moment ago")
-            if plain[:1] == b"D":
-                yield plain[1:]
+            yield plain
 
     def _records(self) -> Iterator[bytes]:
         self._at = self._start
         sealer = _Sealer(self._encoded, self._key)
-        end = os.fstat(self._descriptor).st_size
+        end, before = os.fstat(self._descriptor).st_size, b"D"
         while True:
             size = self._length(max(_RECORD_MAX_BYTES, MANIFEST_MAX_BYTES + 1 + 32))
             sealed = self._exactly(size)
@@ -192,8 +241,10 @@ class StateReader:
             plain = sealer.open(sealed, last=last)
             if plain is None or not plain:
                 raise self._refused("damage, or another key" if self._key is not None else "damage")
-            if plain[:1] != (b"M" if last else b"D"):
+            kind = plain[:1]
+            if (kind == b"M") != last or kind not in {b"D": b"DOM", b"O": b"OM"}[before]:
                 raise self._refused("records in an order that no file has")
+            before = kind
             yield plain
             if last:
                 return
@@ -218,6 +269,13 @@ class StateReader:
         return InputError(
             f"saved state {self._name!r}", got=got, expected="what casemate save wrote", next_step="save the VM again"
         )
+
+
+def _piece_of(plain: bytes) -> OverlayPiece:
+    if len(plain) <= _OVERLAY.size:
+        return OverlayPiece(0, 0, b"")  # refused as a piece of nothing
+    index, offset = _OVERLAY.unpack_from(plain, 1)
+    return OverlayPiece(index, offset, plain[1 + _OVERLAY.size :])
 
 
 class _Sealer:

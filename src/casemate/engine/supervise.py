@@ -88,6 +88,7 @@ class Supervisor:
         clone_fd: int = config.get("clone_fd", -1)
         self._clone_port = socket.socket(fileno=clone_fd) if clone_fd >= 0 else None
         self.keys_fd: int = config.get("keys_fd", -1)
+        self.overlay_fds: list[int] = list(config.get("overlay_fds", ()))
         self.kill_at: float | None = None
         self.button_at: float | None = None
         self.deadline: float | None = None
@@ -264,6 +265,12 @@ class Supervisor:
         """The state is on its way to a file: the run is over."""
         self.verdict.want("saved", 0, "casemate run --from FILE goes on")
         self._kill()
+
+    def note_fault(self, words: str) -> None:
+        """What whoever looks at the VM should read."""
+        self.health.append(words)
+        self.event("fault", why=words)
+        self.save_state()
 
     def clone_port(self) -> socket.socket | None:
         """The host's end of the port for clones; None in a VM that cannot be saved."""

@@ -125,6 +125,12 @@ SAVE: tuple[Rule, ...] = (
     Rule("fcntl", "that pipe's flags are looked at", (int_is(1, F_GETFL),), origin=_SOURCE),
     Rule("fcntl", "that pipe becomes blocking or non-blocking", (int_is(1, F_SETFL),), origin=_SOURCE),
     Rule("fadvise64", "a disk's cached pages are dropped when the guest goes on", (int_is(3, 4),), origin=_SOURCE),
+    Rule(
+        "fcntl",
+        "the images' locks are looked at when the guest goes on after a save",
+        (int_is(1, F_OFD_GETLK),),
+        origin=_SOURCE,
+    ),
     Rule("getsockopt", "is the pipe a socket? it is not", (int_is(1, SOL_SOCKET), int_is(2, SO_TYPE)), origin=_SOURCE),
     *_ioctls({"KVM_GET_DIRTY_LOG": KVM_IOCTLS["KVM_GET_DIRTY_LOG"]}, "which pages changed while the state went out"),
 )
