@@ -31,6 +31,7 @@ iproute2|network namespaces of the tests
 libvirt-daemon-system|starts hardened domains in a boot test, and its schemas judge them
 libvirt-clients|virsh for that test
 xorriso|the reference reader for our cloud-init seeds
+rpm|writes the package database that our reader is held against
 age|secrets encrypted with age, in tests
 gnupg|makes the OpenPGP signatures that tests verify
 openssh-client|ssh-keygen makes and judges the SSH signatures of tests

@@ -245,12 +245,12 @@ def test_a_planted_secret_is_left_out(through: str, text: str) -> None:
         assert in_shell("busybox", through, text.encode()).decode() == kept
 
 
-def in_shell(shell: str, through: str, data: bytes) -> bytes:
+def in_shell(shell: str, through: str, data: bytes, name: str = "x") -> bytes:
     words = dict(SHELLS)[shell]
     tools = script("test").split("# What is taken")[0]
     start = tools.index("through_whole")
     functions = tools[start : tools.index("vm_process()")].split("folder() {")[0]
-    code = f"set -u; LC_ALL=C; export LC_ALL\n{functions}\nthrough_{through.replace('-', '_')} x"
+    code = f"set -u; LC_ALL=C; export LC_ALL\n{functions}\nthrough_{through.replace('-', '_')} {name}"
     return subprocess.run([*words, "-c", code], input=data, capture_output=True, timeout=20, check=True).stdout
 
 

@@ -34,6 +34,7 @@ from casemate.audit.capture_paths import (
 )
 from casemate.audit.patience import Stuck, each
 from casemate.errors import HostError
+from casemate.facts import rpm_answer
 from casemate.facts.cgroup import parse_cgroup
 from casemate.facts.process_find import MAX_PROCESSES, find_processes
 from casemate.facts.procfs import parse_start_time
@@ -109,7 +110,8 @@ def _answers(root: Root) -> dict[str, str]:
             continue
         if answer.status == 0:
             found[name] = answer.output.decode("utf-8", "backslashreplace").strip()
-    return found
+    packages = rpm_answer.answer_of(root)
+    return found if packages is None else {**found, rpm_answer.NAME: packages}
 
 
 class _Taker:

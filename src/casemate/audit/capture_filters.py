@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from casemate.audit.capture_advisories import AWK, DAMAGED, kept_advisories
 from casemate.facts.updates import FAMILIES, unpacked
 
 REDACTED: Final = "redacted"
@@ -236,10 +237,16 @@ FILTERS: Final[dict[str, Filter]] = {
     "release-head": Filter(_release_head, "sed -n -e '/^SHA256:/q' -e '/^ /!p'", "lists of files, signatures"),
     "packages": Filter(
         _packages,
-        f'unpack_as "$1" | awk \'BEGIN {{ print "{_FIRST_STANZA}" }}'
+        f'{{ unpack_as "$1" || printf "\\n%s\\n" "Package: {DAMAGED}"; }} | awk \'BEGIN {{ print "{_FIRST_STANZA}" }}'
+        f" /^Package: {DAMAGED}$/{{ exit 1 }}"
         f' /^Package: /{{ keep = $0 ~ /^Package: ({_quoted(_PACKAGE)})$/; if (keep) print "" }}'
         " keep && /^(Package|Status|Version|Architecture):/'",
         "packages that have nothing to do with VMs",
+    ),
+    "advisories": Filter(
+        kept_advisories,
+        f'{{ unpack_as "$1" || printf %s "{DAMAGED}"; }} | {AWK}',
+        "advisories that have nothing to do with VMs, and their texts",
     ),
 }
 """By the name that the table uses."""

@@ -14,6 +14,8 @@ TREE: Final = "root/"
 VERSION: Final = 1
 ARCHIVE_BYTES: Final = 128 << 20
 """Of an archive, packed or not."""
+ANSWER_CHARS: Final = 1 << 18
+"""Of one program's answer, as far as it is kept."""
 
 _Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]
 NUMBER_MAX: Final = (1 << 63) - 1
@@ -51,5 +53,5 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     names: dict[_Path, tuple[Annotated[str, Meta(max_length=4096)], ...]]
     status: tuple[Status, ...]
     unread: dict[_Path, Annotated[str, Meta(max_length=64)]]
-    answers: dict[str, Annotated[str, Meta(max_length=4096)]] = {}
+    answers: dict[str, Annotated[str, Meta(max_length=ANSWER_CHARS)]] = {}
     filtered: dict[_Path, Annotated[str, Meta(max_length=255)]] = {}

@@ -14,6 +14,7 @@ import msgspec
 
 from casemate.facts.kernel_names_data import SYSCTLS
 from casemate.facts.libvirt_names_data import SOCKETS
+from casemate.facts.rpm_advisories import CACHES
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -53,6 +54,8 @@ _POLKIT: Final = (
     "/etc/polkit-1/rules.d /run/polkit-1/rules.d /usr/local/share/polkit-1/rules.d /usr/share/polkit-1/rules.d"
 )
 _PKLA: Final = "/etc/polkit-1/localauthority /var/lib/polkit-1/localauthority"
+
+_DNF: Final = " ".join(CACHES)
 
 
 def _below(folders: str, rest: str) -> str:
@@ -150,6 +153,10 @@ HOST: Final[tuple[Take, ...]] = (
     *_take(Kind.CONTENT, "/etc/audit/audit.rules /etc/audit/rules.d/*.rules", "no-secrets", MIB),
     *_take(Kind.CONTENT, "/var/lib/dpkg/status", "packages", 64 * MIB),
     *_take(Kind.STATUS, "/var/lib/rpm /usr/lib/sysimage/rpm /var/lib/pacman"),
+    *_take(Kind.STATUS, _below("/var/lib/rpm /usr/lib/sysimage/rpm", "rpmdb.sqlite Packages Packages.db")),
+    *_take(Kind.NAMES, _DNF),
+    *_take(Kind.CONTENT, _below(_DNF, "*/repodata/repomd.xml"), "no-secrets", 4 * MIB),
+    *_take(Kind.CONTENT, _below(_DNF, "*/repodata/*updateinfo.xml*"), "advisories", 64 * MIB),
     *_take(Kind.NAMES, "/var/lib/apt/lists"),
     *_take(Kind.CONTENT, "/var/lib/apt/lists/*Release", "release-head", 8 * MIB),
     *_take(Kind.CONTENT, "/var/lib/apt/lists/*-security_*_Packages*", "packages", 64 * MIB),

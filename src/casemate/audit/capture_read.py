@@ -48,6 +48,7 @@ def read_capture(data: bytes, source: str) -> Capture:
         unread={path: getattr(errno, why, errno.EIO) for path, why in manifest.unread.items()},
         looked_for=_patterns(manifest.looked_for),
         time_s=made.timestamp(),
+        answers=manifest.answers,
     )
     _no_link_above(tree, source)
     return Capture(MemoryRoot(tree, source), manifest, made.date(), notes)

@@ -18,6 +18,8 @@ from casemate.audit.capture_paths import (
     Take,
 )
 from casemate.audit.capture_script_data import HEAD, TAIL, TOOLS
+from casemate.facts import rpm_answer
+from casemate.facts.updates import STATUS
 
 
 def script(tool: str) -> str:
@@ -34,6 +36,12 @@ def script(tool: str) -> str:
         "TOTAL_KIB": str(TOTAL_BYTES >> 10),
         "MANIFEST": MANIFEST,
         "VERSION": str(VERSION),
+        "DPKG_STATUS": STATUS,
+        "RPM_PROGRAM": rpm_answer.PROGRAM,
+        "RPM_QUERY": rpm_answer.QUERY,
+        "RPM_KEPT": rpm_answer.KEPT,
+        "RPM_NAME": rpm_answer.NAME,
+        "RPM_DEADLINE": str(rpm_answer.DEADLINE_S),
         "TOOL": "".join(c for c in tool if c.isalnum() or c in " .+-"),
     }
     head, tools, tail = (_filled(part, words) for part in (HEAD, TOOLS, TAIL))

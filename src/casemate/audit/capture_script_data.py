@@ -76,7 +76,9 @@ unpackable() { # PATH
     *.gz) command -v gzip >/dev/null ;;
     *.xz) command -v xz >/dev/null ;;
     *.lz4) command -v lz4 >/dev/null ;;
-    *.zst | *.bz2 | *.lzma) return 1 ;;
+    *.bz2) command -v bzip2 >/dev/null ;;
+    *.zst) command -v zstd >/dev/null ;;
+    *.lzma | *.zck) return 1 ;;
     esac
 }
 unpack_as() { # PATH
@@ -84,6 +86,8 @@ unpack_as() { # PATH
     *.gz) gzip -dc ;;
     *.xz) xz -dc ;;
     *.lz4) lz4 -dc ;;
+    *.bz2) bzip2 -dc ;;
+    *.zst) zstd -dcq ;;
     *) cat ;;
     esac
 }
@@ -264,8 +268,19 @@ if [ "$total" -gt TOTAL_KIB ]; then
     exit 3
 fi
 answer=$(uname -m)
+: >"$work/rpm"
+if [ ! -e DPKG_STATUS ] && [ -x RPM_PROGRAM ]; then # busybox has another rpm
+    if ${bounded:+timeout RPM_DEADLINE} RPM_PROGRAM -qa --qf 'RPM_QUERY' >"$raw" 2>/dev/null; then
+        { awk 'END { print "all " NR }' "$raw"; awk '$1 ~ /^(RPM_KEPT)$/' "$raw" | sort; } >"$work/rpm"
+    fi
+fi
 awk -F "$tab" -v now="$now" -v host="$host" -v uid="$(id -u)" -v machine="$answer" -v work="$work" '
-function text(s) { gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); gsub(/[^ -~]/, "?", s); return "\"" s "\"" }
+function plain(s) { gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); gsub(/[^ -~]/, "?", s); return s }
+function text(s) { return "\"" plain(s) "\"" }
+function rpm(   line, n) {
+    while ((getline line < (work "/rpm")) > 0) printf "%s%s", n++ ? "\\n" : ",\"RPM_NAME\":\"", plain(line)
+    if (n) printf "\""
+}
 function rows(name, kind,   line, parts, n, last) {
     n = 0; last = ""
     while ((getline line < (work "/" name)) > 0) {
@@ -294,7 +309,8 @@ BEGIN {
     printf "],\"names\":{"; rows("names", "names")
     printf "},\"status\":["; rows("status", "status")
     printf "],\"unread\":{"; rows("unread", "pair")
-    printf "},\"answers\":{\"machine\":%s},\"filtered\":{", text(machine); rows("filtered", "pair")
+    printf "},\"answers\":{\"machine\":%s", text(machine); rpm()
+    printf "},\"filtered\":{"; rows("filtered", "pair")
     printf "}}\n"
 }' >"$work/MANIFEST" || exit 3
 
@@ -302,6 +318,7 @@ if [ -n "$list" ] || [ -z "$yes" ]; then
     (cd "$tree" && find . -type f -o -type l | sed 's/^\.//' | sort)
     echo "and the names, modes and reasons in MANIFEST:"
     awk -F "$tab" '{ print "not read: " $1 " (" $2 ")" }' "$work/unread"
+    awk '{ print "rpm says: " $0 }' "$work/rpm"
 fi
 if [ -n "$list" ]; then exit 0; fi
 if [ -z "$yes" ]; then

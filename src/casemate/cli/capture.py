@@ -74,6 +74,8 @@ def _show(taken: Taken, *, as_json: bool) -> int:
         else:
             without = manifest.filtered.get(path)
             print(f"{len(taken.files[path]):9}  {output.plain(path)}{f'  (without {without})' if without else ''}")
+    for name, answer in sorted(manifest.answers.items()):
+        print("\n".join(f"{name:>9}  {output.plain(line)}" for line in answer.splitlines()))
     for path, why in sorted(manifest.unread.items()):
         print(f" not read  {output.plain(path)}  ({why})")
     names = sum(map(len, manifest.names.values()))

@@ -38,7 +38,8 @@ Noted = tuple[int, int, int, int, int, int, int]
 class MemoryTree(msgspec.Struct, frozen=True):
     """``files``: content by path; ``links``: text; ``folders``: every directory above any of them, and more; ``names``:
     directories whose names were all noted; ``status``: what stat(2) said, links followed; ``unread``: errno by path;
-    ``looked_for``: patterns of what was looked for (``*`` within a name, ``**`` across). ``time_s``: Unix time."""
+    ``looked_for``: patterns of what was looked for (``*`` within a name, ``**`` across). ``time_s``: Unix time.
+    ``answers``: of programs, by the name of the answer."""
 
     files: Mapping[str, bytes]
     links: Mapping[str, str]
@@ -48,6 +49,7 @@ class MemoryTree(msgspec.Struct, frozen=True):
     unread: Mapping[str, int]
     looked_for: tuple[str, ...]
     time_s: float
+    answers: Mapping[str, str] = {}
 
 
 class MemoryRoot(Root):
@@ -185,6 +187,10 @@ class MemoryRoot(Root):
         if not self._is_there(where):
             raise self._missing(where, str(path))
         return where
+
+    def answer(self, name: str) -> str | None:
+        """As it was given then."""
+        return self._tree.answers.get(name)
 
     def free_bytes(self, path: str | Path) -> int:
         """Never known.

@@ -191,6 +191,10 @@ class Root:
         relative = os.path.relpath(found, os.path.realpath(self.base))
         return "/" if relative == "." else f"/{relative}"
 
+    def answer(self, name: str) -> str | None:
+        """What a program said on the host of a captured tree; None where it was not asked, or may be asked itself."""
+        return None
+
     def free_bytes(self, path: str | Path) -> int:
         """Bytes that an unprivileged writer could still write on the file system of ``path``."""
         with self._opened(path, os.O_PATH) as descriptor:

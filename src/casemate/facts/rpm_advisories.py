@@ -168,7 +168,7 @@ def _advised(root: Root, path: str, updates: _Updates) -> Iterator[Package]:
     """Packages of security advisories."""
     parser = updates.parser()
     taken = 0
-    for piece in _unpacked(root.read_bytes(path, MAX_PACKED_BYTES), path):
+    for piece in unpacked_advisories(root.read_bytes(path, MAX_PACKED_BYTES), path):
         taken += len(piece)
         if taken > MAX_XML_BYTES:
             raise ValueError(f"{path}: larger than {MAX_XML_BYTES >> 20} MiB when unpacked")
@@ -191,7 +191,7 @@ def _package(attributes: dict[str, str]) -> Package:
     return Package(values["name"], int(epoch), values["version"], values["release"], values["arch"])
 
 
-def _unpacked(data: bytes, path: str) -> Iterator[bytes]:
+def unpacked_advisories(data: bytes, path: str) -> Iterator[bytes]:
     """The text in pieces of at most `_PIECE` bytes.
 
     Raises:
@@ -200,7 +200,7 @@ def _unpacked(data: bytes, path: str) -> Iterator[bytes]:
     import lzma
     import zlib
 
-    if path.endswith(".xml"):
+    if path.endswith(".xml") or data.startswith(b"<"):  # a capture keeps the text
         yield data
         return
     try:

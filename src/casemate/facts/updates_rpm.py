@@ -10,17 +10,10 @@ from typing import Final
 from casemate.facts.fact import Fact, Facts, Known, Unknown
 from casemate.facts.root import Root
 from casemate.facts.rpm_advisories import Offered, is_of_module, offered_by_advisories
-from casemate.facts.rpm_packages import DATABASE, PACKAGE_KEY, Package, compare, installed_packages
+from casemate.facts.rpm_answer import FAMILIES, host_packages
+from casemate.facts.rpm_packages import DATABASE, PACKAGE_KEY, Package, compare
 from casemate.facts.updates import MAX_AGE_DAYS
 
-FAMILIES: Final[dict[str, str]] = {
-    "kernel": r"kernel|kernel-core|kernel-modules(-core|-extra)?|kernel-(rt|64k|uek)(-core|-modules(-core)?)?",
-    "qemu": r"qemu|qemu-(kvm|system|img|common|guest-agent)[a-z0-9-]*",
-    "libvirt": r"libvirt[a-z-]*",
-    "firmware": r"edk2-(ovmf|aarch64)|seabios(-bin)?|seavgabios-bin|ipxe-roms(-qemu)?",
-    "helpers": r"swtpm[a-z-]*|libtpms|passt|libslirp|virtiofsd|spice-server|virglrenderer",
-    "microcode": r"microcode_ctl|amd-ucode-firmware|linux-firmware",
-}
 _IN_FAMILY: Final = {family: re.compile(pattern) for family, pattern in FAMILIES.items()}
 _WANTED: Final = re.compile("|".join(FAMILIES.values()))
 _KERNELS: Final = re.compile(r"kernel-core|kernel-(rt|64k|uek)-core|kernel-uek|kernel")
@@ -31,8 +24,7 @@ _Key = tuple[str, str, bool]
 def collect_rpm_updates(root: Root, folder: str, now_s: float) -> Facts:
     """The facts of `facts.updates.collect_updates`, on a host whose packages rpm keeps in this folder."""
     source = f"{folder}/{DATABASE}"
-    # A database without a package proves nothing about a host that runs.
-    every = installed_packages(root, folder) or Unknown(f"{source}: not one package is in it")
+    every = host_packages(root, folder)
     if isinstance(every, Unknown):
         names = [f"updates.{prefix}{family}" for family in FAMILIES for prefix in ("", "has-")]
         return dict.fromkeys((*names, "updates.age-days", "updates.running-kernel"), every)
