@@ -44,7 +44,7 @@ def kept(text: str) -> str | None:
         try:
             other = in_shell(shell, "advisories", text.encode()).decode()
         except subprocess.CalledProcessError:
-            other = None  # type: ignore[assignment]
+            other = None
         assert other == found, shell
     return found
 
