@@ -45,11 +45,17 @@ class DiskKey:
 
 
 def encrypt_image(
-    source: str, target: str, key: DiskKey, *, report: Callable[[int, int], None] = lambda done, of: None
+    source: str,
+    target: str,
+    key: DiskKey,
+    *,
+    image_format: str = "raw",
+    report: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
     """Write the raw disk ``source`` encrypted (LUKS1) into the new file ``target``, mode 0600; the source stays.
 
     Args:
+        image_format: ``raw``: a LUKS file as large as the disk; ``qcow2``: LUKS inside, without what is zero.
         report: told bytes done, and of how many.
 
     Returns:
@@ -59,8 +65,12 @@ def encrypt_image(
         InputError, ImageError: no raw disk, a key that is none, or a target that exists.
     """
     from casemate.engine import diskcrypt
+    from casemate.errors import InputError
 
-    return diskcrypt.encrypt(str(Path.cwd() / source), str(Path.cwd() / target), _source(key), key.name, report)
+    if image_format not in {"raw", "qcow2"}:
+        raise InputError("an encrypted image", got=f"format {image_format[:40]!r}", expected="raw or qcow2")
+    paths = str(Path.cwd() / source), str(Path.cwd() / target)
+    return diskcrypt.encrypt(*paths, _source(key), key.name, report, image_format)
 
 
 def rekey_image(path: str, old: DiskKey, new: DiskKey) -> dict[str, Any]:

@@ -31,14 +31,15 @@ def key_file(path: Path) -> Path:
     return path
 
 
-def run_disk_test(cli: Cli, directory: Path, disk: Path, key: Path, *, code: int = 0) -> str:
+def run_disk_test(cli: Cli, directory: Path, disk: Path, key: Path, *, code: int = 0, image_format: str = "raw") -> str:
     """The built-in guest reads the first MiB, writes another, reads it back, and powers off; what it said."""
     boot = cli.json("plan", "builtin", "--json")["spec"]["boot"]
     spec = directory / "vm.toml"
     spec.write_text(
         f'name = "crypt"\n[boot]\nkernel = "{boot["kernel"]}"\ninitrd = "{boot["initrd"]}"\n'
         f'cmdline = "{boot["cmdline"]} casemate.test=disk"\n'
-        f'[[disk]]\npath = "{disk}"\nformat = "raw"\nmode = "persistent"\nencryption = "luks"\nkey = "data"\n'
+        f'[[disk]]\npath = "{disk}"\nformat = "{image_format}"\nmode = "persistent"\n'
+        'encryption = "luks"\nkey = "data"\n'
         f'[secrets.data]\nfile = "{key}"\nuse = "disk"\n'
     )
     done = cli("run", "--rm", spec)
@@ -68,6 +69,26 @@ def test_encrypt_run_rekey(cli: Cli, tmp_path: Path) -> None:
     state = b"".join(path.read_bytes() for path in cli.data.rglob("*") if path.is_file())
     for key in (old, new):
         assert key.read_bytes() not in state
+
+
+def test_inside_qcow2(cli: Cli, tmp_path: Path) -> None:
+    """A file that grows with its disk: the guest reads and writes, and a weak header never starts."""
+    plain, disk, key = tmp_path / "plain.raw", tmp_path / "data.qcow2", key_file(tmp_path / "key")
+    content = secrets.token_bytes(1 << 20) + bytes(63 << 20)
+    plain.write_bytes(content)
+    cli.ok("image", "encrypt", "--format", "qcow2", plain, disk, "--key-file", key)
+    assert disk.stat().st_size < 8 << 20
+    said = run_disk_test(cli, tmp_path, disk, key, image_format="qcow2")
+    assert f"disk before {hashlib.sha256(content[: 1 << 20]).hexdigest()}" in said
+    assert "disk ok" in said
+    written = re.search(r"disk after ([0-9a-f]{64})", said)
+    assert written is not None
+    cli.ok("image", "rekey", disk, "--key-file", key, "--new-key-file", key_file(tmp_path / "new"))
+    assert f"disk before {written[1]}" in run_disk_test(cli, tmp_path, disk, tmp_path / "new", image_format="qcow2")
+    whole = bytearray(disk.read_bytes())
+    whole[65536 + 8 : 65536 + 40] = b"cipher_null".ljust(32, b"\0")
+    disk.write_bytes(whole)
+    assert "cipher_null" in run_disk_test(cli, tmp_path, disk, tmp_path / "new", code=2, image_format="qcow2")
 
 
 def test_an_image_that_is_not_encrypted_as_it_says_never_starts(cli: Cli, tmp_path: Path) -> None:

@@ -390,7 +390,6 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
             ("disk[0].encryption", "disk.encryption"),
             ("disk[1].key", "disk.key"),
             ("disk[2].key", "disk.key"),
-            ("disk[2].encryption", "disk.encryption"),
             ("secrets.spare", "disk.key"),
         },
     ),

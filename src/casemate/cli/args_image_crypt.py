@@ -12,11 +12,12 @@ _ENCRYPT_EPILOG = """\
 examples:
   head -c 32 /dev/urandom | base64 -w0 >key; chmod 600 key
   casemate image encrypt data.raw data.luks --key-file key
+  casemate image encrypt --format qcow2 data.raw data.qcow2 --key-file key
   systemd-creds encrypt --with-key=tpm2 --name=data key key.cred
   casemate image encrypt data.raw data.luks --key-creds key.cred --key-name data
 
-The disk then stands in a specification as format = "raw", encryption = "luks", key = "data", with the secret in
-[secrets.data], use = "disk". The source stays as it is: what lay on its disk unencrypted still does.
+The disk then stands in a specification as format = "raw" (or "qcow2"), encryption = "luks", key = "data", with the
+secret in [secrets.data], use = "disk". The source stays as it is: what lay on its disk unencrypted still does.
 """
 
 _REKEY_EPILOG = """\
@@ -35,6 +36,12 @@ def add(commands: Commands) -> None:
     )
     encrypt.add_argument("source", metavar="SOURCE", help="a raw disk image")
     encrypt.add_argument("target", metavar="TARGET", help="the new file (LUKS1); one that exists is never overwritten")
+    encrypt.add_argument(
+        "--format",
+        choices=("raw", "qcow2"),
+        default="raw",
+        help="raw: as large as the disk; qcow2: without what is zero, which shows where that is (default raw)",
+    )
     _key(encrypt, "", "the key")
     add_json(encrypt)
     rekey = add_command(

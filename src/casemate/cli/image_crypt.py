@@ -15,7 +15,10 @@ from casemate.errors import ExitCode
 def encrypt(arguments: argparse.Namespace) -> int:
     """Write a raw disk encrypted."""
     with _progress(f"encrypting {arguments.source}") as report:
-        found = provisions.encrypt_image(arguments.source, arguments.target, _key(arguments, ""), report=report)
+        key = _key(arguments, "")
+        found = provisions.encrypt_image(
+            arguments.source, arguments.target, key, image_format=arguments.format, report=report
+        )
     if arguments.json:
         output.print_json(found)
     else:

@@ -12,22 +12,32 @@ from casemate.engine.provisioning import checked_key
 from casemate.engine.secret_sources import read_secret
 from casemate.errors import HostError, InputError
 from casemate.image.headers import inspect_image
-from casemate.image.luks import inspect_luks
+from casemate.image.luks import LuksHeader, inspect_luks
 from casemate.image.luks_keys import encrypt_disk
 from casemate.image.luks_keys import rekey as change_key
 from casemate.image.opening import open_image
+from casemate.image.qcow2_luks import encrypt_to_qcow2, inspect_qcow2_luks
 from casemate.plan.provisioning import DISK_KEY_MAX_BYTES
 from casemate.provision.credentials import wipe
 from casemate.spec.model import Secret
 
 ENCRYPT_SCHEMA = "casemate.image-encrypt/1"
 REKEY_SCHEMA = "casemate.image-rekey/1"
+QCOW2_MAGIC = b"QFI\xfb"
 KEY_MIN_BYTES = 20
 """A passphrase of this length at least: the derivation makes guessing slow, not a short word long."""
 
 
-def encrypt(source: str, target: str, key: Secret, key_name: str, report: Callable[[int, int], None]) -> dict[str, Any]:
+def encrypt(
+    source: str,
+    target: str,
+    key: Secret,
+    key_name: str,
+    report: Callable[[int, int], None],
+    image_format: str = "raw",
+) -> dict[str, Any]:
     """See `provisions.encrypt_image`. Paths are absolute."""
+    write = {"raw": encrypt_disk, "qcow2": encrypt_to_qcow2}[image_format]
     plain = open_image(source)
     temporary = f"{target}.{os.urandom(6).hex()}.tmp"
     secret = bytearray()
@@ -38,7 +48,7 @@ def encrypt(source: str, target: str, key: Secret, key_name: str, report: Callab
         secret = _key(key, key_name)
         out = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            encrypt_disk(plain, out, secret, lambda done: report(done, size))
+            write(plain, out, secret, lambda done: report(done, size))
             os.fsync(out)
             os.link(temporary, target)  # unlike a rename it never replaces what came there meanwhile
         finally:
@@ -49,7 +59,8 @@ def encrypt(source: str, target: str, key: Secret, key_name: str, report: Callab
         wipe(secret)
         os.close(plain)
         files.unlink_if_there(temporary)
-    return {"schema": ENCRYPT_SCHEMA, "file": target, "bytes": size, "cipher": "aes-xts-plain64"}
+    cipher = "aes-xts-plain64"
+    return {"schema": ENCRYPT_SCHEMA, "file": target, "format": image_format, "bytes": size, "cipher": cipher}
 
 
 def rekey(path: str, old: Secret, old_name: str, new: Secret, new_name: str) -> dict[str, Any]:
@@ -57,7 +68,7 @@ def rekey(path: str, old: Secret, old_name: str, new: Secret, new_name: str) -> 
     descriptor = open_image(path, writable=True)
     first, second = bytearray(), bytearray()
     try:
-        header, _ = inspect_luks(descriptor, path)
+        header, at = _header(descriptor, path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,7 +77,7 @@ def rekey(path: str, old: Secret, old_name: str, new: Secret, new_name: str) -> 
         second = _key(new, new_name)
         if first == second:
             raise InputError(f"disk {path!r}", got="a new key that is the old one")
-        gone = change_key(descriptor, header, first, second, path)
+        gone = change_key(descriptor, header, first, second, path, at=at)
     except OSError as fault:
         raise HostError(f"cannot write {path!r}", got=fault.strerror or str(fault)) from None
     finally:
@@ -74,6 +85,14 @@ def rekey(path: str, old: Secret, old_name: str, new: Secret, new_name: str) -> 
         wipe(second)
         os.close(descriptor)
     return {"schema": REKEY_SCHEMA, "file": path, "removed_keys": gone}
+
+
+def _header(descriptor: int, path: str) -> tuple[LuksHeader, int]:
+    """The LUKS header and where it begins: in a qcow2 image that is not the start of the file."""
+    if os.pread(descriptor, 4, 0) == QCOW2_MAGIC:
+        header, at, _ = inspect_qcow2_luks(descriptor, path)
+        return header, at
+    return inspect_luks(descriptor, path)[0], 0
 
 
 def _key(source: Secret, name: str) -> bytearray:

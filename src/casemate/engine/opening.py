@@ -22,7 +22,7 @@ from casemate.image.opening import FileIdentity, identity_of, open_image, open_r
 from casemate.image.overlay import write_empty_qcow2
 from casemate.plan.confidential import FIRMWARE_ROLE
 from casemate.plan.model import OpenFile
-from casemate.spec.model import Boot, Disk, DiskMode, Spec
+from casemate.spec.model import Boot, Disk, DiskFormat, DiskMode, Spec
 
 if TYPE_CHECKING:
     from casemate.engine.uefi_keys import Enrolled
@@ -101,6 +101,10 @@ def guest_size_bytes(descriptor: int, disk: Disk) -> int:
         ImageError: it is not.
     """
     if disk.key is not None:
+        if disk.format is DiskFormat.QCOW2:
+            from casemate.image.qcow2_luks import inspect_qcow2_luks
+
+            return inspect_qcow2_luks(descriptor, disk.path)[2]
         from casemate.image.luks import inspect_luks
 
         return inspect_luks(descriptor, disk.path)[1]

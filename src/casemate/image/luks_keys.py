@@ -62,13 +62,18 @@ def fill_slot(
     salt = os.urandom(32)
     slot = header.slots[index]._replace(active=True, iterations=count, salt=salt)
     key = hashlib.pbkdf2_hmac(header.hash_name, secret, salt, count, header.key_bytes)
-    material = _crypt(key, _split(master, header.hash_name), 0, encrypt=True)
+    material = crypt_sectors(key, _split(master, header.hash_name), 0, encrypt=True)
     slots = (*header.slots[:index], slot, *header.slots[index + 1 :])
     return header._replace(slots=slots), material
 
 
-def unlock(descriptor: int, header: LuksHeader, secret: bytes | bytearray, name: str) -> tuple[bytes, int]:
+def unlock(
+    descriptor: int, header: LuksHeader, secret: bytes | bytearray, name: str, *, at: int = 0
+) -> tuple[bytes, int]:
     """The master key, and the slot that ``secret`` opens.
+
+    Args:
+        at: where the header begins in the file.
 
     Raises:
         InputError: it opens none.
@@ -78,10 +83,10 @@ def unlock(descriptor: int, header: LuksHeader, secret: bytes | bytearray, name:
             continue
         key = hashlib.pbkdf2_hmac(header.hash_name, secret, slot.salt, slot.iterations, header.key_bytes)
         size = header.key_bytes * STRIPES
-        material = os.pread(descriptor, size, slot.offset_bytes)
+        material = os.pread(descriptor, size, at + slot.offset_bytes)
         if len(material) != size:
             raise ImageError(f"encrypted image {name!r}", got="a file that is cut short")
-        master = _merge(_crypt(key, material, 0, encrypt=False), header)
+        master = _merge(crypt_sectors(key, material, 0, encrypt=False), header)
         found = hashlib.pbkdf2_hmac(header.hash_name, master, header.digest_salt, header.digest_iterations, 20)
         if hmac.compare_digest(found, header.digest):
             return master, index
@@ -97,40 +102,45 @@ def encrypt_disk(
         report: told the number of bytes done.
     """
     header, area, master = create(secret, iterations)
-    _write(target, area, 0)
+    write_at(target, area, 0)
     done = 0
     while piece := os.pread(source, PIECE_BYTES, done):
         padded = piece + bytes(-len(piece) % SECTOR_BYTES)
-        sealed = _crypt(master, padded, done // SECTOR_BYTES, encrypt=True)
-        _write(target, sealed, header.payload_bytes + done)
+        sealed = crypt_sectors(master, padded, done // SECTOR_BYTES, encrypt=True)
+        write_at(target, sealed, header.payload_bytes + done)
         done += len(padded)
         report(done)
 
 
-def rekey(descriptor: int, header: LuksHeader, old: bytes | bytearray, new: bytes | bytearray, name: str) -> int:
+def rekey(
+    descriptor: int, header: LuksHeader, old: bytes | bytearray, new: bytes | bytearray, name: str, *, at: int = 0
+) -> int:
     """Change the key: the new slot is on the disk before the old one goes; the number of slots that went.
 
     Every other active slot goes too: a key that somebody else knows would otherwise still open the disk.
 
+    Args:
+        at: where the header begins in the file.
+
     Raises:
         InputError: ``old`` opens nothing, or no slot is free.
     """
-    master, _ = unlock(descriptor, header, old, name)
+    master, _ = unlock(descriptor, header, old, name, at=at)
     free = next((index for index, slot in enumerate(header.slots) if not slot.active), None)
     if free is None:
         raise InputError(f"encrypted image {name!r} has no free key slot", next_step="cryptsetup luksKillSlot")
     changed, material = fill_slot(header, free, master, new)
-    _write(descriptor, material, changed.slots[free].offset_bytes)
+    write_at(descriptor, material, at + changed.slots[free].offset_bytes)
     os.fsync(descriptor)
-    _write(descriptor, write_header(changed), 0)
+    write_at(descriptor, write_header(changed), at)
     os.fsync(descriptor)
     gone = [index for index, slot in enumerate(changed.slots) if slot.active and index != free]
     slots = list(changed.slots)
     for index in gone:
-        _write(descriptor, os.urandom(header.key_bytes * STRIPES), slots[index].offset_bytes)
+        write_at(descriptor, os.urandom(header.key_bytes * STRIPES), at + slots[index].offset_bytes)
         slots[index] = slots[index]._replace(active=False, iterations=0, salt=bytes(32))
     os.fsync(descriptor)
-    _write(descriptor, write_header(changed._replace(slots=tuple(slots))), 0)
+    write_at(descriptor, write_header(changed._replace(slots=tuple(slots))), at)
     os.fsync(descriptor)
     return len(gone)
 
@@ -143,7 +153,7 @@ def _measured(seconds: float) -> int:
     return max(1, int(probe * seconds / max(1e-6, time.process_time() - begin)) // 1000) * 1000
 
 
-def _crypt(key: bytes, data: bytes, first_sector: int, *, encrypt: bool) -> bytes:
+def crypt_sectors(key: bytes, data: bytes, first_sector: int, *, encrypt: bool) -> bytes:
     """AES-XTS by sectors, with the sector's number as tweak (plain64)."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -186,7 +196,8 @@ def _merge(material: bytes, header: LuksHeader) -> bytes:
     return _xor(state, material[(STRIPES - 1) * size :])
 
 
-def _write(descriptor: int, data: bytes, offset: int) -> None:
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of ``data``."""
     view = memoryview(data)
     while view:
         count = os.pwrite(descriptor, view, offset)

@@ -5,7 +5,8 @@
 
 1. fixed fields: version, cluster size, features, header length;
 2. other files: a backing file or an external data file is refused, whatever its name says;
-3. extensions: each at most once, inside the first cluster, and only where the features agree with it;
+3. extensions: each at most once, inside the first cluster, and only where the features agree with it; a LUKS header
+   that one of them names is judged as that of a raw LUKS file is (`luks.parse_header`);
 4. tables: bounded in size, aligned, inside the file, apart from each other; every entry of the refcount and L1 tables
    points into the file, so a file that was cut short (a download that broke off) is noticed here;
 5. size: a whole number of sectors, covered by the L1 table, within the quota.
@@ -24,6 +25,7 @@ from array import array
 from typing import NamedTuple
 
 from casemate.errors import ImageError
+from casemate.image.luks import HEADER_BYTES, PAYLOAD_MAX_BYTES, parse_header
 from casemate.image.model import ImageHeader
 from casemate.image.reader import ImageReader
 from casemate.units import format_bytes
@@ -208,11 +210,33 @@ def _check_self_contained(reader: ImageReader, fixed: Fixed, allow_encrypted: bo
         return
     if fixed.encryption:
         method = {1: "AES", 2: "LUKS"}.get(fixed.encryption, f"method {fixed.encryption}")
-        raise ImageError(
-            f"{name} is encrypted by qcow2 itself",
-            got=method,
-            next_step="encrypt inside the guest, or keep the plain image on an encrypted disk of the host",
-        )
+        step = 'encryption = "luks" in [[disk]], with its key'
+        if fixed.encryption != 2:
+            step = "its cipher is broken; if you have the key, qemu-img convert writes it anew with encrypt.format=luks"
+        raise ImageError(f"{name} is encrypted by qcow2 itself", got=method, next_step=step)
+
+
+def encryption_place(reader: ImageReader) -> int:
+    """Where the LUKS header of an accepted, encrypted image lies.
+
+    Raises:
+        ImageError: it has none.
+    """
+    fixed = read_fixed(reader)
+    area = reader.read_padded(0, fixed.cluster_bytes)
+    at = fixed.header_length
+    while fixed.encryption == 2 and at + 16 <= len(area):
+        kind, length = struct.unpack_from(">II", area, at)
+        if kind == EXT_ENCRYPTION:
+            return int(struct.unpack_from(">Q", area, at + 8)[0])
+        if kind == EXT_END:
+            break
+        at += 8 + -(-length // 8) * 8
+    raise ImageError(
+        f"{reader.name} is not encrypted",
+        expected="LUKS inside qcow2",
+        next_step="casemate image encrypt writes such a file, from a raw disk",
+    )
 
 
 def _backing_name(reader: ImageReader, fixed: Fixed) -> str:
@@ -270,9 +294,12 @@ def _check_encryption(reader: ImageReader, fixed: Fixed, data: bytes) -> None:
     if fixed.encryption != 2 or len(data) != 16:
         raise _lie(reader.name, "an encryption header pointer that does not fit its method")
     offset, length = struct.unpack(">QQ", data)
-    if length > MAX_L1_BYTES:
+    if not HEADER_BYTES <= length <= PAYLOAD_MAX_BYTES:
         raise _lie(reader.name, f"an encryption header of {length} bytes")
     _check_place(reader, fixed, "encryption header", offset, length)
+    header = parse_header(reader.read(offset, HEADER_BYTES), reader.name)
+    if header.payload_bytes > length:
+        raise _lie(reader.name, f"key slots up to byte {header.payload_bytes} of an encryption header of {length}")
 
 
 def _check_place(reader: ImageReader, fixed: Fixed, what: str, offset: int, length: int) -> None:

@@ -14,7 +14,7 @@ from casemate.plan.options import OptionValue
 from casemate.plan.options import write_option as option
 from casemate.plan.passthrough import passthrough_options
 from casemate.plan.provisioning import SEED, SEED_CMDLINE, channel_arguments, disk_key, wants_seed
-from casemate.spec.model import ConsoleDevice, DiskMode, MachineType, NetworkMode, Spec
+from casemate.spec.model import ConsoleDevice, DiskFormat, DiskMode, MachineType, NetworkMode, Spec
 
 PROGRAM = "/usr/bin/qemu-system-x86_64"
 PROGRAM_S390 = "/usr/bin/qemu-system-s390x"
@@ -224,9 +224,11 @@ def _disk(spec: Spec, index: int, numbering: Numbering, bus: str) -> list[str]:
     else:
         argv = _file_node(f"{node}-file", role, "rw" if writable else "ro", numbering)
         extra: dict[str, str] = {"discard": "unmap"} if writable else {}
-        if disk.key is not None:
-            extra["key_secret"] = disk_key(index)
-        driver = "luks" if disk.key is not None else disk.format
+        driver: str = disk.format
+        if disk.key is not None and disk.format is DiskFormat.QCOW2:
+            extra |= {"encrypt__format": "luks", "encrypt__key_secret": disk_key(index)}
+        elif disk.key is not None:
+            driver, extra["key_secret"] = "luks", disk_key(index)
         node_option = option(driver, node_name=node, file=f"{node}-file", read_only=not writable, **extra)
         argv += ["-blockdev", node_option]
     boot = {} if spec.boot.kernel is not None else {"bootindex": index}

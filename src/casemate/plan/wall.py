@@ -23,7 +23,7 @@ from casemate.plan.limits import process_rlimits
 from casemate.plan.model import CgroupBase, Emulator, FirmwarePair, Host, OpenFile
 from casemate.plan.provisioning import SEED, pipes, wants_seed
 from casemate.spec.confidential import Kind
-from casemate.spec.model import DiskMode, MachineType, Spec
+from casemate.spec.model import Disk, DiskFormat, DiskMode, MachineType, Spec
 
 _MIB = 1024 * 1024
 KERNEL_MAX_BYTES = 256 * _MIB
@@ -213,12 +213,17 @@ def open_files(
         role = f"disk{index}"
         size = sizes.get(role, 0)
         access = "rw" if disk.mode is DiskMode.PERSISTENT else "ro"
-        files.append(OpenFile(role, disk.path, access, "luks" if disk.key is not None else disk.format, size))
+        files.append(OpenFile(role, disk.path, access, _driver(disk), size))
         if disk.mode is DiskMode.OVERLAY:
             files.append(OpenFile(f"overlay{index}", "", "overlay", "qcow2", size))
     if wants_seed(spec):
         files.append(OpenFile(SEED, "", "memory", "raw"))
     return tuple(files)
+
+
+def _driver(disk: Disk) -> str:
+    """What the emulator calls it: LUKS is a driver of its own over raw files, and an option of qcow2."""
+    return "luks" if disk.key is not None and disk.format is DiskFormat.RAW else disk.format
 
 
 def needs_group_kvm(board: Board, identity: Identity) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 from casemate.spec.faults import Faults
-from casemate.spec.model import DiskFormat, DiskMode, Encryption, MachineType, Secret, SecretUse, Spec
+from casemate.spec.model import DiskMode, Encryption, MachineType, Secret, SecretUse, Spec
 
 SOURCES = ("file", "descriptor", "systemd_creds", "command", "age")
 FW_CFG_PREFIX = "opt/io.systemd.credentials/"
@@ -50,8 +50,8 @@ def check_encryption(spec: Spec, _today: datetime.date, faults: Faults) -> None:
         if encrypted != (disk.key is not None) or (disk.key is not None and disk.key not in keys):
             message = 'encryption = "luks" and key go together; key names a table [secrets.NAME] with use = "disk"'
             faults.add(f"{where}.key", "disk.key", message)
-        if encrypted and (disk.format is not DiskFormat.RAW or disk.mode is DiskMode.OVERLAY):
-            message = 'goes with format = "raw" and mode = "persistent" or "read-only": an overlay would be plain text'
+        if encrypted and disk.mode is DiskMode.OVERLAY:
+            message = 'goes with mode = "persistent" or "read-only": an overlay would be plain text'
             faults.add(f"{where}.encryption", "disk.encryption", message)
     for name in sorted(keys - used):
         faults.add(f"secrets.{name}", "disk.key", "is the key of no disk")
