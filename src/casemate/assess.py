@@ -245,6 +245,8 @@ def surface(
         paths = default_paths()
         prepare(paths)
         document["measured"] = count(paths, read_policy(None), report=report, progress=progress)
+        if not document["rows"]:
+            document["accel"] = document["measured"]["accel"]
     return document
 
 

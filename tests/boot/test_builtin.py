@@ -209,6 +209,10 @@ def test_kvm_starts_paused_is_read_back_and_released(cli: Cli, tmp_path: Path) -
         assert (wall[control]["verdict"] == "pass") is tsc_deadline
     assert wall["proc.seccomp-on"]["verdict"] == "pass"
     assert document["profile"].startswith("qemu-kvm")
+    # KVM's own counters of this VM, through its supervisor, its emulator and the KVM filter: it printed and halted.
+    exits = cli.json("surface", "kvm", "--json")["exits"]
+    assert exits["exits"] > 0
+    assert exits["halt_exits"] > 0
     cli.ok("kill", "kvm")
 
 

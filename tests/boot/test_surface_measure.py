@@ -6,13 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.support.tiny_guests import pvh_kernel
 
+from casemate.engine.kvmexits import read_exits
 from casemate.engine.measure import Workload, measured_document, run_workload
-from casemate.engine.measure_guest import measure_guest
+from casemate.engine.measure_guest import MeasureGuest, measure_guest
 from casemate.engine.measure_run import measuring_vm
 from casemate.engine.paths import default_paths, prepare
 from casemate.engine.policy_file import read_policy
 from casemate.errors import HostError
+from casemate.facts.kvm import cached_probe
+from casemate.facts.kvm_report import Verdict
+from casemate.spec.model import AccelChoice
 
 pytestmark = [pytest.mark.boot]
 FEW, MANY = 20, 60
@@ -72,5 +77,39 @@ def test_virtio_needs_less_of_the_emulator_than_old_hardware() -> None:
         assert virtio.accesses < 2 * MANY
         assert disk.accesses >= 10 * MANY
         assert disk.interrupts >= MANY
-    document = measured_document(tuple(counts.values()), running.qemu_version, guest.release)
+    assert all(isinstance(count.exits, dict) is (running.accel == "kvm") for count in counts.values())
+    document = measured_document(tuple(counts.values()), running.qemu_version, guest.release, running.accel)
     assert set(document["per_unit"]) == {"e1000", "virtio-net", "ide", "virtio-blk"}
+
+
+@pytest.mark.skipif(
+    os.environ.get("CASEMATE_TEST_KVM_MEASURE") != "1",
+    reason="SeaBIOS on a KVM that emulates takes some 7 s: CASEMATE_TEST_KVM_MEASURE=1 runs it",
+)
+def test_the_measuring_vm_under_kvm_tells_its_exits(tmp_path: Path) -> None:
+    """The old board with its four devices in the wall of a VM of ours, under KVM: firmware, option ROMs, a kernel of
+    forty instructions that says what the guest's init says. Where KVM executes guests, the test above runs under it."""
+    report = cached_probe(Path(default_paths().cache) / "kvm.json")
+    if report.verdict not in {Verdict.USABLE, Verdict.EMULATED}:
+        pytest.skip(f"KVM is {report.verdict.value} here: {report.why}")
+    kernel = pvh_kernel(tmp_path / "kernel", "cm ready a b c d")
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(bytes(4096))
+    guest = MeasureGuest(
+        kernel=str(kernel), initrd=str(initrd), kernel_sha256="", initrd_sha256="", release="tiny", sources={}
+    )
+    paths = default_paths()
+    prepare(paths)
+    with measuring_vm(paths, guest, read_policy(None), AccelChoice.KVM) as running:
+        is_walled(running.pid)
+        before = read_exits(running.link.command)
+        running.link.command("stop")
+        running.link.command("cont")
+        after = read_exits(running.link.command)
+    assert running.accel == "kvm"
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    assert before["exits"] > 0
+    assert before["mmio_exits"] > 0, "firmware has set up PCI cards"
+    assert set(after) == set(before)
+    assert all(after[name] >= count for name, count in before.items())

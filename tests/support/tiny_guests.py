@@ -43,7 +43,7 @@ _PVH_CODE = bytes.fromhex(
     "be22001000"  # mov esi, text
     "ac84c0741488c466bafd03eca82074fb66baf80388e0eeebe7"  # the same loop in 32-bit protected mode
     "faf4ebfc"  # cli; hlt for ever
-) + f"{PVH_UP}\r\n\0".encode()  # fmt: skip
+)  # fmt: skip
 
 
 def bios_disk(path: Path, action: str = "I", size_bytes: int = 1 << 20) -> Path:
@@ -61,8 +61,13 @@ def boot_count(path: Path) -> int:
         return int(file.read(1))
 
 
-def pvh_kernel(path: Path) -> Path:
-    """Write an ELF executable of one segment, with the note that names its 32-bit entry point (PVH)."""
+def pvh_kernel(path: Path, line: str = PVH_UP) -> Path:
+    """Write an ELF executable of one segment, with the note that names its 32-bit entry point (PVH).
+
+    Args:
+        line: what it prints before it halts.
+    """
+    code = _PVH_CODE + f"{line}\r\n\0".encode()
     header_bytes, program_header_bytes = 52, 32
     note = struct.pack("<III4sI", 4, 4, _XEN_PHYS32_ENTRY, b"Xen\0", _PVH_ADDRESS)
     note_at = header_bytes + 2 * program_header_bytes
@@ -71,10 +76,10 @@ def pvh_kernel(path: Path) -> Path:
     header = ident + struct.pack(
         "<HHIIIIIHHHHHH", 2, 3, 1, _PVH_ADDRESS, header_bytes, 0, 0, header_bytes, program_header_bytes, 2, 0, 0, 0
     )
-    size = len(_PVH_CODE)
+    size = len(code)
     load = struct.pack("<IIIIIIII", 1, code_at, _PVH_ADDRESS, _PVH_ADDRESS, size, size, 7, 4096)
     notes = struct.pack("<IIIIIIII", 4, note_at, 0, 0, len(note), len(note), 4, 4)
-    path.write_bytes((header + load + notes + note).ljust(code_at, b"\0") + _PVH_CODE)
+    path.write_bytes((header + load + notes + note).ljust(code_at, b"\0") + code)
     return path
 
 

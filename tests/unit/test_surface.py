@@ -209,7 +209,7 @@ def test_the_command_prints_json_tables_and_pictures(tmp_path: Path, capsys: pyt
     assert found["schema"] == "casemate.surface/1"
     assert set(found) == {
         *("schema", "name", "source", "stage", "machine", "accel", "irqchip", "rows", "history", "paths", "measured"),
-        *("notes", "unknown"),
+        *("exits", "notes", "unknown"),
     }
     row_keys = {"type", "kind", "bus", "handler", "weight", "cves", "count", "go", "cost"}
     assert all(set(row) == row_keys for row in found["rows"])

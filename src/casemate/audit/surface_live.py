@@ -15,6 +15,7 @@ import msgspec
 from casemate.audit.own import asker
 from casemate.audit.patience import Stuck, once
 from casemate.engine import control
+from casemate.engine.kvmexits import read_exits
 from casemate.engine.paths import Paths
 from casemate.engine.vmfiles import Definition
 from casemate.errors import CasemateError
@@ -43,6 +44,19 @@ def positions(paths: Paths, definition: Definition) -> Positions:
         return Positions(
             note=f"its emulator could not be asked where its devices sit: {str(error).partition(chr(10))[0]}"
         )
+
+
+def exits(paths: Paths, definition: Definition) -> dict[str, int] | str:
+    """Exits of a running VM of ours under KVM, by reason since its start; or why they are not known."""
+
+    def ask() -> dict[str, int] | str:
+        with control.connect(paths, definition) as connection:
+            return read_exits(asker(connection))
+
+    try:
+        return once(ask, _DEADLINE_S)
+    except (CasemateError, Stuck, OSError, ValueError) as error:
+        return f"its emulator could not be asked: {str(error).partition(chr(10))[0]}"
 
 
 def _ask(paths: Paths, definition: Definition) -> Positions:

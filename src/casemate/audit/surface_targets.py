@@ -252,14 +252,17 @@ def _live(vm: LiveVm, host: LiveHost, root: Root) -> Look:
         facts = live_facts(vm, host, root, look.facts, ())
         notes += ("its devices are those of its command line: nobody but its manager may ask its QMP socket",)
         return msgspec.structs.replace(look, name=vm.name, facts=facts, notes=notes)
-    from casemate.audit.surface_live import positions
+    from casemate.audit.surface_live import exits, positions
     from casemate.engine import state
 
     paths = default_paths()
     vm = msgspec.structs.replace(vm, own=filled(vm.own))
     assert vm.own is not None
     facts = live_facts(vm, host, root, look.facts, ())
-    where = positions(paths, state.resolve(paths, vm.own.id))
+    definition = state.resolve(paths, vm.own.id)
+    where = positions(paths, definition)
+    accel = facts.get("dev.accel")
+    under_kvm = isinstance(accel, Known) and accel.value == "kvm"
     if where.note:
         notes += (where.note,)
     types = facts.get("dev.types")
@@ -273,4 +276,5 @@ def _live(vm: LiveVm, host: LiveHost, root: Root) -> Look:
         buses=where.buses,
         hardened=Hardened(facts=facts, how=_OURS),
         notes=(*notes, *vm.own.notes),
+        exits=exits(paths, definition) if under_kvm else None,
     )

@@ -80,6 +80,9 @@ def _print(document: dict[str, Any]) -> None:
     print()
     rows = [_row(row) for row in document["rows"]]
     output.print_table("", ("WEIGHT", "CVES", "PART", "KIND", "BUS", "HANDLED BY"), rows)
+    if document["exits"] is not None:
+        print()
+        _paragraph(f"Exits since it started: {_by_reason(document['exits']) or 'none'}")
     _could_go(document["rows"])
     _history(document["history"])
     for title, key in (("Notes", "notes"), ("Unknown", "unknown")):
@@ -155,10 +158,26 @@ def _measured(measured: dict[str, Any]) -> None:
     print()
     header = ("DEVICE", "DIRECTION", "BYTES", "ACCESSES", "NOTIFICATIONS", "INTERRUPTS")
     output.print_table("Work per packet and per block", header, rows)
+    reasons = [
+        [row["device"], row["direction"] + ("" if row["paced"] else ", back to back"), str(row["size_bytes"]), exits]
+        for row in measured["rows"]
+        if (exits := _by_reason(row["exits"] or {}, row["units"]))
+    ]
+    if reasons:
+        print()
+        output.print_table(
+            "Exits per packet and per block", ("DEVICE", "DIRECTION", "BYTES", "EXITS BY REASON"), reasons
+        )
     print()
     _paragraph(measured["how"])
     _paragraph(f"Exits by reason: {measured['exits']}.")
     _paragraph(f"vhost-net: {measured['vhost_net']}.")
+
+
+def _by_reason(exits: dict[str, int], units: int = 0) -> str:
+    """The reasons, the most frequent first; for each of so many units, or in all."""
+    ordered = sorted(exits.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count / units:.2f}" if units else f"{name} {count}" for name, count in ordered if count)
 
 
 def _paragraph(text: str, indent: str = "") -> None:

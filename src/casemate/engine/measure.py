@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from casemate.controls.policy import HostPolicy
+from casemate.engine.kvmexits import difference, read_exits
 from casemate.engine.measure_count import EVENTS, TraceCounter
 from casemate.engine.measure_guest import measure_guest
 from casemate.engine.measure_run import Running, measuring_vm
@@ -34,10 +35,8 @@ _MAC: Final = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01"
 _ETHERTYPE: Final = b"\x88\xb5"
 """For local experiments (IEEE 802): the guest's kernel takes the frame and drops it."""
 
-NO_EXITS: Final = (
-    "unknown: counted under TCG, where there are no exits; KVM's own counters need root (tracefs) on a host whose KVM "
-    "executes guests"
-)
+NO_EXITS: Final = "unknown: counted under TCG, where there are no exits; this host's KVM executes no guests"
+EXITS: Final = "KVM's own counters (QMP query-stats), the guest's timer and its waiting included"
 NO_VHOST: Final = "not measured: its worker is in the host's kernel; /dev/vhost-net is not handed to a VM of ours"
 
 Progress = Callable[[int, int, str], None]
@@ -64,7 +63,8 @@ class Workload(msgspec.Struct, frozen=True):
 
 
 class Count(msgspec.Struct, frozen=True, kw_only=True):
-    """What one workload needed, in all. ``regions``: accesses by register block. ``moved``: units that arrived."""
+    """What one workload needed, in all. ``regions``: accesses by register block. ``moved``: units that arrived.
+    ``exits`` by reason; under TCG, or where KVM does not tell, why there are none."""
 
     workload: Workload
     accesses: int
@@ -72,6 +72,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     interrupts: int
     regions: dict[str, int]
     moved: int
+    exits: dict[str, int] | str = NO_EXITS
 
     def per_unit(self) -> dict[str, float]:
         """The three numbers per packet or block."""
@@ -118,7 +119,7 @@ def measure(
     report("booting the measuring guest")
     with measuring_vm(paths, guest, policy) as running:
         counts = tuple(_counted(running, chosen, progress))
-    return measured_document(counts, running.qemu_version, guest.release)
+    return measured_document(counts, running.qemu_version, guest.release, running.accel)
 
 
 def _counted(running: Running, chosen: Sequence[Workload], progress: Progress) -> Iterator[Count]:
@@ -139,8 +140,10 @@ def run_workload(running: Running, workload: Workload) -> Count:
     link.rest(_SETTLE_S)
     counter = link.counter = TraceCounter()
     _trace(running, on=True)
+    exits = _exits(running)
     _move(running, workload)
     link.rest(_SETTLE_S)
+    exits = _since(exits, _exits(running))
     _trace(running, on=False)
     link.rest(_SETTLE_S)
     moved = _arrived(running, workload) - before if workload.unit == "packet" else workload.units
@@ -154,7 +157,18 @@ def run_workload(running: Running, workload: Workload) -> Count:
         interrupts=counter.interrupts(workload.device),
         regions=regions,
         moved=moved,
+        exits=exits,
     )
+
+
+def _exits(running: Running) -> dict[str, int] | str:
+    return read_exits(running.link.command) if running.accel == "kvm" else NO_EXITS
+
+
+def _since(before: dict[str, int] | str, after: dict[str, int] | str) -> dict[str, int] | str:
+    if isinstance(before, str) or isinstance(after, str):
+        return before if isinstance(before, str) else after
+    return difference(before, after)
 
 
 def _arrived(running: Running, workload: Workload) -> int:
@@ -198,7 +212,7 @@ def _move(running: Running, workload: Workload) -> None:
         expected = found
 
 
-def measured_document(counts: Sequence[Count], qemu_version: str, release: str) -> dict[str, Any]:
+def measured_document(counts: Sequence[Count], qemu_version: str, release: str, accel: str = "tcg") -> dict[str, Any]:
     """The ``measured`` part of a surface document."""
     rows = []
     per_unit: dict[str, dict[str, dict[str, float]]] = {}
@@ -218,22 +232,25 @@ def measured_document(counts: Sequence[Count], qemu_version: str, release: str) 
                 "interrupts": count.interrupts,
                 "per_unit": numbers,
                 "regions": count.regions,
+                "exits": count.exits if isinstance(count.exits, dict) else None,
             }
         )
         if work.paced and work.size_bytes == SHOWN[work.unit]:
             per_unit.setdefault(work.device, {})[work.direction] = numbers
+    why = next((count.exits for count in counts if isinstance(count.exits, str)), EXITS)
     how = (
-        f"Counted with QEMU {qemu_version} under TCG, Linux {release} as guest, in the wall of a VM of ours: accesses "
-        f"to the device's registers, queue notifications, interrupts. ioeventfd is off, so that each notification is "
-        f"an access too. In pictures: packets of {SHOWN['packet']} bytes, blocks of {SHOWN['block']}, one at a time."
+        f"Counted with QEMU {qemu_version} under {accel.upper()}, Linux {release} as guest, in the wall of a VM of "
+        f"ours: accesses to the device's registers, queue notifications, interrupts. ioeventfd is off, so that each "
+        f"notification is an access too. In pictures: packets of {SHOWN['packet']} bytes, blocks of {SHOWN['block']}, "
+        f"one at a time."
     )
     return {
         "how": how,
-        "accel": "tcg",
+        "accel": accel,
         "qemu": qemu_version,
         "kernel": release,
         "rows": rows,
         "per_unit": per_unit,
-        "exits": NO_EXITS,
+        "exits": why,
         "vhost_net": NO_VHOST,
     }

@@ -1,4 +1,5 @@
-"""The measuring VM in our wall: an old board with four devices, under TCG, from its plan to its end.
+"""The measuring VM in our wall: an old board with four devices, from its plan to its end. Under KVM where that executes
+guests (`casemate doctor`), under TCG otherwise.
 
     parent (here)                             emulator, in the wall of a VM of ours
       plan, wall, descriptors                   pc board: e1000, virtio-net, IDE, virtio-blk
@@ -62,13 +63,18 @@ _DESCRIPTORS: Final = (
 )
 
 
-def measure_argv() -> tuple[str, ...]:
-    """The emulator's arguments. ``ioeventfd=off``: each notification is then an access that the trace shows."""
+def measure_argv(accel: str, cpu: str) -> tuple[str, ...]:
+    """The emulator's arguments. ``ioeventfd=off``: each notification is then an access that the trace shows.
+
+    Args:
+        accel: ``kvm`` or ``tcg``. cpu: model and flags, as a VM of ours gets them on this host.
+    """
     argv = [PROGRAM, "-nodefaults", "-no-user-config", "-S", "-name", "guest=casemate-measure", "-sandbox", SANDBOX]
     argv += ["-display", "none", "-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control"]
-    argv += ["-machine", "pc,usb=off,vmport=off,mem-merge=off,dump-guest-core=off,graphics=off"]
-    argv += ["-cpu", "max,-svm,xlevel=0x80000008", "-smp", "1", "-m", f"size={MEMORY_MIB}M"]
-    argv += ["-accel", "tcg,thread=multi,tb-size=128", "-rtc", "base=utc"]
+    board = "pc,usb=off,vmport=off,mem-merge=off,dump-guest-core=off,graphics=off"
+    argv += ["-machine", f"{board},smm=off,kernel_irqchip=split" if accel == "kvm" else board]
+    argv += ["-cpu", cpu, "-smp", "1", "-m", f"size={MEMORY_MIB}M"]
+    argv += ["-accel", "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=128", "-rtc", "base=utc"]
     argv += ["-kernel", KERNEL, "-initrd", INITRD, "-append", CMDLINE]
     argv += ["-chardev", "socket,id=console,fd=4", "-serial", "chardev:console"]
     for name in ("ide", "vblk"):
@@ -88,10 +94,13 @@ class Running(msgspec.Struct, frozen=True):
     link: Link
     peers: dict[str, Peer]
     qemu_version: str
+    accel: str = "tcg"
 
 
 @contextlib.contextmanager
-def measuring_vm(paths: Paths, guest: MeasureGuest, policy: HostPolicy) -> Iterator[Running]:
+def measuring_vm(
+    paths: Paths, guest: MeasureGuest, policy: HostPolicy, accel: AccelChoice = AccelChoice.AUTO
+) -> Iterator[Running]:
     """Start it, and take everything away again.
 
     Raises:
@@ -110,7 +119,7 @@ def measuring_vm(paths: Paths, guest: MeasureGuest, policy: HostPolicy) -> Itera
             own_directory(f"{home}/{part}")
         spec = Spec(
             name="measure",
-            machine=Machine(type=MachineType.Q35, memory_mib=MEMORY_MIB, accel=AccelChoice.TCG),
+            machine=Machine(type=MachineType.Q35, memory_mib=MEMORY_MIB, accel=accel),
             boot=Boot(kernel=guest.kernel, initrd=guest.initrd, cmdline=CMDLINE),
         )
         opened = open_spec_files(spec)
@@ -130,8 +139,9 @@ def measuring_vm(paths: Paths, guest: MeasureGuest, policy: HostPolicy) -> Itera
 
 def measure_plan(plan: LaunchPlan) -> LaunchPlan:
     """The plan of a VM of ours with the measuring machine's arguments, descriptors and device parts of the filter."""
-    profile = qemu_profile("tcg", frozenset({"blk", "rng", "console", "net"}))
-    wall = msgspec.structs.replace(plan.wall, argv=measure_argv(), descriptors=_DESCRIPTORS, profile=profile.name)
+    profile = qemu_profile(plan.accel, frozenset({"blk", "rng", "console", "net"}))
+    argv = measure_argv(plan.accel, plan.wall.argv[plan.wall.argv.index("-cpu") + 1])
+    wall = msgspec.structs.replace(plan.wall, argv=argv, descriptors=_DESCRIPTORS, profile=profile.name)
     files_ = tuple(file for file in plan.files if file.role in ("kernel", "initrd"))
     return msgspec.structs.replace(plan, wall=wall, profile=profile, files=files_)
 
@@ -170,7 +180,7 @@ def _walled(plan: LaunchPlan, paths: Paths, opened: Opened, home: str) -> Iterat
             answer = link.answers.pop(0)
             if not answer.startswith(READY) or len(answer.split()) != 2 + 4:
                 raise VmError("the measuring guest lacks a device", got=answer[:200])
-            yield Running(spawned.pid, link, peers, version)
+            yield Running(spawned.pid, link, peers, version, plan.accel)
         finally:
             if spawned is not None:
                 kill_and_reap(spawned)

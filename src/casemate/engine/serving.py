@@ -77,6 +77,7 @@ LOOKS = {
     "qom-list": ("/machine", "/objects"),
     "qom-get": ("/machine", "/objects/entropy"),
     "query-kvm": (),
+    "query-stats": (),
     "query-named-block-nodes": (),
 }
 """QMP questions that clients may ask, and below which paths: the properties of other objects can be secrets."""

@@ -69,7 +69,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """One machine that was looked at.
 
     ``stage``: ``observed`` for a live one. ``counts``, ``buses``: by type, as far as known. ``helpers``: types whose
-    other half is a helper process (swtpm, a vhost-user daemon).
+    other half is a helper process (swtpm, a vhost-user daemon). ``exits``: of a running VM of ours under KVM, by reason
+    since its start; a text says why they are not known, None that nobody asked.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     helpers: frozenset[str] = frozenset()
     hardened: Hardened = Hardened(why="hardening was not asked")
     notes: tuple[str, ...] = ()
+    exits: Mapping[str, int] | str | None = None
 
 
 def surface_document(look: Look, table: CveTable) -> dict[str, Any]:
@@ -112,14 +114,21 @@ def surface_document(look: Look, table: CveTable) -> dict[str, Any]:
         "rows": msgspec.to_builtins(rows),
         "history": _history(look, table),  # 3.
         "paths": list(devices_in(types, marks)),
+        "exits": None if look.exits is None or isinstance(look.exits, str) else dict(look.exits),
         "measured": None,
         "notes": [*look.notes, *_incomplete(look)],
         "unknown": sorted(
-            f"{key}: {fact.why}"
-            for key, fact in facts.items()
-            if key.startswith(("dev.", "kvm.")) and not isinstance(fact, Known)
+            f"{key}: {why}"
+            for key, why in (*_unknown(facts), ("exits", look.exits if isinstance(look.exits, str) else ""))
+            if why
         ),
     }
+
+
+def _unknown(facts: Facts) -> list[tuple[str, str]]:
+    """Facts about devices that nobody knows, and why."""
+    wanted = ((key, fact) for key, fact in facts.items() if key.startswith(("dev.", "kvm.")))
+    return [(key, fact.why) for key, fact in wanted if isinstance(fact, Unknown)]
 
 
 def measuring_document() -> dict[str, Any]:
@@ -135,6 +144,7 @@ def measuring_document() -> dict[str, Any]:
         "rows": [],
         "history": None,
         "paths": [device for device in DEVICES if device != "vhost-net"],
+        "exits": None,
         "measured": None,
         "notes": [],
         "unknown": [],

@@ -83,6 +83,7 @@ RUNNING: tuple[Rule, ...] = (
     *_ioctls(("KVM_GET_CLOCK", "KVM_SET_CLOCK", "KVM_KVMCLOCK_CTRL"), "the guest's clock at stop and cont"),
     *_ioctls(("KVM_CHECK_EXTENSION",), "QEMU asks for a capability again"),
     *_ioctls(("KVM_GET_STATS_FD",), "QMP query-stats"),
+    Rule("pread64", "QMP query-stats reads KVM's counters at their offsets"),
 )
 
 SIGNALS: tuple[Rule, ...] = (
