@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from casemate.engine.imagestore import OpenedImage
+    from casemate.engine.registry_login import LoginChoice
     from casemate.image.store import InUse, Store
     from casemate.image.store_model import StoredImage
 
@@ -22,6 +23,7 @@ __all__ = [
     "list_images",
     "open_image",
     "prune",
+    "registry_login",
     "remove",
     "repository",
     "sign",
@@ -70,6 +72,7 @@ def add(
     expected_digest: str | None = None,
     evidence: Mapping[str, object] | None = None,
     ca_file: str | None = None,
+    login: LoginChoice | None = None,
     quota_bytes: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> StoredImage:
@@ -84,6 +87,7 @@ def add(
         expected_digest: SHA-256 that the source must have, as its publisher gives it.
         evidence: what its origin is verified with, as in `verify`; what holds is noted with the image.
         ca_file: certificates that servers are verified with, in place of the system's.
+        login: for a registry that wants one; None: from where podman and docker keep theirs.
         quota_bytes: how large the store may become; ``store.toml`` says it when None.
         progress: told (what is done, bytes done, bytes in all).
 
@@ -104,7 +108,8 @@ def add(
     settings = read_settings(place)
     called = check_name(name) if name else None
     quota = quota_bytes or settings.quota_bytes
-    with opened_source(place, source, max_bytes=room_bytes(place, quota), ca_file=ca_file, progress=progress) as opened:
+    room = room_bytes(place, quota)
+    with opened_source(place, source, max_bytes=room, ca_file=ca_file, login=login, progress=progress) as opened:
         promised = _one_promise(opened.name, expected_digest, opened.sha256)
         found, origin = _verified(
             opened.fd, opened.name, evidence, promised, lambda done, of: progress("verifying", done, of)
@@ -134,6 +139,20 @@ def add(
     if any(image.origin.get(key) != value for key, value in origin.items()):
         image = place.annotate(image, origin)
     return note_tree(place, image)
+
+
+def registry_login(authfile: str | None, user: str | None, password_file: str | None) -> LoginChoice:
+    """What `add` takes as ``login``; paths relative to the working directory, ``-`` for standard input."""
+    from pathlib import Path
+
+    from casemate.engine.registry_login import LoginChoice
+    from casemate.spec.model import Secret
+
+    if password_file is None:
+        return LoginChoice(str(Path.cwd() / authfile) if authfile is not None else None)
+    from_stdin = password_file == "-"  # noqa: S105 - the name of a file
+    secret = Secret(descriptor=0) if from_stdin else Secret(file=str(Path.cwd() / password_file))
+    return LoginChoice(user=user, password=secret)
 
 
 def _one_promise(name: str, given: str | None, known: str | None) -> str | None:

@@ -42,6 +42,45 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_real_registry(cases: dict[str, Any]) -> None:
     assert cases["real"] == "web.raw oci://127.0.0.1:5443/disks/web:1.0"
     assert "there is no oci://127.0.0.1:5443/disks/none:latest" in cases["real-missing"]
+    assert "needs a login" in cases["login real-none"]
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize(
+    "name", ["basic", "bearer", "bearer-password", "identity", "helper", "store", "realm-moves", "docker"]
+)
+def test_registries_that_want_a_login(cases: dict[str, Any], name: str) -> None:
+    assert cases[f"login {name}"].startswith("web.raw oci://127.0.0.1:5000/")
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("helper-missing", "docker-credential-not-there is missing"),
+        ("stale", "refuses the login for oci://127.0.0.1:5000/bearer:latest"),
+        ("stale-basic", "stale.json (127.0.0.1:5000)"),
+        ("podman-first", "containers/auth.json (127.0.0.1:5000/basic)"),
+        ("for-another-port", "needs a login, or is not there"),
+        ("identity-for-basic", "refuses the login"),
+        ("open-to-all", "has a password in it and is open to others"),
+        ("no-file", "cannot open the file of logins"),
+        ("nobody", "needs a login, or is not there"),
+    ],
+)
+def test_a_login_that_is_none_says_why(cases: dict[str, Any], name: str, words: str) -> None:
+    assert words in cases[f"login {name}"]
+
+
+@pytest.mark.wall
+def test_nobody_is_asked_for_a_login_that_is_not_wanted(cases: dict[str, Any]) -> None:
+    assert cases["login helper-unasked"].startswith("web.raw")
+
+
+@pytest.mark.wall
+def test_a_login_is_neither_kept_nor_said(cases: dict[str, Any]) -> None:
+    assert cases["login kept"] == ""
+    assert cases["login said"] == ""
 
 
 @pytest.mark.wall

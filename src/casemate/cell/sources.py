@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate.errors import ImageError, InputError
 from casemate.image.opening import open_image
 from casemate.image.store import Store
 from casemate.units import format_bytes
+
+if TYPE_CHECKING:
+    from casemate.engine.registry_login import LoginChoice
 
 STDIN: Final = "-"
 _PIECE_BYTES: Final = 1 << 20
@@ -41,12 +44,14 @@ def opened_source(
     *,
     max_bytes: int,
     ca_file: str | None = None,
+    login: LoginChoice | None = None,
     progress: Progress = lambda what, done, of: None,
 ) -> Iterator[Source]:
     """Open what a user named.
 
     Args:
         source: a path, relative to the working directory; ``https://...``; ``oci://HOST/NAME:TAG``; a directory; ``-``.
+        login: for a registry that wants one; None: from where podman and docker keep theirs.
         max_bytes: how much may come from a server or from standard input.
 
     Raises:
@@ -56,7 +61,7 @@ def opened_source(
     from casemate.image.store_download import downloaded, file_name, is_url, shown
 
     if is_reference(source):
-        with _pulled(store, source, max_bytes, ca_file, progress) as pulled:
+        with _pulled(store, source, max_bytes, ca_file, login, progress) as pulled:
             yield pulled
         return
     if is_url(source):
@@ -87,13 +92,17 @@ def opened_source(
 
 
 @contextlib.contextmanager
-def _pulled(store: Store, source: str, max_bytes: int, ca_file: str | None, progress: Progress) -> Iterator[Source]:
+def _pulled(
+    store: Store, source: str, max_bytes: int, ca_file: str | None, login: LoginChoice | None, progress: Progress
+) -> Iterator[Source]:
     """The disk of an image in a registry. The import compares it with the digest that its manifest names."""
+    from casemate.engine.registry_login import LoginChoice, find_registry_login
     from casemate.image.oci_registry import find_disk, parse_reference
     from casemate.image.store_download import downloaded
 
     progress("asking the registry", 0, 0)
-    disk = find_disk(source, ca_file)
+    choice = login or LoginChoice()
+    disk = find_disk(source, ca_file, lambda reference: find_registry_login(choice, reference.host, reference.name))
     if disk.size_bytes > max_bytes:
         raise ImageError(
             f"{source} is too large", got=format_bytes(disk.size_bytes), expected=f"at most {format_bytes(max_bytes)}"

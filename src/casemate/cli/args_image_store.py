@@ -37,6 +37,13 @@ def add(commands: Commands) -> None:
     take.add_argument(
         "--ca-file", metavar="FILE", help="certificates that servers are verified with, in place of the system's"
     )
+    take.add_argument(
+        "--authfile", metavar="FILE", help="logins of registries, as podman login and docker login write them"
+    )
+    take.add_argument("--username", metavar="NAME", help="of the registry, with --password-file")
+    take.add_argument(
+        "--password-file", metavar="FILE", help="the registry's password, in a file of mode 0600; - for standard input"
+    )
     take.add_argument("--quota", metavar="SIZE", help="how large the store may become, in place of store.toml: 50G")
     add_evidence(take)
     add_json(take)

@@ -13,6 +13,7 @@ from casemate.units import format_bytes, format_utc, parse_size_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from casemate.engine.registry_login import LoginChoice
     from casemate.image.store_model import StoredImage
 
 SCHEMA = "casemate.images/1"
@@ -35,6 +36,7 @@ def add(arguments: argparse.Namespace) -> int:
             expected_digest=arguments.sha256,
             evidence=evidence_of(arguments),
             ca_file=arguments.ca_file,
+            login=_login(arguments),
             quota_bytes=quota_bytes,
             progress=progress,
         )
@@ -43,6 +45,18 @@ def add(arguments: argparse.Namespace) -> int:
     else:
         print(image.digest)
     return ExitCode.DONE
+
+
+def _login(arguments: argparse.Namespace) -> LoginChoice | None:
+    """For a registry, when the user said something about it."""
+    given = arguments.username is not None, arguments.password_file is not None
+    if not any(given) and arguments.authfile is None:
+        return None
+    if given[0] != given[1] or (any(given) and arguments.authfile is not None):
+        raise InputError(
+            "a login for a registry", expected="--authfile FILE, or --username NAME with --password-file FILE"
+        )
+    return images.registry_login(arguments.authfile, arguments.username, arguments.password_file)
 
 
 def list_images(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import select
 import signal
 import stat
 import time
+from collections.abc import Callable
 
 from casemate.errors import HostError, InputError
 from casemate.image.opening import open_regular_file
@@ -138,6 +139,27 @@ def run_program(command: list[str], what: str, max_bytes: int, given: bytes) -> 
         os.close(descriptor)
 
 
+def ask_program(
+    command: list[str], what: str, max_bytes: int, given: bytes, keep: Callable[[str], bool]
+) -> tuple[bytearray, int]:
+    """As `run_program`, but a status other than 0 is an answer too.
+
+    Args:
+        keep: which of our environment variables it gets, beside the usual ones.
+
+    Returns:
+        standard output and status.
+    """
+    descriptor = os.memfd_create("casemate-input", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, given)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        kept = {name: value for name, value in os.environ.items() if keep(name)}
+        return _answer_of(command, what, max_bytes, descriptor, {**_environment(), **kept})
+    finally:
+        os.close(descriptor)
+
+
 def _find(places: tuple[str, ...], what: str, next_step: str) -> str:
     for place in places:
         if os.access(place, os.X_OK):
@@ -159,7 +181,19 @@ def _of_file_and_program(command: list[str], what: str, max_bytes: int, file: st
 
 
 def _of_program(command: list[str], what: str, max_bytes: int, stdin: int | None) -> bytearray:
-    """Standard output of ``command`` in a session of its own; the whole session dies at the deadline."""
+    """Standard output of ``command``, which must succeed."""
+    value, status = _answer_of(command, what, max_bytes, stdin, _environment())
+    if status != 0:
+        wipe(value)
+        program = os.path.basename(command[0])
+        raise HostError(f"{what}: {program} failed", got=f"status {status}", next_step="its own words stand above")
+    return value
+
+
+def _answer_of(
+    command: list[str], what: str, max_bytes: int, stdin: int | None, environment: dict[str, str]
+) -> tuple[bytearray, int]:
+    """Output and status of ``command`` in a session of its own; the whole session dies at the deadline."""
     import subprocess
 
     end = time.monotonic() + DEADLINE_S
@@ -167,7 +201,7 @@ def _of_program(command: list[str], what: str, max_bytes: int, stdin: int | None
     try:
         given = subprocess.DEVNULL if stdin is None else stdin
         child = subprocess.Popen(
-            command, stdin=given, stdout=subprocess.PIPE, env=_environment(), start_new_session=True, cwd="/"
+            command, stdin=given, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
         )
     except OSError as fault:
         raise HostError(f"{what}: {program} cannot be run", got=fault.strerror or str(fault)) from None
@@ -184,7 +218,4 @@ def _of_program(command: list[str], what: str, max_bytes: int, stdin: int | None
             os.killpg(child.pid, signal.SIGKILL)
         child.stdout.close()
         child.wait()
-    if status != 0:
-        wipe(value)
-        raise HostError(f"{what}: {program} failed", got=f"status {status}", next_step="its own words stand above")
-    return value
+    return value, status

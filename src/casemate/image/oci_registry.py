@@ -1,12 +1,16 @@
-"""A disk in an OCI registry: the pull half of the distribution specification (v1.1), anonymous, https all the way.
+"""A disk in an OCI registry: the pull half of the distribution specification (v1.1), https all the way.
 
-    GET /v2/NAME/manifests/REFERENCE ─► 401 that names a realm: one anonymous token from there, and again
+    GET /v2/NAME/manifests/REFERENCE ─► 401 that names a realm: one token from there, and again. With the caller's
+                                        login for this registry where there is one, else an anonymous one
+                                     ─► 401 that asks for Basic: the login itself, and again
                                      ─► a manifest, or an index, of which this host's architecture is taken
     GET /v2/NAME/blobs/DIGEST        ─► the one layer, by `store_download`: resumed, bounded, every hop checked
 
 What a registry says is believed as far as digests go: a reference by digest pins the manifest, the manifest its layer,
 and the import compares the disk. A tag is whatever the registry makes of it today; the digest that it had is noted.
-The token is sent to the registry alone, never to where it redirects us. Every answer has a bound and a deadline.
+Token and password are sent to the registry alone, never to where it redirects us; the login also, once, to the realm
+that the registry names, which could ask for it itself (distribution, docs/spec/auth/token.md and oauth.md). A login is
+asked for only when a registry wants one. Every answer has a bound and a deadline.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from casemate.errors import CasemateError, HostError, ImageError, InputError
 from casemate.image.oci_layout import INDEXES, MANIFESTS, MAX_JSON_BYTES, TITLE, Descriptor, checked_digest, find_layer
+from casemate.image.oci_login import Login
 from casemate.image.store_download import TIMEOUT_S, check_url, https_opener, shown
 
 SCHEMES: Final = ("oci://", "docker://")
@@ -32,6 +38,8 @@ _DIGEST = r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 _REFERENCE = re.compile(f"(?:oci|docker)://{_HOST}/{_NAME}{_TAG}{_DIGEST}", re.ASCII)
 _NAME_MAX: Final = 255
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,32768}", re.ASCII)
+_SCHEME = re.compile(r"(?:^|, *)([A-Za-z][A-Za-z0-9-]{0,31})(?:$| +(?=[a-z]{1,16}=))", re.ASCII)
+"""A header can hold several challenges (RFC 9110, 11.6.1)."""
 _PARAMETER = re.compile(r'([a-z]{1,16})="([^"\\]{0,1024})"', re.ASCII)
 
 
@@ -60,6 +68,17 @@ class _Token(msgspec.Struct, frozen=True):
 
 class _Typed(msgspec.Struct, frozen=True, rename={"media_type": "mediaType"}):
     media_type: str = ""
+
+
+class _Challenge(NamedTuple):
+    """What a 401 asks for: the scheme as it was said, and its parameters."""
+
+    scheme: str
+    said: dict[str, str]
+
+    def wants(self, scheme: str) -> bool:
+        """Whether it is this one; upper and lower case are the same (RFC 9110, 11.1)."""
+        return self.scheme.lower() == scheme
 
 
 def is_reference(source: str) -> bool:
@@ -100,29 +119,34 @@ class RegistryDisk:
         return self._client.authorization()
 
 
-def find_disk(source: str, ca_file: str | None = None) -> RegistryDisk:
+def find_disk(
+    source: str, ca_file: str | None = None, login: Callable[[Reference], Login | None] = lambda _: None
+) -> RegistryDisk:
     """Ask a registry for the one disk that a reference names.
 
     Args:
         ca_file: certificates that the registry is verified with, in place of the system's.
+        login: asked, at most once, when the registry wants a login.
 
     Raises:
         InputError: no such image, or a login is wanted. ImageError: not exactly one disk, or not what its digest says.
         HostError: the registry cannot be reached.
     """
-    client = _Client(parse_reference(source), ca_file)
+    client = _Client(parse_reference(source), ca_file, login)
     return RegistryDisk(client, client.layer())
 
 
 class _Client:
     """One look at one name of one registry."""
 
-    def __init__(self, reference: Reference, ca_file: str | None) -> None:
+    def __init__(self, reference: Reference, ca_file: str | None, login: Callable[[Reference], Login | None]) -> None:
         self.reference = reference
         self.resolved = ""
         self._opener = https_opener(ca_file)
-        self._challenge = ""
-        self._token = ""
+        self._ask_login = login
+        self._login: Login | None = None
+        self._challenge: _Challenge | None = None
+        self._header = ""
 
     def layer(self) -> Descriptor:
         """From the reference to the layer."""
@@ -141,40 +165,49 @@ class _Client:
         return find_layer([first], read, name)
 
     def authorization(self) -> str:
-        if not self._challenge:
-            return ""
-        self._token = self._fetch_token(self._challenge)
-        return f"Bearer {self._token}"
+        if self._challenge is not None:
+            self._header = self._answer(self._challenge)
+        return self._header
 
     def _manifest(self, reference: str) -> tuple[bytes, str]:
         url = f"{self.reference.base}/manifests/{reference}"
         accept = ", ".join((*MANIFESTS, *INDEXES))
-        answer = self._get(url, accept, MAX_JSON_BYTES)
-        if isinstance(answer, str):
-            if self._challenge:
+        answer = self._get(url, accept, MAX_JSON_BYTES, self._header)
+        if isinstance(answer, _Challenge):
+            if self._challenge is not None:
                 raise self._wants_login("the anonymous token does not suffice")
             self._challenge = answer
-            self._token = self._fetch_token(answer)
-            answer = self._get(url, accept, MAX_JSON_BYTES)
-            if isinstance(answer, str):
+            self._login = self._ask_login(self.reference)
+            answer = self._get(url, accept, MAX_JSON_BYTES, self.authorization())
+            if isinstance(answer, _Challenge):
                 raise self._wants_login("the anonymous token does not suffice")
         return answer
 
-    def _fetch_token(self, challenge: str) -> str:
-        """An anonymous token for pulling this name, from where the registry says."""
+    def _answer(self, challenge: _Challenge) -> str:
+        """The header that a challenge asks for."""
+        if challenge.wants("basic") and self._login is not None and not self._login.is_token:
+            return self._login.basic()
+        if challenge.wants("bearer") and challenge.said.get("realm"):
+            return f"Bearer {self._fetch_token(challenge.said)}"
+        raise self._wants_login(f"it asks for {challenge.scheme[:20]!a}")
+
+    def _fetch_token(self, said: dict[str, str]) -> str:
+        """A token for pulling this name, from where the registry says: with the login, or anonymous."""
         from urllib.parse import urlencode
 
-        scheme, _, rest = challenge.partition(" ")
-        said = dict(_PARAMETER.findall(rest))
-        realm = said.get("realm", "")
-        if scheme.lower() != "bearer" or not realm:
-            raise self._wants_login(f"it asks for {scheme[:20]!a}")
         asked = {"service": said["service"]} if "service" in said else {}
         asked["scope"] = f"repository:{self.reference.name}:pull"
-        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(asked)}"
+        realm, header, form = said["realm"], "", b""
+        if self._login is not None and self._login.is_token:
+            grant = {"grant_type": "refresh_token", "client_id": "casemate", "refresh_token": self._login.secret}
+            form = urlencode({**asked, **grant}).encode()
+            url = realm
+        else:
+            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(asked)}"
+            header = self._login.basic() if self._login is not None else ""
         check_url(url)
-        answer = self._get(url, "application/json", TOKEN_MAX_BYTES, with_token=False)
-        if isinstance(answer, str):
+        answer = self._get(url, "application/json", TOKEN_MAX_BYTES, header, form)
+        if isinstance(answer, _Challenge):
             raise self._wants_login("it gives no anonymous token")
         try:
             found = msgspec.json.decode(answer[0], type=_Token)
@@ -185,15 +218,17 @@ class _Client:
             raise ImageError(f"the registry of {self.reference} gives no token that could be sent")
         return token
 
-    def _get(self, url: str, accept: str, max_bytes: int, *, with_token: bool = True) -> tuple[bytes, str] | str:
-        """Body and media type; or the challenge of a 401."""
+    def _get(
+        self, url: str, accept: str, max_bytes: int, authorization: str = "", form: bytes = b""
+    ) -> tuple[bytes, str] | _Challenge:
+        """Body and media type; or the challenge of a 401. With a ``form`` it is posted."""
         from http.client import HTTPException
         from urllib.error import HTTPError, URLError
         from urllib.request import Request
 
-        request = Request(url, headers={"User-Agent": "casemate", "Accept": accept})  # noqa: S310 - https, checked
-        if with_token and self._token:
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        request = Request(url, form or None, {"User-Agent": "casemate", "Accept": accept})  # noqa: S310 - https, checked
+        if authorization:
+            request.add_unredirected_header("Authorization", authorization)
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as response:
                 kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
@@ -201,7 +236,7 @@ class _Client:
         except HTTPError as error:
             with error:
                 if error.code in {401, 403}:
-                    return str(error.headers.get("WWW-Authenticate", ""))[:4096]
+                    return _challenge_of(error.headers.get_all("WWW-Authenticate", []))
                 raise self._no_answer(error.code) from None
         except URLError as error:
             raise self._unreachable(error.reason) from None
@@ -243,13 +278,31 @@ class _Client:
         )
 
     def _wants_login(self, got: str) -> InputError:
+        reference = shown(str(self.reference))
+        if self._login is not None:
+            return InputError(
+                f"the registry refuses the login for {reference}, or the image is not there",
+                got=f"the login from {self._login.source}",
+                next_step="podman login, or docker login, asks for it anew",
+            )
         return InputError(
-            f"{shown(str(self.reference))} needs a login, or is not there",
+            f"{reference} needs a login, or is not there",
             got=got,
-            expected="an image that everybody may pull",
-            next_step=f"skopeo login; skopeo copy {str(self.reference).replace('oci:', 'docker:')} oci:DIR;"
-            " casemate image add DIR",
+            expected="an image that everybody may pull, or a login for this registry",
+            next_step=f"podman login {self.reference.host}; or --authfile FILE; or --username and --password-file",
         )
+
+
+def _challenge_of(headers: list[str]) -> _Challenge:
+    """The first that we can answer, Bearer before Basic; else the first."""
+    found = []
+    for header in headers[:8]:
+        starts = list(_SCHEME.finditer(header[:4096]))
+        ends = [*(match.start() for match in starts[1:]), 4096]
+        for match, end in zip(starts, ends, strict=True):
+            found.append(_Challenge(match[1], dict(_PARAMETER.findall(header[match.end() : end]))))
+    order = [one for wanted in ("bearer", "basic") for one in found if one.wants(wanted)]
+    return next(iter((*order, *found)), _Challenge("nothing", {}))
 
 
 def _declared_type(data: bytes) -> str:
