@@ -69,6 +69,7 @@ class Overrides:
     firmware: str | None = None
     net: str | None = None
     egress: str | None = None
+    ipv6: bool | None = None
     allow: Sequence[str] = ()
     publish: Sequence[str] = ()
     disks: Sequence[str] = ()

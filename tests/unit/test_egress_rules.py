@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from casemate.bpf.evaluate import RET_ALLOW, RET_ERRNO, RET_KILL_PROCESS, RET_USER_NOTIF, SeccompData, evaluate
-from casemate.bpf.instruction import decode
+from casemate.bpf.instruction import Program, decode
 from casemate.bpf.syscalls import audit_arch, number_of
 from casemate.jail.broker_rules import broker_profile
 from casemate.jail.compile import compile_profile
@@ -27,7 +27,7 @@ def ask(name: str, *args: int) -> int:
     return evaluate(PROGRAM, SeccompData(number_of(name, ARCH), audit_arch(ARCH), 0, padded))
 
 
-@pytest.mark.parametrize("name", sorted(BROKERED - {"fcntl"}))
+@pytest.mark.parametrize("name", sorted(BROKERED - {"fcntl", "getsockname"}))
 def test_every_call_that_reaches_a_network_can_be_asked_about(name: str) -> None:
     first = PUBLISHED[0]
     assert ask(name, first, 1, 1, 1, 0x7F00, 16) == RET_USER_NOTIF
@@ -67,6 +67,13 @@ def test_receiving_is_asked_on_published_ports_only() -> None:
         assert ask(name, PUBLISHED[0]) == ask(name, PUBLISHED[0] + PUBLISHED[1] - 1) == RET_USER_NOTIF
 
 
+def test_which_port_a_socket_has_is_asked_of_outgoing_udp_only() -> None:
+    assert ask("getsockname", DATAGRAM[0]) == ask("getsockname", DATAGRAM[0] + DATAGRAM[1] - 1) == RET_USER_NOTIF
+    assert ask("getsockname", RUBBISH | DATAGRAM[0]) == RET_USER_NOTIF
+    for span in (OWN, PUBLISHED, STREAM):
+        assert ask("getsockname", span[0]) == RET_ALLOW
+
+
 def test_descriptors_do_not_move() -> None:
     """Only the broker puts a descriptor on a number of a range."""
     for name in ("dup", "dup2", "dup3", "clone", "clone3", "pidfd_getfd", "io_uring_setup", "socketpair"):
@@ -85,9 +92,9 @@ def test_sockets_stay_non_blocking() -> None:
 
 @pytest.mark.parametrize(
     ("level", "option"),
-    [(0, 4), (0, 15), (0, 19), (0, 25), (1, 25), (1, 26), (1, 36), (41, 57), (6, 30), (6, 23), (6, 31)],
+    [(0, 4), (0, 15), (0, 19), (0, 25), (1, 25), (1, 26), (1, 36), (41, 57), (41, 26), (6, 30), (6, 23), (6, 31)],
     ids=["IP_OPTIONS", "IP_FREEBIND", "IP_TRANSPARENT", "IP_MSFILTER", "SO_BINDTODEVICE", "SO_ATTACH_FILTER",
-         "SO_MARK", "IPV6_RTHDR", "TCP_FASTOPEN_CONNECT", "TCP_FASTOPEN", "TCP_ULP"],
+         "SO_MARK", "IPV6_RTHDR", "IPV6_V6ONLY", "TCP_FASTOPEN_CONNECT", "TCP_FASTOPEN", "TCP_ULP"],
 )  # fmt: skip
 def test_options_that_change_a_destination_do_not_exist(level: int, option: int) -> None:
     assert ask("setsockopt", STREAM[0], level, option) == RET_ERRNO | 1
@@ -114,11 +121,11 @@ def test_a_profile_that_goes_round_the_broker_is_refused(name: str) -> None:
 
 
 def test_the_broker_itself_opens_nothing() -> None:
-    own = decode(compile_profile(broker_profile(100, 5, 6), ARCH))
+    own, own6 = (decode(compile_profile(broker_profile(100, 5, 6, ipv6=ipv6), ARCH)) for ipv6 in (False, True))
 
-    def mine(name: str, *args: int) -> int:
+    def mine(name: str, *args: int, program: Program = own) -> int:
         padded = (*args, *(0,) * (6 - len(args)))
-        return evaluate(own, SeccompData(number_of(name, ARCH), audit_arch(ARCH), 0, padded))
+        return evaluate(program, SeccompData(number_of(name, ARCH), audit_arch(ARCH), 0, padded))
 
     for name in ("open", "openat", "openat2", "execve", "execveat", "clone", "clone3", "fork", "kill", "ptrace",
                  "unlink",
@@ -131,3 +138,7 @@ def test_the_broker_itself_opens_nothing() -> None:
     assert mine("socket", 2) == RET_ALLOW
     assert mine("socket", 10) == mine("socket", 1) == mine("socket", 17) == RET_KILL_PROCESS
     assert mine("mmap", 0, 4096, 4) == mine("mmap", 0, 4096, 7) == RET_KILL_PROCESS
+    assert mine("socket", 2, program=own6) == mine("socket", 10, program=own6) == RET_ALLOW
+    assert mine("socket", 1, program=own6) == mine("socket", 17, program=own6) == RET_KILL_PROCESS
+    assert mine("setsockopt", 9, 41, 26, program=own6) == RET_ALLOW
+    assert mine("setsockopt", 9, 41, 26) == mine("setsockopt", 9, 41, 57, program=own6) == RET_KILL_PROCESS

@@ -15,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.hosts import HOST, ROOT_IDENTITY, plan_of
 
-from casemate.engine.network import make_policy
+from casemate.engine.network import check_ipv6, make_policy
 from casemate.engine.resolver import host_resolver
-from casemate.errors import HostError, InputError
+from casemate.errors import HostError
 from casemate.jail.egress import with_broker
 from casemate.jail.policy import CopyFile, Directory
 from casemate.jail.profiles import passt_profile
 from casemate.jail.ranges import NOFILE
 from casemate.jail.steps import RestrictSelf, describe, inner_steps
 from casemate.plan.model import HelperPlan, LaunchPlan
-from casemate.plan.passt import GATEWAY, GUEST, passt_wall, plan_passt
+from casemate.plan.passt import DNS6, GATEWAY, GATEWAY6, GUEST, GUEST6, passt_wall, plan_passt
 from casemate.spec.model import Egress, Network, NetworkMode, Publish, Spec
-from casemate.sys.rtnetlink import RTN_LOCAL, RTN_UNICAST, RouteTable, _route_kind
+from casemate.sys.rtnetlink import RTN_LOCAL, RTN_ON_LINK, RTN_UNICAST, RouteTable, _route_kind
 
 
 def planned(egress: str = "internet", *publish: Publish, allow: tuple[str, ...] = ()) -> tuple[LaunchPlan, HelperPlan]:
@@ -71,10 +71,42 @@ def test_exactly_the_published_ports(ports: list[tuple[int, int, str]]) -> None:
     assert set(helper.egress.published) == {(protocol, "127.0.0.1", host) for host, _, protocol in ports}
 
 
-def test_an_ipv6_address_cannot_be_published() -> None:
-    with pytest.raises(InputError) as caught:
-        planned("internet", Publish(host_port=1, guest_port=1), Publish(host_port=2, guest_port=2, address="::1"))
-    assert str(caught.value).startswith("network.publish[1]: a port cannot be published on an IPv6 address; got ::1")
+@pytest.mark.parametrize("egress", [Egress.NONE, Egress.INTERNET])
+def test_a_guest_with_ipv6_gets_both(egress: Egress) -> None:
+    publish = (Publish(host_port=8080, guest_port=80, address="::1"), Publish(host_port=22, guest_port=22))
+    network = Network(mode=NetworkMode.USER, egress=egress, ipv6=True, publish=publish)
+    plan = plan_of(Spec(network=network))
+    helper = plan.helpers[0]
+    assert not {"-4", "-6"} & set(helper.argv)
+    assert {("-a", GUEST), ("-a", GUEST6), ("-g", GATEWAY), ("-g", GATEWAY6)} <= pairs(helper)
+    assert {("-t", "::1/8080:80"), ("-t", "127.0.0.1/22:22")} <= pairs(helper)
+    assert (("--dns-forward", DNS6) in pairs(helper)) == (egress is Egress.INTERNET)
+    assert "--no-icmp" not in helper.argv, "versions of 2023 answer no router solicitation with it"
+    assert helper.egress is not None
+    assert helper.egress.gateway6 == GATEWAY6
+    text = "\n".join(helper.wall)
+    assert f"{GATEWAY6} on a loopback that is down" in text
+    assert "[::1]:8080/tcp" in text
+    wall = passt_wall(helper, plan.wall, {}, ROOT_IDENTITY)
+    assert wall.link_local == GATEWAY6
+    assert f"{GATEWAY6} on the loopback device" in "\n".join(describe(wall))
+    assert not plan.wall.link_local, "the emulator's namespace stays empty"
+
+
+def test_the_guests_address_is_the_one_that_it_makes_itself() -> None:
+    """RFC 4291, appendix A: the hardware address with ff:fe in its middle and the universal bit turned."""
+    mac = next(word for word in plan_of(Spec(network=Network(mode=NetworkMode.USER))).wall.argv if "mac=" in word)
+    raw = bytes.fromhex(mac.partition("mac=")[2][:17].replace(":", ""))
+    own = bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:]
+    assert socket.inet_pton(socket.AF_INET6, GUEST6)[8:] == own
+    assert socket.inet_pton(socket.AF_INET6, DNS6)[:8] == socket.inet_pton(socket.AF_INET6, GUEST6)[:8]
+
+
+def test_a_kernel_without_ipv6_is_said(tmp_path: Path) -> None:
+    check_ipv6(str(tmp_path))
+    with pytest.raises(HostError, match="this kernel has none") as caught:
+        check_ipv6(str(tmp_path / "if_inet6"))
+    assert "network.ipv6 = false" in caught.value.next_step
 
 
 def test_a_vm_without_a_network_has_no_passt() -> None:
@@ -167,6 +199,18 @@ def test_the_first_resolver_that_a_guest_can_use(tmp_path: Path) -> None:
     assert host_resolver(str(tmp_path / "none"), str(upstream)) is None
 
 
+def test_a_guest_with_ipv6_may_ask_a_resolver_that_has_only_that(tmp_path: Path) -> None:
+    first, upstream = tmp_path / "resolv.conf", tmp_path / "upstream"
+    first.write_text("nameserver fe80::1%eth0\nnameserver fe80::2\nnameserver 2001:DB8::0:53\n")
+    assert host_resolver(str(first), str(upstream)) is None
+    assert host_resolver(str(first), str(upstream), ipv6=True) == "2001:db8::53"
+    upstream.write_text("nameserver fd00::53\n")
+    first.write_text("nameserver ::1\n")
+    assert host_resolver(str(first), str(upstream), ipv6=True) == "fd00::53"
+    first.write_text("nameserver ::1\nnameserver 192.0.2.53\n")
+    assert host_resolver(str(first), str(upstream), ipv6=True) == "192.0.2.53"
+
+
 @given(st.binary(max_size=300))
 def test_any_resolv_conf_gives_an_address_or_none(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     path = tmp_path_factory.mktemp("resolv") / "resolv.conf"
@@ -179,6 +223,8 @@ def test_the_routing_table_knows_its_own_host() -> None:
     table = RouteTable()
     assert table.kind(socket.AF_INET, socket.inet_aton("127.0.0.1")) == RTN_LOCAL
     assert table.kind(socket.AF_INET, socket.inet_aton("127.5.5.5")) == RTN_LOCAL
+    if os.path.exists("/proc/net/if_inet6"):
+        assert table.kind(socket.AF_INET6, bytes(15) + b"\1") == RTN_LOCAL
     try:
         other = table.kind(socket.AF_INET, socket.inet_aton("8.8.8.8"))
     except OSError as fault:
@@ -195,7 +241,28 @@ def test_any_netlink_answer_is_a_kind_or_an_error(kind: int, body: bytes) -> Non
     except OSError:
         return
     assert kind == 24
-    assert found == body[7]
+    assert found == body[7] or (found, body[0], body[7]) == (RTN_ON_LINK, socket.AF_INET6, RTN_UNICAST)
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "attributes", "kind"),
+    [
+        (10, 64, [], RTN_ON_LINK),
+        (10, 48, [], RTN_ON_LINK),
+        (10, 128, [1, 4], RTN_ON_LINK),
+        (10, 64, [1, 5], RTN_UNICAST),
+        (10, 64, [18], RTN_UNICAST),
+        (10, 64, [0x8009], RTN_UNICAST),
+        (10, 0, [], RTN_UNICAST),
+        (10, 3, [4], RTN_UNICAST),
+        (2, 24, [], RTN_UNICAST),
+    ],
+)
+def test_a_neighbour_is_behind_no_router(family: int, prefix: int, attributes: list[int], kind: int) -> None:
+    """A short prefix without a gateway is a tunnel that leads everywhere."""
+    body = struct.pack("=BBBBBBBBI", family, prefix, 0, 0, 254, 0, 0, RTN_UNICAST, 0)
+    body += b"".join(struct.pack("=HHI", 8, number, 0) for number in attributes)
+    assert _route_kind(24, body) == kind
 
 
 def test_a_netlink_error_is_passed_on() -> None:

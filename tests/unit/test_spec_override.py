@@ -18,6 +18,7 @@ from casemate.spec.model import (
     Egress,
     Firmware,
     MachineType,
+    Network,
     NetworkMode,
     Publish,
     Spec,
@@ -147,15 +148,21 @@ def test_publish_implies_a_user_network() -> None:
 
 
 def test_publish_adds_to_the_specification() -> None:
-    spec = lay(lay(IMAGE_SPEC, publish=["2222:22"]), publish=["[::1]:80:80/udp"])
+    spec = lay(lay(IMAGE_SPEC, publish=["2222:22"]), publish=["[::1]:80:80/udp"], ipv6=True)
     assert [port.host_port for port in spec.network.publish] == [2222, 80]
 
 
 def test_net_none_drops_the_network() -> None:
-    spec = lay(IMAGE_SPEC, net="user", egress="list", allow=["9.9.9.9"], publish=["2222:22"])
+    spec = lay(IMAGE_SPEC, net="user", egress="list", allow=["9.9.9.9"], publish=["2222:22"], ipv6=True)
     assert spec.network.egress is Egress.LIST
     assert lay(spec, net="none") == IMAGE_SPEC
-    assert faults_of(spec, net="none", publish=["1:1"]) == {("--net", "flag.conflict")}
+    for flag in ({"publish": ["1:1"]}, {"ipv6": True}):
+        assert faults_of(spec, net="none", **flag) == {("--net", "flag.conflict")}
+
+
+def test_ipv6_implies_a_network_and_is_asked_for() -> None:
+    assert lay(IMAGE_SPEC, ipv6=True).network == Network(mode=NetworkMode.USER, ipv6=True)
+    assert faults_of(IMAGE_SPEC, publish=["[::1]:1:1"]) == {("network.publish[0]", "ipv6.off")}
 
 
 def test_all_faults_carry_the_flag() -> None:

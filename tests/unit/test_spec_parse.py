@@ -62,6 +62,7 @@ mode = "read-only"
 [network]
 mode = "user"
 egress = "list"
+ipv6 = true
 allow = ["198.51.100.0/24", "2001:DB8:0::/48", "9.9.9.9"]
 publish = ["2222:22", "[::1]:8080:80/udp", {host_port = 443, guest_port = 8443, address = "0.0.0.0"}]
 [console]
@@ -102,6 +103,7 @@ def test_full_document() -> None:
         network=Network(
             mode=NetworkMode.USER,
             egress=Egress.LIST,
+            ipv6=True,
             allow=("198.51.100.0/24", "2001:db8::/48", "9.9.9.9/32"),
             publish=(
                 Publish(host_port=2222, guest_port=22),
@@ -232,6 +234,23 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
         "block twice",
         USER + 'egress = "list"\nallow = ["9.9.9.9", "9.9.9.9/32"]',
         {("network.allow[1]", "cidr.duplicate")},
+    ),
+    (
+        "metadata",
+        USER + 'ipv6 = true\negress = "list"\nallow = ["fd00:EC2::254"]',
+        {("network.allow[0]", "cidr.forbidden")},
+    ),
+    (
+        "link-local",
+        USER + 'ipv6 = true\npublish = ["[fe80::1]:80:80"]',
+        {("network.publish[0].address", "address.invalid")},
+    ),
+    ("disguised", USER + 'publish = ["[::ffff:1.2.3.4]:80:80"]', {("network.publish[0].address", "address.invalid")}),
+    ("IPv6 without a network", KERNEL + "[network]\nipv6 = true", {("network.ipv6", "ipv6.needs-user")}),
+    (
+        "IPv6 that is off",
+        USER + 'publish = ["80:80", "[::1]:80:80"]\negress = "list"\nallow = ["9.9.9.9", "2001:db8::/32"]',
+        {("network.publish[1]", "ipv6.off"), ("network.allow[1]", "ipv6.off")},
     ),
     ("one port", USER + 'publish = ["80"]', {("network.publish[0]", "publish.syntax")}),
     ("port range", USER + 'publish = ["80-90:80-90"]', {("network.publish[0]", "publish.syntax")}),
@@ -519,7 +538,7 @@ def test_paths() -> None:
 
 
 def test_bind_addresses_that_do_not_meet_may_share_a_port() -> None:
-    text = USER + 'publish = ["127.0.0.1:80:80", "127.0.0.2:80:80", "80:80/udp", "[::1]:80:80"]'
+    text = USER + 'publish = ["127.0.0.1:80:80", "127.0.0.2:80:80", "80:80/udp", "[::1]:80:80"]\nipv6 = true'
     assert len(parse_spec(text, "vm.toml", BASE, today=TODAY).network.publish) == 4
 
 

@@ -160,6 +160,7 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--net", metavar="MODE", help="none, or user (rootless, through passt)")
     group.add_argument("--egress", metavar="WHICH", help="what the guest may reach: none, internet or list")
+    group.add_argument("--ipv6", action="store_true", default=None, help="the guest gets IPv6 beside IPv4")
     group.add_argument(
         "--allow", action="append", default=[], metavar="CIDR", help="an address block for --egress list; repeat it"
     )

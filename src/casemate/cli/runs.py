@@ -42,6 +42,7 @@ def overrides(arguments: argparse.Namespace) -> app.Overrides:
         firmware=arguments.firmware,
         net=arguments.net,
         egress=arguments.egress,
+        ipv6=arguments.ipv6,
         allow=arguments.allow,
         publish=arguments.publish,
         disks=arguments.disk,

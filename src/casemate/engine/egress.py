@@ -19,7 +19,9 @@ from typing import Final
 
 from casemate.bpf.syscalls import numbers
 from casemate.engine.egress_datagrams import (
+    SOCKETS_MAX,
     Destinations,
+    cookie_of,
     endpoint_of,
     local_of,
     protocol_name,
@@ -27,6 +29,7 @@ from casemate.engine.egress_datagrams import (
     python_address,
     receive,
     receive_into,
+    same_family,
     send,
 )
 from casemate.engine.egress_policy import Endpoint, Policy
@@ -84,6 +87,7 @@ class Broker:
         self.destinations = Destinations(policy, routes.kind, report)
         self._pidfd = pidfd
         self._executed = False
+        self._asked: dict[bytes, int] = {}
         self._next = {span: span[0] for span in _SPANS}
         self._poller = select.poll()
         self._poller.register(listener, select.POLLIN)
@@ -104,6 +108,7 @@ class Broker:
             "recvmsg": self._recvmsg,
             "recvmmsg": self._recvmmsg,
             "fcntl": self._fcntl,
+            "getsockname": self._getsockname,
         }
         self._handlers = {table[name]: handler for name, handler in handlers.items()}
 
@@ -136,7 +141,7 @@ class Broker:
             else:
                 handler(call, Memory(call.pid))
         except (OSError, ValueError, OverflowError, struct.error) as problem:
-            number = problem.errno if isinstance(problem, OSError) and problem.errno else errno.EINVAL
+            number = (problem.errno if isinstance(problem, OSError) else 0) or errno.EINVAL
             with contextlib.suppress(OSError):  # answered already, or the caller died meanwhile
                 seccomp.notif_send_error(self.listener, call.id, number)
 
@@ -191,12 +196,13 @@ class Broker:
             return
         flags = kind & (socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         kind &= ~flags
-        # The guest's network is IPv4: no IPv6 socket, and so no IPv4 in an IPv6 address.
-        name = protocol_name(kind, protocol) if family == socket.AF_INET else None
-        if name is None:
+        name = protocol_name(family, kind, protocol)
+        if name is None or (family == socket.AF_INET6 and not self.policy.gateway6):
             raise fault(errno.EAFNOSUPPORT)
         span = STREAM if name == "tcp" else DATAGRAM if self.released or name == "icmp" else PUBLISHED
         with socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol) as made:
+            if family == socket.AF_INET6:  # the filter forbids passt to undo it: no IPv4 in an IPv6 address
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             self._place(call, made, span, close_on_exec=bool(flags & socket.SOCK_CLOEXEC))
 
     def _bind(self, call: Notification, memory: Memory) -> None:
@@ -208,6 +214,7 @@ class Broker:
             return
         where = memory.address(call.args[1], _int(call.args[2]))
         with self._copy(_int(call.args[0])) as mine:
+            same_family(mine, where)
             protocol = protocol_of(mine)
             if self.policy.is_published(protocol, where):
                 self._bind_published(mine, protocol, where)
@@ -216,6 +223,7 @@ class Broker:
             else:
                 if protocol == "udp":
                     self.destinations.close_to_strangers(mine)
+                    self._remember(mine, where.port)
                 port = where.port if protocol == "icmp" else 0
                 mine.bind(python_address(Endpoint(where.family, where.address, port)))
         self._value(call)
@@ -227,6 +235,19 @@ class Broker:
             if not self.released:
                 self.bind_failures.append(f"{where.text}/{protocol}: {problem.strerror}")
             raise
+
+    def _remember(self, mine: socket.socket, port: int) -> None:
+        self._asked[cookie_of(mine)] = port
+        if len(self._asked) > SOCKETS_MAX:
+            del self._asked[next(iter(self._asked))]
+
+    def _getsockname(self, call: Notification, memory: Memory) -> None:
+        """With the port that passt asked for: versions from 2025 on give a flow up that has another one."""
+        with self._copy(_int(call.args[0])) as mine:
+            local = local_of(mine)
+            port = self._asked.get(cookie_of(mine), local.port)
+        memory.give_address(call.args[1], call.args[2], pack_address(Endpoint(local.family, local.address, port)))
+        self._value(call)
 
     def _listen(self, call: Notification, _memory: Memory) -> None:
         with self._copy(_int(call.args[0])) as mine:

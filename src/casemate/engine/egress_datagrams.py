@@ -40,13 +40,14 @@ REPORTS_MAX: Final = 32
 _MSG_KEPT: Final = socket.MSG_PEEK | socket.MSG_ERRQUEUE
 _SO_COOKIE: Final = 57
 _LOOPBACK: Final = 127
+_LOOPBACK6: Final = bytes(15) + b"\1"
 _KINDS: Final[dict[tuple[int, int], str]] = {
     (socket.SOCK_STREAM, 0): "tcp",
     (socket.SOCK_STREAM, socket.IPPROTO_TCP): "tcp",
     (socket.SOCK_DGRAM, 0): "udp",
     (socket.SOCK_DGRAM, socket.IPPROTO_UDP): "udp",
-    (socket.SOCK_DGRAM, socket.IPPROTO_ICMP): "icmp",
 }
+_PING: Final = {int(socket.AF_INET): socket.IPPROTO_ICMP, int(socket.AF_INET6): socket.IPPROTO_ICMPV6}
 
 
 class Destinations:
@@ -76,8 +77,10 @@ class Destinations:
         """Where to send instead of ``to``: itself, or the loopback peer that passt shows as the gateway.
 
         Raises:
-            OSError: EACCES when the guest may not send there, or what the routing table says.
+            OSError: EACCES when the guest may not send there, EAFNOSUPPORT for an address of another family than the
+                socket's, or what the routing table says.
         """
+        same_family(mine, to)
         if protocol == "udp" and self.policy.published:
             answered = self._answered_peer(local_of(mine), to)
             if answered is not None:
@@ -113,10 +116,10 @@ class Destinations:
         if not self.policy.is_published("udp", local):
             return None
         candidates = [to]
-        if to.address == self.policy.gateway:
+        if to.address in {self.policy.gateway, self.policy.gateway6}:
             # passt shows every loopback peer under the gateway's address; versions of 2023 do not undo that.
             known = (peer for at, peer in self._peers if at == local)
-            candidates = [peer for peer in known if peer.port == to.port and peer.address[0] == _LOOPBACK]
+            candidates = [peer for peer in known if peer.port == to.port and _is_loopback(peer)]
         now = self._clock()
         for peer in candidates:
             if self._peers.get((local, peer), 0.0) > now:
@@ -125,10 +128,10 @@ class Destinations:
         return None
 
     def _let_in(self, mine: socket.socket, peer: Endpoint) -> None:
-        """From now on ``peer`` may answer on this socket (cookies are unique as long as the kernel runs)."""
+        """From now on ``peer`` may answer on this socket."""
         if self.policy.is_published("udp", local_of(mine)):
             return
-        cookie = mine.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+        cookie = cookie_of(mine)
         sources = self._sources.pop(cookie, [])
         if peer not in sources:
             sources = [*sources, peer][-SOURCES_MAX:]
@@ -206,15 +209,29 @@ def receive_into(mine: socket.socket, memory: Memory, message: Message, flags: i
 
 def protocol_of(mine: socket.socket) -> str:
     """``tcp``, ``udp`` or ``icmp``; EBADF for anything that we never made."""
-    name = protocol_name(mine.type, mine.proto)
+    name = protocol_name(mine.family, mine.type, mine.proto)
     if name is None:
         raise fault(errno.EBADF)
     return name
 
 
-def protocol_name(kind: int, protocol: int) -> str | None:
-    """The name of a socket type and protocol number, None for one that passt does not need."""
+def protocol_name(family: int, kind: int, protocol: int) -> str | None:
+    """The name of a socket's family, type and protocol number, None for one that passt does not need."""
+    if family not in _PING:
+        return None
+    if (kind, protocol) == (socket.SOCK_DGRAM, _PING[family]):
+        return "icmp"
     return _KINDS.get((kind, protocol))
+
+
+def same_family(mine: socket.socket, where: Endpoint) -> None:
+    """EAFNOSUPPORT for an address that is not of the socket's family: Python would look it up as a name."""
+    if mine.family != where.family:
+        raise fault(errno.EAFNOSUPPORT)
+
+
+def _is_loopback(peer: Endpoint) -> bool:
+    return peer.address == _LOOPBACK6 if peer.family == socket.AF_INET6 else peer.address[0] == _LOOPBACK
 
 
 def endpoint_of(family: int, name: tuple[Any, ...]) -> Endpoint:
@@ -227,25 +244,39 @@ def python_address(endpoint: Endpoint) -> tuple[str, int]:
     return socket.inet_ntop(endpoint.family, endpoint.address), endpoint.port
 
 
+def cookie_of(mine: socket.socket) -> bytes:
+    """The number that the kernel gives to this socket alone, as long as it runs."""
+    return mine.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+
+
 def local_of(mine: socket.socket) -> Endpoint:
     """Where a socket is bound."""
     return endpoint_of(mine.family, mine.getsockname())
 
 
 def source_filter(sources: list[Endpoint]) -> bytes:
-    """Classic BPF for an IPv4 UDP socket: a datagram passes when address and port of its sender are listed.
+    """Classic BPF for a UDP socket: a datagram passes when address and port of its sender are listed; all of
+    ``sources`` are of the socket's family.
 
     The socket's filter sees the UDP header at 0 and the IP header at SKF_NET_OFF; see linux/filter.h.
     """
     instruction = struct.Struct("=HBBI")
-    code = b""
+    drop = instruction.pack(0x06, 0, 0, 0)  # ret 0
+    if not sources:
+        return drop
+    version, at = (0x60, 8) if sources[0].family == socket.AF_INET6 else (0x40, 12)
+    code = instruction.pack(0x30, 0, 0, 0xFFF0_0000)  # ldb [version and header length]
+    code += instruction.pack(0x54, 0, 0, 0xF0)  # and
+    code += instruction.pack(0x15, 1, 0, version) + drop
     for source in sources:
-        code += instruction.pack(0x20, 0, 0, 0xFFF0_0000 + 12)  # ld [source address]
-        code += instruction.pack(0x15, 0, 3, int.from_bytes(source.address, "big"))  # jeq else next source
+        words = struct.unpack(f"!{len(source.address) // 4}I", source.address)
+        for index, word in enumerate(words):
+            code += instruction.pack(0x20, 0, 0, 0xFFF0_0000 + at + 4 * index)  # ld [source address]
+            code += instruction.pack(0x15, 0, 2 * (len(words) - index) + 1, word)  # jeq else next source
         code += instruction.pack(0x28, 0, 0, 0)  # ldh [source port]
         code += instruction.pack(0x15, 0, 1, source.port)  # jeq else next source
         code += instruction.pack(0x06, 0, 0, 0xFFFF_FFFF)  # ret: keep it all
-    return code + instruction.pack(0x06, 0, 0, 0)  # ret: drop it
+    return code + drop
 
 
 def _attach(mine: socket.socket, sources: list[Endpoint]) -> None:

@@ -4,10 +4,11 @@ An address is judged in these steps; the first that speaks decides:
 
 1. The host's resolver, at its exact address and port 53: allowed where the policy gives DNS.
 2. ``none``: refused.
-3. Blocks that no guest ever reaches (loopback, link-local with the cloud's metadata, multicast, IPv4 in disguise).
+3. Blocks that no guest ever reaches (loopback, link-local and metadata of clouds, multicast, IPv4 in disguise); also
+   when a translator (NAT64, 6to4, Teredo, SIIT) would make such an IPv4 address of it.
 4. ``list``: outside of every listed block: refused. ``internet``: inside a block that is not public: refused.
 5. What the kernel's routing table says: this host's own addresses and broadcasts are refused, unless ``list`` names the
-   very address (a /32 or /128).
+   very address (a /32 or /128). ``internet``: so are its neighbours by IPv6, whose addresses are public ones.
 
 Peers of a published UDP port are no part of this: the broker lets the guest answer who wrote to it.
 """
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 DNS_PORT: Final = 53
 RTN_UNICAST: Final = 1
+RTN_ON_LINK: Final = 256
+"""As in `sys.rtnetlink`."""
 
 
 class Endpoint(NamedTuple):
@@ -76,8 +79,23 @@ NEVER: Final = (
     ("::ffff:0:0/96", "IPv4 in disguise"),
     ("fe80::/10", "link-local"),
     ("ff00::/8", "multicast"),
+    ("fd00:ec2::254/128", "metadata of Amazon's cloud"),
+    ("fd20:ce::254/128", "metadata of Google's cloud"),
+    ("fd00:c1::a9fe:a9fe/128", "metadata of Oracle's cloud"),
 )
 """Refused under every policy."""
+
+TRANSLATED: Final = (
+    ("64:ff9b::/96", 12, 0),
+    ("64:ff9b:1::/48", 12, 0),
+    ("::ffff:0:0:0/96", 12, 0),
+    ("2002::/16", 2, 0),
+    ("2001::/32", 12, 0xFFFF_FFFF),
+)
+"""Blocks whose addresses hold an IPv4 address: where it starts, and what it is combined with by exclusive or.
+
+NAT64 (RFC 6052, RFC 8215 with its usual /96), SIIT (RFC 2765), 6to4 (RFC 3056), Teredo (RFC 4380).
+"""
 
 NOT_PUBLIC: Final = (
     ("10.0.0.0/8", "private"),
@@ -124,6 +142,7 @@ class Policy:
         resolver: address of the host's resolver, None where the guest gets no DNS.
         published: (protocol, address, port) of each published port.
         gateway: the guest's gateway, as which passt shows the host's loopback in answers.
+        gateway6: the same by IPv6; empty for a guest without IPv6, for which no IPv6 socket is made.
     """
 
     def __init__(
@@ -133,6 +152,7 @@ class Policy:
         resolver: str | None = None,
         published: tuple[Published, ...] = (),
         gateway: str = "0.0.0.0",  # noqa: S104 - an address to compare with, not to bind
+        gateway6: str = "",
     ) -> None:
         if mode not in {"none", "internet", "list"}:
             raise ValueError(f"egress policy {mode!r}: expected none, internet or list")
@@ -143,8 +163,10 @@ class Policy:
         self.resolver = resolver
         self.published = published
         self.gateway = socket.inet_pton(socket.AF_INET, gateway)
+        self.gateway6 = socket.inet_pton(socket.AF_INET6, gateway6) if gateway6 else b""
         self._allowed = tuple(block(text) for text in allow)
         self._never = tuple(block(text, what) for text, what in NEVER)
+        self._translated = tuple((block(text), at, mask) for text, at, mask in TRANSLATED)
         self._not_public = tuple(block(text, what) for text, what in NOT_PUBLIC)
         self._resolver = Published("udp", resolver, DNS_PORT).endpoint if resolver is not None else None
         self._bound = {(item.protocol, item.endpoint) for item in published}
@@ -157,13 +179,15 @@ class Policy:
             "resolver": self.resolver,
             "published": [list(item) for item in self.published],
             "gateway": socket.inet_ntop(socket.AF_INET, self.gateway),
+            "gateway6": socket.inet_ntop(socket.AF_INET6, self.gateway6) if self.gateway6 else "",
         }
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Policy:
         """The policy that `to_data` wrote."""
         published = tuple(Published(*item) for item in data["published"])
-        return cls(data["mode"], tuple(data["allow"]), data["resolver"], published, data["gateway"])
+        gateways = (data["gateway"], data["gateway6"])
+        return cls(data["mode"], tuple(data["allow"]), data["resolver"], published, *gateways)
 
     def is_published(self, protocol: str, endpoint: Endpoint) -> bool:
         """Whether the host's port is one of the published ones, at exactly its address."""
@@ -175,15 +199,15 @@ class Policy:
         Args:
             protocol: ``tcp``, ``udp`` or ``icmp``.
             to: the destination.
-            route_kind: asks the routing table for an RTN_* type; its OSError (no route) is passed on.
+            route_kind: asks the routing table for an RTN_* type or `RTN_ON_LINK`; its OSError (no route) is passed on.
         """
         if self._resolver is not None and to == self._resolver and protocol in {"tcp", "udp"}:  # 1
             return ""
         if self.mode == "none":  # 2
             return "egress is none"
-        for item in self._never:  # 3
-            if item.holds(to.family, to.address):
-                return item.what
+        why = self._never_reached(to.family, to.address) or self._never_translated(to)  # 3
+        if why:
+            return why
         exact = False
         if self.mode == "list":  # 4
             holding = [item for item in self._allowed if item.holds(to.family, to.address)]
@@ -194,6 +218,19 @@ class Policy:
             for item in self._not_public:
                 if item.holds(to.family, to.address):
                     return item.what
-        if not exact and route_kind(to.family, to.address) != RTN_UNICAST:  # 5
-            return "an address of this host"
+        kind = RTN_UNICAST if exact else route_kind(to.family, to.address)  # 5
+        if kind == RTN_ON_LINK:
+            return "a neighbour of this host" if self.mode == "internet" else ""
+        return "" if kind == RTN_UNICAST else "an address of this host"
+
+    def _never_reached(self, family: int, address: bytes) -> str:
+        return next((item.what for item in self._never if item.holds(family, address)), "")
+
+    def _never_translated(self, to: Endpoint) -> str:
+        for item, at, mask in self._translated:
+            if item.holds(to.family, to.address):
+                inner = int.from_bytes(to.address[at : at + 4], "big") ^ mask
+                why = self._never_reached(socket.AF_INET, inner.to_bytes(4, "big"))
+                if why:
+                    return f"IPv4 in disguise: {why}"
         return ""

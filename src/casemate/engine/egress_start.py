@@ -209,7 +209,7 @@ def _exec(job: Job, spawned: Spawned, routes: RouteTable, errors: int, word: soc
     keep = [spawned.listener, spawned.pidfd, routes.socket.fileno(), errors, word.fileno()]
     if job.log_fd >= 0:
         keep.append(job.log_fd)
-    profile = broker_profile(spawned.pid, spawned.pidfd, spawned.listener)
+    profile = broker_profile(spawned.pid, spawned.pidfd, spawned.listener, ipv6=bool(job.policy.gateway6))
     config = {
         "listener": spawned.listener,
         "pidfd": spawned.pidfd,

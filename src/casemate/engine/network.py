@@ -32,7 +32,7 @@ from casemate.engine.helpers import Member
 from casemate.engine.paths import default_paths
 from casemate.engine.ports import check_ports
 from casemate.engine.resolver import host_resolver
-from casemate.errors import RefusedError, VmError
+from casemate.errors import HostError, RefusedError, VmError
 from casemate.facts.closure import cached_closure
 from casemate.jail.compile import cached_program
 from casemate.jail.egress import with_broker
@@ -188,9 +188,11 @@ def start_network(
     if egress is None or (vm_uid, vm_gid) != (plan.run_as.uid, plan.run_as.gid):
         raise RuntimeError("start_network: the plan's helper has no egress policy, or the ids are not the plan's")
     check_kernel(os.uname().release)
+    if egress.gateway6:
+        check_ipv6()
     check_ports(egress.published)
     machine, cache = os.uname().machine, Path(cache_dir or default_paths().cache)
-    policy = make_policy(egress, host_resolver() if egress.dns else None)
+    policy = make_policy(egress, host_resolver(ipv6=bool(egress.gateway6)) if egress.dns else None)
     job = Job(
         helper,
         plan,
@@ -244,17 +246,32 @@ def check_kernel(release: str) -> None:
         )
 
 
+def check_ipv6(table: str = "/proc/net/if_inet6") -> None:
+    """The kernel speaks IPv6.
+
+    Raises:
+        HostError: it does not.
+    """
+    if not os.path.exists(table):
+        raise HostError(
+            "the specification asks for IPv6, and this kernel has none",
+            got=f"no {table}",
+            next_step="boot the host without ipv6.disable=1; or network.ipv6 = false",
+        )
+
+
 def make_policy(egress: EgressPlan, resolver: str | None) -> Policy:
     """The broker's policy; under ``list`` the guest gets DNS only when the resolver is listed."""
     published = tuple(Published(*item) for item in egress.published)
-    policy = Policy(egress.mode, egress.allow, None, published, egress.gateway)
+    gateways = (egress.gateway, egress.gateway6)
+    policy = Policy(egress.mode, egress.allow, None, published, *gateways)
     if resolver is None or not egress.dns:
         return policy
     if egress.mode == "list":
         endpoint = Published("udp", resolver, 53).endpoint
         if policy.refusal("udp", endpoint, lambda _family, _address: 1):
             return policy
-    return Policy(egress.mode, egress.allow, resolver, published, egress.gateway)
+    return Policy(egress.mode, egress.allow, resolver, published, *gateways)
 
 
 def _program_files(program: str, cache: Path) -> dict[str, str]:

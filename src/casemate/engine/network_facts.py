@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 
 from casemate.engine.network import Network
 from casemate.facts.fact import Facts, Known, Stage, Unknown
 from casemate.plan.model import LaunchPlan
+from casemate.spec.network import bracketed, is_ipv6, is_loopback
 
 _LISTEN, _UNCONNECTED = "0A", "07"
+_TABLES = (("tcp", _LISTEN), ("udp", _UNCONNECTED), ("tcp6", _LISTEN), ("udp6", _UNCONNECTED))
 _TABLE_MAX_BYTES = 16 << 20
 
 
@@ -38,30 +42,43 @@ def observe_network(plan: LaunchPlan, network: Network) -> Facts:
         return facts
     published, wide = [], []
     for port in plan.spec.network.publish:
-        if (port.protocol, port.address, port.host_port) in listening:
-            text = f"{port.address}:{port.host_port}:{port.guest_port}"
-            published.append(text)
-            if not port.address.startswith("127."):
+        if (port.protocol, packed(port.address), port.host_port) in listening:
+            published.append(f"{bracketed(port.address)}:{port.host_port}:{port.guest_port}")
+            if not is_loopback(port.address):
                 wide.append(port.address)
-    know("net.published", tuple(published), "/proc/net/tcp, /proc/net/udp")
-    know("net.publish-wide", tuple(wide), "/proc/net/tcp, /proc/net/udp")
+    tables = ", ".join(f"/proc/net/{table}" for table, _ in _TABLES)
+    know("net.published", tuple(published), tables)
+    know("net.publish-wide", tuple(wide), tables)
     return facts
 
 
-def _listening() -> set[tuple[str, str, int]] | None:
-    """(protocol, IPv4 address, port) of every listening TCP and unconnected UDP socket of this network namespace."""
-    found = set()
+def packed(address: str) -> bytes:
+    """The bytes of an address."""
+    return socket.inet_pton(socket.AF_INET6 if is_ipv6(address) else socket.AF_INET, address)
+
+
+def _listening() -> set[tuple[str, bytes, int]] | None:
+    """(protocol, address, port) of every listening TCP and unconnected UDP socket of this network namespace."""
+    found: set[tuple[str, bytes, int]] = set()
     try:
-        for protocol, state in (("tcp", _LISTEN), ("udp", _UNCONNECTED)):
-            with open(f"/proc/net/{protocol}", encoding="ascii", errors="replace") as file:
-                lines = file.read(_TABLE_MAX_BYTES).splitlines()[1:]
-            for line in lines:
-                words = line.split()
-                if len(words) > 3 and words[3] == state:
-                    address, _, port = words[1].partition(":")
-                    # proc(5): the address as a number of the machine's byte order.
-                    raw = int(address, 16).to_bytes(4, "little")
-                    found.add((protocol, socket.inet_ntoa(raw), int(port, 16)))
+        for table, state in _TABLES:
+            with open(f"/proc/net/{table}", encoding="ascii", errors="replace") as file:
+                found |= parse_table(file.read(_TABLE_MAX_BYTES), table[:3], state)
+    except FileNotFoundError:
+        return found if not os.path.exists("/proc/net/if_inet6") else None  # the last tables are those of IPv6
     except (OSError, ValueError, OverflowError):
         return None
+    return found
+
+
+def parse_table(text: str, protocol: str, state: str) -> set[tuple[str, bytes, int]]:
+    """The sockets of one table in a state; ValueError for anything that is no such table. See proc(5)."""
+    found = set()
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        if len(words) > 3 and words[3] == state:
+            address, _, port = words[1].partition(":")
+            # An address is one number, or four, of the machine's byte order.
+            numbers = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+            found.add((protocol, b"".join(number.to_bytes(4, sys.byteorder) for number in numbers), int(port, 16)))
     return found

@@ -7,6 +7,7 @@ import os
 import socket
 
 from casemate.errors import HostError
+from casemate.spec.network import bracketed, is_ipv6
 
 Port = tuple[str, str, int]
 """Protocol (``tcp`` or ``udp``), host address, host port."""
@@ -22,16 +23,18 @@ def check_ports(published: tuple[Port, ...]) -> None:
     try:
         for protocol, address, port in published:
             kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-            probe = socket.socket(socket.AF_INET, kind)
-            held.append(probe)  # until all are tried: two entries for one port must not both pass
             try:
+                probe = socket.socket(socket.AF_INET6 if is_ipv6(address) else socket.AF_INET, kind)
+                held.append(probe)  # until all are tried: two entries for one port must not both pass
+                if is_ipv6(address):
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 if protocol == "tcp":
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((address, port))
                 if protocol == "tcp":
                     probe.listen(1)  # with SO_REUSEADDR only listening tells that another one listens
             except OSError as fault:
-                faults.append(f"{address}:{port}/{protocol}: {fault.strerror}")
+                faults.append(f"{bracketed(address)}:{port}/{protocol}: {fault.strerror}")
     finally:
         for probe in held:
             probe.close()

@@ -43,8 +43,8 @@ def _int(index: int, value: int) -> Arg:
     return Arg(index, Op.MASKED_EQ, value, _LOW_32)
 
 
-def broker_profile(pid: int, pidfd: int, listener: int) -> Profile:
-    """The allowlist of the broker of one passt."""
+def broker_profile(pid: int, pidfd: int, listener: int, *, ipv6: bool = False) -> Profile:
+    """The allowlist of the broker of one passt; ``ipv6``: its guest has that, too."""
     rules = [Rule(name, reason) for name, reason in (*_RUNTIME, *_SOCKETS)]
     rules += [
         Rule("mmap", "memory, never executable", (Arg(2, Op.MASKED_EQ, 0, _PROT_EXEC),)),
@@ -58,5 +58,8 @@ def broker_profile(pid: int, pidfd: int, listener: int) -> Profile:
         Rule("process_vm_readv", "arguments of its passt", (_int(0, pid),)),
         Rule("process_vm_writev", "results for its passt", (_int(0, pid),)),
     ]
+    if ipv6:
+        rules.append(Rule("socket", "on behalf of passt: IPv6", (_int(0, 10),)))
+        rules.append(Rule("setsockopt", "IPV6_V6ONLY: no IPv4 through such a socket", (_int(1, 41), _int(2, 26))))
     origin = Origin.TRACED
     return Profile("broker", tuple(Rule(r.syscall, r.reason, r.args, r.phase, origin) for r in rules), ("broker",))

@@ -8,7 +8,7 @@ that the broker agreed to, and asks the broker for everything else:
     0x0000-0x00ff  passt's own: QEMU's socket, epoll, timers, netlink of its empty namespace
     0x0100-0x01ff  UDP sockets made during start-up, that is the published ones: receiving is brokered too, which is
                    how the broker knows whom the guest may answer
-    0x0800-0x0fff  other UDP and ping sockets: sending to an address is brokered
+    0x0800-0x0fff  other UDP and ping sockets: sending to an address is brokered, and which port they have
     0x1000-0x1fff  TCP sockets: connect, listen and accept are brokered, data is not
 
 Nothing but the broker can put a descriptor on a number of these ranges: RLIMIT_NOFILE bounds them, dup2, dup3 and
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from casemate.jail.ranges import DATAGRAM, OWN, STREAM, TAP_FD
+from casemate.jail.ranges import DATAGRAM, OWN, PUBLISHED, STREAM, TAP_FD
 from casemate.jail.rules import Arg, Op, Origin, Phase, Profile, Rule
 
 _LOW_32: Final = 0xFFFF_FFFF
@@ -30,7 +30,7 @@ _F_DUPFD_CLOEXEC: Final = 1030
 
 BROKERED: Final = frozenset(
     {"socket", "bind", "connect", "listen", "accept", "accept4", "sendto", "sendmsg", "sendmmsg"}
-    | {"recvfrom", "recvmsg", "recvmmsg", "fcntl"}
+    | {"recvfrom", "recvmsg", "recvmmsg", "fcntl", "getsockname"}
 )
 """Calls of which at least some are answered by the broker for as long as passt lives."""
 
@@ -71,8 +71,8 @@ _OPTIONS: Final = (
     (6, 12, "TCP_QUICKACK"),
     (0, 8, "IP_PKTINFO, newer versions"),
     (0, 11, "IP_RECVERR, newer versions"),
+    (41, 16, "IPV6_UNICAST_HOPS, newer versions"),
     (41, 25, "IPV6_RECVERR, newer versions"),
-    (41, 26, "IPV6_V6ONLY"),
     (41, 49, "IPV6_RECVPKTINFO, newer versions"),
     (270, 11, "NETLINK_EXT_ACK, newer versions"),
     (270, 12, "NETLINK_GET_STRICT_CHK"),
@@ -117,8 +117,14 @@ def broker_rules() -> tuple[Rule, ...]:
     ]
     rules += [_rule("setsockopt", reason, _int_is(1, level), _int_is(2, name)) for level, name, reason in _OPTIONS]
     rules += [
-        _rule("setsockopt", "no source routes, devices, marks or filters", errno=_EPERM),
+        _rule(
+            "setsockopt",
+            "no source routes, devices, marks or filters; IPV6_V6ONLY stays as the broker set it",
+            errno=_EPERM,
+        ),
         _rule("ioctl", "interface name and index of its empty namespace", _in(0, OWN), brokered=True),
+        *(_rule("getsockname", "which port a socket has", _in(0, span)) for span in (OWN, PUBLISHED, STREAM)),
+        _rule("getsockname", "outgoing UDP: the port that it asked for", brokered=True),
         _rule("timerfd_gettime", "which of a TCP connection's timers ran out"),
     ]
     return tuple(rules)

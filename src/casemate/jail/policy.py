@@ -149,8 +149,9 @@ class Wall(msgspec.Struct, frozen=True):
 
     ``argv[0]`` is the program's path inside the new root. Environment entries are (name, value). ``makes_own_mounts``:
     Landlock takes TCP, abstract sockets and signals but no files, because under Landlock for files a program can
-    neither mount nor pivot_root; for helpers that shut themselves into an empty root. ``exec_label``: the label that
-    the process has at exec and ever after, ``selinux:CONTEXT`` or ``apparmor:PROFILE``.
+    neither mount nor pivot_root; for helpers that shut themselves into an empty root. ``link_local``: an IPv6 address
+    for the loopback device of its empty network namespace, which stays down: nothing can be sent. ``exec_label``: the
+    label that the process has at exec and ever after, ``selinux:CONTEXT`` or ``apparmor:PROFILE``.
     """
 
     argv: tuple[str, ...]
@@ -169,6 +170,7 @@ class Wall(msgspec.Struct, frozen=True):
     exec_label: str | None = None
     without: tuple[Layer, ...] = ()
     makes_own_mounts: bool = False
+    link_local: str = ""
 
     def has(self, layer: Layer) -> bool:
         """True if the layer is in force."""

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import resource
+import socket
 import time
 
 import msgspec
@@ -22,6 +23,7 @@ from casemate.jail.policy import IdentityMode, LandlockPath, Layer, Wall
 from casemate.jail.root import NewRoot
 from casemate.sys import caps, landlock, process
 from casemate.sys.libc import check, libc
+from casemate.sys.rtnetlink import add_address
 
 _RIGHTS = {
     "read": landlock.READ_FILE | landlock.READ_DIR,
@@ -87,6 +89,18 @@ class SetHostname(msgspec.Struct, frozen=True):
         raw = self.name.encode()
         # SAFETY: buffer and its length.
         check(libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
+
+
+class AddLinkLocal(msgspec.Struct, frozen=True):
+    """While there are capabilities: a program that asks its own namespace for such an address finds one."""
+
+    address: str
+
+    def describe(self) -> str:
+        return f"{self.address} on the loopback device of the empty network namespace, which stays down"
+
+    def apply(self, context: Context) -> None:
+        add_address(socket.if_nametoindex("lo"), self.address)
 
 
 class NewUserNamespace(msgspec.Struct, frozen=True):
@@ -287,6 +301,8 @@ def outer_steps(wall: Wall) -> tuple[Step, ...]:
         steps.append(NewRoot(wall))
     if wall.has(Layer.NAMESPACES):
         steps.append(SetHostname(wall.hostname))
+        if wall.link_local:
+            steps.append(AddLinkLocal(wall.link_local))
     if wall.has(Layer.IDENTITY):
         if not identity.keep_groups:
             steps.append(DropGroups())

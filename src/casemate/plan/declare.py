@@ -18,6 +18,7 @@ from casemate.plan.label import observed_form
 from casemate.plan.model import HelperPlan, Host, OpenFile
 from casemate.plan.provisioning import channel_facts, is_provisioned
 from casemate.spec.model import Egress, MachineType, NetworkMode, Spec
+from casemate.spec.network import bracketed, is_loopback
 
 SECCOMP_FILTERS = 2
 """Ours and QEMU's own ``-sandbox``."""
@@ -178,6 +179,10 @@ def _network(say: object, spec: Spec) -> None:
     say("net.backend", backend, "specification")
     say("net.host-loopback", False, "passt --no-map-gw; host side refuses loopback")
     say("net.egress", (network.egress if backend == "passt" else Egress.NONE).value, "specification")
-    say("net.published", tuple(f"{p.address}:{p.host_port}:{p.guest_port}" for p in network.publish), "specification")
-    wide = tuple(p.address for p in network.publish if not p.address.startswith("127.") and p.address != "::1")
+    say(
+        "net.published",
+        tuple(f"{bracketed(p.address)}:{p.host_port}:{p.guest_port}" for p in network.publish),
+        "specification",
+    )
+    wide = tuple(p.address for p in network.publish if not is_loopback(p.address))
     say("net.publish-wide", wide, "specification")

@@ -129,7 +129,8 @@ class OpenFile(msgspec.Struct, frozen=True):
 
 
 class EgressPlan(msgspec.Struct, frozen=True):
-    """What the guest may reach. ``published``: (protocol, host address, host port); ``gateway``: the guest's.
+    """What the guest may reach. ``published``: (protocol, host address, host port); ``gateway``: the guest's, and
+    ``gateway6``, empty for a guest without IPv6.
 
     ``dns``: the guest may use the host's resolver, at its exact address and port 53.
     """
@@ -139,6 +140,7 @@ class EgressPlan(msgspec.Struct, frozen=True):
     dns: bool
     published: tuple[tuple[str, str, int], ...]
     gateway: str
+    gateway6: str = ""
 
 
 class HelperPlan(msgspec.Struct, frozen=True):

@@ -39,6 +39,8 @@ FAULT_IDS: dict[str, str] = {
     "egress.needs-user": "an egress policy without a user network",
     "egress.allow-empty": 'egress = "list" without a list',
     "egress.allow-unused": 'a list without egress = "list"',
+    "ipv6.needs-user": "IPv6 without a user network",
+    "ipv6.off": "an IPv6 address or block, and a network without IPv6",
     "boot.missing": "neither a kernel nor a firmware",
     "boot.both": "a kernel and a firmware",
     "boot.needs-kernel": "an initrd or command line without a kernel",

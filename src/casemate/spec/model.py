@@ -244,6 +244,7 @@ class Network(Closed, frozen=True):
     )
     egress: Annotated[Egress, Meta(description="What the guest may reach when mode is user.")] = Egress.INTERNET
     allow: Annotated[tuple[CidrBlock, ...], Meta(max_length=256, description='CIDR blocks for egress = "list".')] = ()
+    ipv6: Annotated[bool, Meta(description="The guest also gets IPv6, under the same egress policy.")] = False
     publish: Annotated[
         tuple[Publish, ...],
         Meta(max_length=128, extra={"kind": "publish"}, description='Tables, or "[ADDR:]HOST:GUEST[/tcp|udp]".'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from casemate.spec.text import show
 
@@ -24,6 +25,9 @@ _NEVER_ALLOWED = (
 )
 """Blocks a guest is never given: see RFC 6890 for what they are. Private blocks may be listed by name."""
 
+METADATA: Final = ("fd00:ec2::254/128", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128")
+"""Metadata services of AWS, Google, Oracle: not to be listed. A private block around one may; the broker refuses it."""
+
 
 def canonical_address(text: str) -> str:
     """An address a host port can be bound to, compressed. Raises ``ValueError`` with a message for the user."""
@@ -35,7 +39,25 @@ def canonical_address(text: str) -> str:
         raise ValueError(f"{show(text)} is not an IP address; names are not looked up") from None
     if address.is_multicast or "%" in text:
         raise ValueError(f"{show(text)} cannot be bound; expected a plain host address")
+    if address.version == 6 and (address.is_link_local or address.ipv4_mapped is not None):
+        what = "a link-local address needs an interface" if address.is_link_local else "this is IPv4 in disguise"
+        raise ValueError(f"{show(text)} cannot be bound: {what}; expected a plain host address")
     return address.compressed
+
+
+def is_ipv6(canonical: str) -> bool:
+    """Whether a canonical address or block is of IPv6."""
+    return ":" in canonical
+
+
+def is_loopback(canonical: str) -> bool:
+    """Whether a canonical address is one that only this host reaches."""
+    return canonical.startswith("127.") or canonical == "::1"
+
+
+def bracketed(canonical: str) -> str:
+    """An address as it stands before a colon and a port."""
+    return f"[{canonical}]" if is_ipv6(canonical) else canonical
 
 
 def canonical_cidr(text: str) -> str:
@@ -62,6 +84,8 @@ def forbidden_part(cidr: str) -> str | None:
     block = ipaddress.ip_network(cidr)
     if block.prefixlen == 0:
         return 'everything; say egress = "internet" for all public addresses'
+    if cidr in METADATA:
+        return f"{cidr} (cloud metadata)"
     for text, what in _NEVER_ALLOWED:
         never = ipaddress.ip_network(text)
         if never.version == block.version and never.overlaps(block):
@@ -92,5 +116,4 @@ def split_publish(text: str) -> dict[str, object]:
 
 def format_publish(address: str, host_port: int, guest_port: int, protocol: str) -> str:
     """The string form of a published port; ``split_publish`` reads it back."""
-    shown = f"[{address}]" if ":" in address else address
-    return f"{shown}:{host_port}:{guest_port}/{protocol}"
+    return f"{bracketed(address)}:{host_port}:{guest_port}/{protocol}"

@@ -46,6 +46,7 @@ _FLAGS = {
     "boot.firmware": "--firmware",
     "network.mode": "--net",
     "network.egress": "--egress",
+    "network.ipv6": "--ipv6",
     "machine.saveable": "--saveable",
 }
 _MODES = {"ro": DiskMode.READ_ONLY, **{mode.value: mode for mode in DiskMode}}
@@ -72,6 +73,7 @@ def override(
     firmware: str | None = None,
     net: str | None = None,
     egress: str | None = None,
+    ipv6: bool | None = None,
     allow: Sequence[str] = (),
     publish: Sequence[str] = (),
     disks: Sequence[str] = (),
@@ -105,13 +107,14 @@ def override(
         "boot.cmdline": cmdline,
         "boot.firmware": firmware,
         "network.egress": egress,
+        "network.ipv6": ipv6,
         "machine.saveable": saveable,
     }
     named = {path: value for path, value in given.items() if value is not None}
     _replace_boot_method(document, named)
     for path, value in named.items():
         _set(document, path, value)
-    if _set_network(document, net, allow, publish, faults):
+    if _set_network(document, net, allow, publish, faults, ipv6=bool(ipv6)):
         named["network.mode"] = net
     first_new = _add_disks(document, disks, base_dir, format_of, faults)
     try:
@@ -222,18 +225,24 @@ def _replace_boot_method(document: dict[str, Any], named: dict[str, object]) -> 
 
 
 def _set_network(
-    document: dict[str, Any], net: str | None, allow: Sequence[str], publish: Sequence[str], faults: Faults
+    document: dict[str, Any],
+    net: str | None,
+    allow: Sequence[str],
+    publish: Sequence[str],
+    faults: Faults,
+    *,
+    ipv6: bool,
 ) -> bool:
     """Change the network table; whether ``--net`` was given."""
     network = document["network"]
     if net == "none":
-        network.update(mode="none", egress="internet", allow=[], publish=[])
-        if publish or allow:
-            faults.add("--net", "flag.conflict", "none excludes --publish and --allow")
+        network.update(mode="none", egress="internet", allow=[], publish=[], ipv6=False)
+        if publish or allow or ipv6:
+            faults.add("--net", "flag.conflict", "none excludes --publish, --allow and --ipv6")
         return True
     if net is not None:
         network["mode"] = net
-    elif publish and network["mode"] == "none":
+    elif (publish or ipv6) and network["mode"] == "none":
         network["mode"] = "user"
     network["allow"] = [*network["allow"], *allow]
     network["publish"] = [*network["publish"], *publish]

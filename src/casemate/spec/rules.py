@@ -23,6 +23,7 @@ from casemate.spec.model import (
     SecretUse,
     Spec,
 )
+from casemate.spec.network import is_ipv6
 from casemate.spec.secret_rules import check_encryption, check_provision, check_secrets, check_tpm
 
 MICROVM_TRANSPORTS = 8
@@ -141,6 +142,20 @@ def _network_needs_user(spec: Spec, _today: datetime.date, faults: Faults) -> No
         faults.add("network.publish", "publish.needs-user", 'published ports need network.mode = "user"')
     if spec.network.egress is Egress.LIST:
         faults.add("network.egress", "egress.needs-user", 'an egress list needs network.mode = "user"')
+    if spec.network.ipv6:
+        faults.add("network.ipv6", "ipv6.needs-user", 'IPv6 needs network.mode = "user"')
+
+
+def _ipv6_wanted(spec: Spec, _today: datetime.date, faults: Faults) -> None:
+    """A port or block of IPv6 that would silently do nothing is a mistake."""
+    if spec.network.ipv6:
+        return
+    for index, port in _sound(spec.network.publish):
+        if is_ipv6(port.address):
+            faults.add(f"network.publish[{index}]", "ipv6.off", f"[{port.address}] needs network.ipv6 = true")
+    for index, block in _sound(spec.network.allow):
+        if is_ipv6(block):
+            faults.add(f"network.allow[{index}]", "ipv6.off", f"{block} needs network.ipv6 = true")
 
 
 def _allow_list(spec: Spec, _today: datetime.date, faults: Faults) -> None:
@@ -209,6 +224,7 @@ RULES: tuple[Rule, ...] = (
     Rule((), _fixed_content),
     Rule(("network.mode", "network.egress"), _network_needs_user),
     Rule(("network.egress",), _allow_list),
+    Rule(("network.ipv6",), _ipv6_wanted),
     Rule((), _same_block),
     Rule((), _same_port),
     Rule((), _waivers),
