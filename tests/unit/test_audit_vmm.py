@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.test_audit_kernel import put
 
+from casemate.audit.judging import Setting
+from casemate.audit.trees import report_tree
+from casemate.controls.audit_model import TargetKind
+from casemate.controls.model import Finding, Verdict
+from casemate.controls.profiles import DEFAULT, named
+from casemate.errors import InputError
 from casemate.facts.fact import Fact, Known, Stage, Unknown
 from casemate.facts.libvirt_access import pkla_grants, rule_grants
 from casemate.facts.libvirt_conf import MAX_ITEMS, Value, parse_conf
 from casemate.facts.libvirt_config import collect_libvirt
-from casemate.facts.root import Root
+from casemate.facts.root import PartRoot, Root
 
 NAMES = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)
 VALUES = st.integers(-999, 999) | st.from_regex(r"[^\"\r\n]{0,20}", fullmatch=True)
@@ -144,3 +151,43 @@ def test_a_damaged_file_makes_its_settings_unknown(tmp_path: Path, content: byte
     facts = collect_libvirt(Root(tmp_path))
     for name in ("libvirt.qemu.user", "libvirt.access-drivers", "libvirt.rw-sockets", "libvirt.group.kvm"):
         assert isinstance(facts[name], Unknown), name
+
+
+# ---- a copy of /etc/libvirt alone --------------------------------------------------------------------------------
+
+
+def findings_of(base: Path) -> dict[str, Finding]:
+    (report,) = report_tree(base, Setting(named(DEFAULT), datetime.date(2026, 1, 1)))
+    assert report.target.kind is TargetKind.HOST
+    assert "nothing else of its host was judged" in report.notes[0]
+    return {finding.control_id: finding for finding in report.findings}
+
+
+def test_a_copy_of_libvirts_configuration_is_judged_by_what_it_says(tmp_path: Path) -> None:
+    put(tmp_path, "qemu.conf", 'security_default_confined = 1\nvnc_listen = "0.0.0.0"\n')
+    put(tmp_path, "libvirtd.conf", 'auth_tcp = "none"\n')
+    found = findings_of(tmp_path)
+    assert found["vmm.console"].verdict is Verdict.FAIL
+    assert found["vmm.tcp-auth"].verdict is Verdict.FAIL
+    assert found["vmm.default-confined"].verdict is Verdict.PASS
+    assert all(name.startswith("vmm.") for name in found)
+    # Sockets, groups and polkit are elsewhere on the host; owner and mode of a copy are the copy's.
+    for name in ("vmm.sock", "vmm.tcp", "vmm.groups", "vmm.polkit", "vmm.conf-writable", "vmm.hooks"):
+        assert found[name].verdict is Verdict.UNKNOWN, name
+
+
+def test_without_a_daemons_file_its_settings_are_unknown(tmp_path: Path) -> None:
+    put(tmp_path, "qemu.conf", "")
+    found = findings_of(tmp_path)
+    assert found["vmm.tcp-auth"].verdict is Verdict.UNKNOWN
+    assert found["vmm.confined"].verdict is not Verdict.FAIL
+
+
+def test_a_link_in_a_copy_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "qemu.conf").symlink_to("/etc/libvirt/qemu.conf")
+    with pytest.raises(InputError, match="nothing to audit"):
+        findings_of(tmp_path)
+    part = PartRoot(tmp_path, "/etc/libvirt")
+    for path in ("/etc/passwd", "/etc/libvirt-x/qemu.conf", "/"):
+        with pytest.raises(OSError, match="only /etc/libvirt is at hand"):
+            part.read_bytes(path)

@@ -10,13 +10,14 @@ import msgspec
 from casemate.audit.documents import report_document
 from casemate.audit.emulators import report_emulators
 from casemate.audit.host import collect_host_facts
-from casemate.audit.judging import Setting, report_on
+from casemate.audit.judging import Setting, controls_for, report_on
 from casemate.audit.run import host_name
 from casemate.controls.audit_model import Target, TargetKind, TargetReport
 from casemate.controls.model import Subject
 from casemate.errors import InputError
 from casemate.facts.fact import Stage
-from casemate.facts.root import Root
+from casemate.facts.libvirt_config import CONFIG, collect_configuration
+from casemate.facts.root import PartRoot, Root
 
 DOMAIN_FOLDERS = ("/etc/libvirt/qemu", "/run/libvirt/qemu", "/qemu", "/")
 _XML_BYTES = 4 << 20
@@ -33,7 +34,8 @@ def report_tree(path: Path, setting: Setting, host: str = "") -> Iterator[Target
 
 
 def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> Iterator[TargetReport]:
-    """The host of a tree, if there is one in it, and the libvirt domains that it defines."""
+    """The host of a tree, if there is one in it, and the libvirt domains that it defines; of a copy of ``/etc/libvirt``
+    what libvirt's own settings decide."""
     is_host = any(_there(root, folder) for folder in ("/proc", "/sys", "/etc/os-release", "/etc/libvirt"))
     if is_host:
         facts, notes = collect_host_facts(root)
@@ -43,7 +45,9 @@ def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> It
         yield report_on(target, facts, (Subject.HOST,), setting, stage=Stage.OBSERVED, notes=notes)
         for report in report_emulators(root, setting):
             yield msgspec.structs.replace(report, target=msgspec.structs.replace(report.target, host=host))
-    found = False
+    found = not is_host and _there(root, "/qemu.conf")
+    if found:
+        yield _report_configuration(root, origin, setting, host)
     for file in domain_files(root):
         found = True
         try:
@@ -55,8 +59,21 @@ def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> It
     if not is_host and not found:
         raise InputError(
             f"{origin} holds nothing to audit",
-            expected="a host's files (proc, sys, etc below it) or libvirt domains (*.xml)",
+            expected="a host's files (proc, sys, etc below it), /etc/libvirt or libvirt domains (*.xml)",
         )
+
+
+def _report_configuration(root: Root, origin: str, setting: Setting, host: str) -> TargetReport:
+    """The controls that libvirt's settings decide, without the rest of a host, of which nothing is here."""
+    facts = collect_configuration(PartRoot(root.base, CONFIG), is_copy=str(root.base.resolve()) != CONFIG)
+    about = tuple(
+        control
+        for control in controls_for(Subject.HOST)
+        if control.checks and all(check.fact.startswith("libvirt.") for check in control.checks)
+    )
+    target = Target(TargetKind.HOST, host or root.base.resolve().name, origin, host)
+    notes = ("only libvirt's configuration is here: nothing else of its host was judged",)
+    return report_on(target, facts, (Subject.HOST,), setting, stage=Stage.OBSERVED, notes=notes, controls=about)
 
 
 def domain_files(root: Root) -> tuple[str, ...]:

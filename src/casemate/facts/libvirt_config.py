@@ -20,6 +20,9 @@ _RUN: Final = "/run/libvirt"
 _BIN: Final = ("/usr/sbin", "/usr/bin", "/usr/libexec", "/sbin")
 _UNITS: Final = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _KEY: Final = "/etc/pki/libvirt/private/serverkey.pem"
+FILE_FACTS: Final = (
+    *("libvirt.readable-domains", "libvirt.writable-configs", "libvirt.secrets-mode", "libvirt.hooks-writable"),
+)
 _SYSTEMD_MODE: Final = 0o666
 _OTHERS_MAY: Final = 0o007
 
@@ -32,9 +35,32 @@ def collect_libvirt(root: Root) -> Facts:
     if isinstance(daemons, Unknown) or not daemons:
         known: Fact = daemons if isinstance(daemons, Unknown) else Known(False, f"no daemon in {_BIN[0]}, no {CONFIG}")
         return {"libvirt.installed": known, **access_facts(root)}
+    return _configured(root, daemons, "systemd units, programs, configuration files")
+
+
+def collect_configuration(root: Root, *, is_copy: bool) -> Facts:
+    """The same of a tree that holds ``/etc/libvirt`` and nothing else of its host: of every daemon that has a file
+    there. What other files decide is unknown.
+
+    Args:
+        is_copy: what is in it, and whose it is, need not be as on the host.
+    """
+    daemons = tuple(daemon for daemon in SOCKETS if root.exists(f"{CONFIG}/{daemon}.conf"))
+    facts = _configured(root, daemons, "configuration files")
+    if not daemons:
+        why = Unknown(f"{CONFIG}: no daemon has a file here, so nobody knows which of them run")
+        facts |= dict.fromkeys(("libvirt.daemons", "libvirt.tcp", "libvirt.tls"), why)
+        facts |= dict.fromkeys((f"libvirt.{kind}-sockets" for kind in ("rw", "ro", "admin")), why)
+        facts |= dict.fromkeys((f"libvirt.{name.replace('_', '-')}" for name in DAEMON), why)
+    if is_copy:
+        facts |= dict.fromkeys(FILE_FACTS, Unknown("owner and mode of a copy are not those on its host"))
+    return facts
+
+
+def _configured(root: Root, daemons: tuple[str, ...], source: str) -> Facts:
     facts = access_facts(root)
-    facts["libvirt.installed"] = Known(True, ", ".join(daemons))
-    facts["libvirt.daemons"] = Known(daemons, "systemd units, programs, configuration files")
+    facts["libvirt.installed"] = Known(True, ", ".join(daemons) or CONFIG)
+    facts["libvirt.daemons"] = Known(daemons, source)
     settings = {daemon: _settings(root, f"{CONFIG}/{daemon}.conf") for daemon in daemons}
     qemu = _settings(root, f"{CONFIG}/qemu.conf")
     for name, default in QEMU.items():
@@ -232,7 +258,6 @@ def _mode(root: Root, path: str) -> Fact:
 
 def _files(root: Root) -> Facts:
     """Files that only root should read or write, by what is wrong with them."""
-    names = ("libvirt.readable-domains", "libvirt.writable-configs", "libvirt.secrets-mode", "libvirt.hooks-writable")
     try:
         domains = [f"{CONFIG}/qemu/{n}" for n in _listed(root, f"{CONFIG}/qemu") if n.endswith(".xml")]
         hooks = [f"{CONFIG}/hooks", *(f"{CONFIG}/hooks/{n}" for n in _listed(root, f"{CONFIG}/hooks"))]
@@ -241,13 +266,14 @@ def _files(root: Root) -> Facts:
         writable = tuple(p for p in configs if _writable(root, p))
         hooked = tuple(p for p in hooks if root.exists(p) and _writable(root, p))
     except OSError as error:
-        return dict.fromkeys(names, Unknown(f"{error.filename or CONFIG}: {error.strerror or error}"))
-    return {
-        names[0]: Known(readable, f"{CONFIG}/qemu/*.xml"),
-        names[1]: Known(writable, f"{CONFIG}: owner and mode"),
-        names[2]: _mode(root, f"{CONFIG}/secrets"),
-        names[3]: Known(hooked, f"{CONFIG}/hooks: owner and mode"),
-    }
+        return dict.fromkeys(FILE_FACTS, Unknown(f"{error.filename or CONFIG}: {error.strerror or error}"))
+    known = (
+        Known(readable, f"{CONFIG}/qemu/*.xml"),
+        Known(writable, f"{CONFIG}: owner and mode"),
+        _mode(root, f"{CONFIG}/secrets"),
+        Known(hooked, f"{CONFIG}/hooks: owner and mode"),
+    )
+    return dict(zip(FILE_FACTS, known, strict=True))
 
 
 def _listed(root: Root, directory: str) -> tuple[str, ...]:

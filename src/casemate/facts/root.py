@@ -221,6 +221,30 @@ class Root:
             return Unknown(f"{source}: not understood ({error})")
 
 
+class PartRoot(Root):
+    """A tree of which only one directory is at hand, for example a copy of ``/etc/libvirt``.
+
+    Args:
+        base: that directory. at: its name on the host.
+    """
+
+    def __init__(self, base: Path | str, at: str) -> None:
+        super().__init__(base)
+        self._at = at
+        self.is_live = False
+
+    def open(self, path: str | Path, flags: int) -> int:
+        """As `Root.open`.
+
+        Raises:
+            OSError: ENODATA for whatever lies elsewhere: nobody can say what was there.
+        """
+        text = str(path)
+        if text != self._at and not text.startswith(f"{self._at}/"):
+            raise OSError(errno.ENODATA, f"only {self._at} is at hand", text)
+        return super().open(text[len(self._at) :] or "/", flags)
+
+
 def read_all(descriptor: int, limit_bytes: int, what: str) -> bytes:
     """Read a descriptor to its end, at most ``limit_bytes``.
 
