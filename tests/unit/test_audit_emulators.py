@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from tests.unit.elf_builder import Elf, put
 
+from casemate import assess
 from casemate.audit.emulators import find_emulators, report_emulator, report_emulators
 from casemate.audit.judging import Setting
 from casemate.audit.targets import Named
 from casemate.audit.trees import report_tree
 from casemate.controls.model import Verdict
 from casemate.controls.profiles import DEFAULT, named
+from casemate.errors import InputError
 from casemate.facts import emulator_cache
 from casemate.facts.cve_table import load_table
 from casemate.facts.elf_hardening import Hardening, read_hardening
@@ -282,3 +284,33 @@ def test_a_list_that_includes_many_is_bounded(tmp_path: Path) -> None:
     for number in range(6):
         put(tmp_path, f"/etc/qemu/{number}.conf", f"include /etc/qemu/{number + 1}.conf\n".encode() * 1000)
     assert helper(tmp_path, 0o4755, "include /etc/qemu/0.conf\nallow br0\n") is None
+
+
+# ---- --root: a tree in place of this host's ----------------------------------------------------------------------
+
+
+def test_a_tree_without_processes_is_judged_with_its_domains(tmp_path: Path) -> None:
+    domain = (Path(__file__).resolve().parents[1] / "data/domains/nova.xml").read_bytes()
+    put(tmp_path, "/etc/os-release", b"ID=debian\n")
+    put(tmp_path, "/etc/libvirt/qemu/a.xml", b"<domain")
+    put(tmp_path, "/etc/libvirt/qemu/b.xml", domain)
+    report = assess.audit(root=tmp_path)
+    assert [entry.target.kind.value for entry in report.targets] == ["host", "domain"]
+    assert any("processes of this tree cannot be read" in note for note in report.targets[0].notes)
+    assert {entry.target.host for entry in report.targets[1:]} == {tmp_path.name}
+    assert len(report.faults) == 1
+    assert "a.xml: not well-formed" in report.faults[0]
+
+
+def test_a_tree_in_which_proc_leads_in_circles_is_no_error_of_this_host(tmp_path: Path) -> None:
+    (tmp_path / "proc").symlink_to("proc")
+    (tmp_path / "etc").symlink_to("/")
+    (report,) = assess.audit(root=tmp_path).targets
+    assert any("too many levels" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_a_tree_that_is_no_directory_is_wrong_use(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="is no directory"):
+        assess.audit(root=tmp_path / name)

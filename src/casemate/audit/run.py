@@ -145,18 +145,44 @@ class HostAudit:
         yield self.report_host()
         yield from report_emulators(self.root, self.setting, self.live.vms)
 
-    def report_whole(self, progress: Progress) -> Iterator[TargetReport]:
+    def report_whole(self, progress: Progress, fault: Callable[[str], None]) -> Iterator[TargetReport]:
+        """The host, every VM that runs, the emulators; of a tree also the domains that libvirt has there.
+
+        Args:
+            fault: told each domain that cannot be read, and why.
+        """
         progress(0, 1, f"host {host_name(self.root)}")
         report = self.report_host()
-        notes = (*report.notes, *self.live.notes)
-        yield msgspec.structs.replace(report, notes=notes)
-        for index, vm in enumerate(self.live.vms):
-            progress(index + 1, len(self.live.vms) + 2, vm.name)
+        vms, notes = self._running()
+        yield msgspec.structs.replace(report, notes=(*report.notes, *notes))
+        for index, vm in enumerate(vms):
+            progress(index + 1, len(vms) + 2, vm.name)
             yield self.report_vm(vm)
         from casemate.audit.emulators import report_emulators
 
-        progress(len(self.live.vms) + 1, len(self.live.vms) + 2, "emulators")
-        yield from report_emulators(self.root, self.setting, self.live.vms)
+        progress(len(vms) + 1, len(vms) + 2, "emulators")
+        yield from report_emulators(self.root, self.setting, vms)
+        if not self.root.is_live:
+            from casemate.audit.trees import domain_files, report_domain
+
+            for file in domain_files(self.root):
+                try:
+                    yield report_domain(self.root, str(self.root.base), file, self.setting, host_name(self.root))
+                except InputError as error:
+                    fault(str(error).replace("\n", "; "))
+
+    def _running(self) -> tuple[tuple[LiveVm, ...], tuple[str, ...]]:
+        """(every VM that runs, what could not be looked at). A tree need not have processes.
+
+        Raises:
+            OSError: the processes of this host cannot be listed.
+        """
+        try:
+            return self.live.vms, self.live.notes
+        except OSError as error:
+            if self.root.is_live:
+                raise
+            return (), (f"the processes of this tree cannot be read: /proc: {(error.strerror or str(error)).lower()}",)
 
 
 def described_by(
@@ -221,14 +247,27 @@ def audit_stream(
     Raises:
         InputError: what was named does not exist or is nothing that can be audited, and it was the only one.
     """
-    audit = HostAudit(Root(request.root) if request.root else _this_host(), setting)
+    audit = HostAudit(_tree(request.root) if request.root else _this_host(), setting)
     if request.is_whole_host:
-        yield from audit.report_whole(progress)
+        yield from audit.report_whole(progress, fault)
         return
     try:
         yield from _one_by_one(request, audit, list(_steps(request, audit)), progress, fault)
     finally:
         audit.close()
+
+
+def _tree(path: str) -> Root:
+    """A tree in place of this host's.
+
+    Raises:
+        InputError: it is no directory.
+    """
+    if not Path(path).is_dir():
+        raise InputError(
+            f"{path} is no directory", expected="--root DIR: a tree with proc, sys, etc of a host below it"
+        )
+    return Root(path)
 
 
 def _this_host() -> Root:

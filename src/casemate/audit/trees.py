@@ -50,17 +50,26 @@ def report_root(root: Root, origin: str, setting: Setting, host: str = "") -> It
         yield _report_configuration(root, origin, setting, host)
     for file in domain_files(root):
         found = True
-        try:
-            data = root.read_bytes(file, _XML_BYTES)
-            report = report_document(TargetKind.DOMAIN, data, f"{origin}{file}", setting)
-            yield msgspec.structs.replace(report, target=msgspec.structs.replace(report.target, host=host))
-        except OSError as error:
-            raise InputError(f"cannot read {origin}{file}", got=(error.strerror or str(error)).lower()) from None
+        yield report_domain(root, origin, file, setting, host)
     if not is_host and not found:
         raise InputError(
             f"{origin} holds nothing to audit",
             expected="a host's files (proc, sys, etc below it), /etc/libvirt or libvirt domains (*.xml)",
         )
+
+
+def report_domain(root: Root, origin: str, file: str, setting: Setting, host: str) -> TargetReport:
+    """One libvirt domain that a tree defines.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    try:
+        data = root.read_bytes(file, _XML_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read {origin}{file}", got=(error.strerror or str(error)).lower()) from None
+    report = report_document(TargetKind.DOMAIN, data, f"{origin}{file}", setting)
+    return msgspec.structs.replace(report, target=msgspec.structs.replace(report.target, host=host))
 
 
 def _report_configuration(root: Root, origin: str, setting: Setting, host: str) -> TargetReport:
