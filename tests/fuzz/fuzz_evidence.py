@@ -32,6 +32,7 @@ from tests.support.evidence_makers import (  # noqa: E402
     secure_boot_event,
     snp_report,
 )
+from tests.support.tdx_makers import Platform  # noqa: E402
 from tests.support.tpm_credential import ek_certificate  # noqa: E402
 
 from casemate.engine.tpm_commands import EK_TEMPLATE  # noqa: E402
@@ -46,7 +47,10 @@ from casemate.evidence import (  # noqa: E402
     nitro_true,
     se,
     snp_true,
+    tdx,
     tdx_collateral,
+    tdx_levels,
+    tdx_signed,
     tpm_files,
     verify_nitro,
     verify_snp,
@@ -227,7 +231,16 @@ def other_seeds() -> tuple[bytes, ...]:
         POLICY,
     )
     collateral = Path(ROOT.parent / "shared/vectors/tdx/dcap-qvl-tdx-v4.collateral.json")
-    return (*files, collateral.read_bytes()) if collateral.is_file() else files
+    made = (platform()[0].raw, platform()[1])
+    return (*files, *made, collateral.read_bytes()) if collateral.is_file() else (*files, *made)
+
+
+@cache
+def platform() -> tuple[tdx.TdxQuote, bytes]:
+    """A quote of a TD that dcap-qvl stops at, and its collateral."""
+    machine = Platform()
+    collateral = machine.collateral([(5, "UpToDate", [])], begin=NOW, end=NOW + datetime.timedelta(days=1))
+    return tdx.parse_tdx(machine.quote(attributes=0)), collateral
 
 
 def read_all(data: bytes) -> None:
@@ -239,6 +252,12 @@ def read_all(data: bytes) -> None:
         lambda: wanted.wanted_for(data),
         lambda: gce.instance_of(parse(data)),
         lambda: tdx_collateral.evaluation_of(data),
+        lambda: tdx_levels.parse_tcb_info(data.decode("utf-8", "replace")),
+        lambda: tdx_levels.parse_qe_identity(data.decode("utf-8", "replace")),
+        lambda: tdx_levels.platform_key(parse(data)),
+        lambda: tdx.authentication_of(tdx.parse_tdx(data)),
+        lambda: tdx_signed.truth_of_signed(tdx.parse_tdx(data), platform()[1], NOW),
+        lambda: tdx_signed.truth_of_signed(platform()[0], data, NOW),
         lambda: se.parse_image(data),
         lambda: tpm_files.parse_signature_file(data),
         lambda: tpm_files.parse_pcr_file(data, quote),

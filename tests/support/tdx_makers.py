@@ -48,10 +48,10 @@ def _small(value: int) -> bytes:
     return _der(2, bytes([value]))
 
 
-def _platform(svn: int) -> bytes:
+def _platform(svns: bytes) -> bytes:
     """The SGX extension of a PCK certificate."""
-    components = b"".join(_entry(f"{_SGX}.2.{number}", _small(svn)) for number in range(1, 17))
-    tcb = components + _entry(f"{_SGX}.2.17", _small(11)) + _entry(f"{_SGX}.2.18", _der(4, bytes([svn]) * 16))
+    components = b"".join(_entry(f"{_SGX}.2.{number}", _small(svn)) for number, svn in enumerate(svns, 1))
+    tcb = components + _entry(f"{_SGX}.2.17", _small(11)) + _entry(f"{_SGX}.2.18", _der(4, svns))
     return _der(
         0x30,
         _entry(f"{_SGX}.1", _der(4, bytes(16)))
@@ -68,9 +68,9 @@ def _sign(key: Any, data: bytes) -> bytes:
 
 
 class Platform:
-    """One machine under one root. ``svn``: of every component of its processor."""
+    """One machine under one root. ``svns``: of the components of its processor."""
 
-    def __init__(self, svn: int = 5) -> None:
+    def __init__(self, svns: bytes = bytes([5]) * 16) -> None:
         p256 = [ec.generate_private_key(ec.SECP256R1()) for _ in range(5)]
         self.root = Authority("Intel SGX Root CA", key=p256[3])
         self.ca = Authority("Intel SGX PCK Platform CA", self.root, key=p256[4])
@@ -79,7 +79,7 @@ class Platform:
             self.ca,
             is_authority=False,
             key=p256[0],
-            extensions=((_SGX, _platform(svn)),),
+            extensions=((_SGX, _platform(svns)),),
         )
         self.signer = Authority("Intel SGX TCB Signing", self.root, is_authority=False, key=p256[1])
         self.attester = p256[2]
@@ -93,10 +93,12 @@ class Platform:
         report_data: bytes = b"",
         service_td: bytes = bytes(48),
         mrtd: bytes = b"\x44" * 48,
+        tee_svns: bytes = b"",
+        enclave_svn: int = 4,
     ) -> bytes:
-        """A quote of a TD."""
+        """A quote of a TD. ``tee_svns``: of all 16 components of the TDX module, in place of ``module_svn``."""
         body = bytearray(584 if version == 4 else 648)
-        body[0:16] = bytes([module_svn, 0]) + bytes([module_svn]) * 14
+        body[0:16] = tee_svns or bytes([module_svn, 0]) + bytes([module_svn]) * 14
         struct.pack_into("<QQ", body, 120, attributes, 0xE7)
         body[136:184] = mrtd
         for number in range(4):
@@ -106,16 +108,16 @@ class Platform:
             body[600:648] = service_td
         header = struct.pack("<HHIHH", version, 2, 0x81, 0, 0) + _INTEL_QE + bytes(20)
         signed = header + (struct.pack("<HI", 3, len(body)) if version == 5 else b"") + bytes(body)
-        return signed + self._authentication(signed)
+        return signed + self._authentication(signed, enclave_svn)
 
-    def _authentication(self, signed: bytes) -> bytes:
+    def _authentication(self, signed: bytes, enclave_svn: int) -> bytes:
         point = self.attester.public_key().public_numbers()
         key = point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")
         more = bytes(range(32))
         report = bytearray(384)
         report[48:64] = bytes.fromhex("11000000000000000000000000000000")
         report[128:160] = _QE_SIGNER
-        struct.pack_into("<HH", report, 256, 2, 4)
+        struct.pack_into("<HH", report, 256, 2, enclave_svn)
         report[320:352] = hashlib.sha256(key + more).digest()
         chain = pem_of(self.pck, self.ca, self.root).encode() + b"\0"
         certified = (
@@ -138,14 +140,18 @@ class Platform:
         qe_status: str = "UpToDate",
         evaluation: int = 17,
         revoked: tuple[Authority, ...] = (),
+        info: dict[str, Any] | None = None,
+        identity: dict[str, Any] | None = None,
+        signer: Authority | None = None,
     ) -> bytes:
-        """What Intel would say. ``levels``: (least SVN of all components, status, advisories), highest first."""
+        """What Intel would say. ``levels``: (least SVN of all components, status, advisories), highest first.
+        ``info``, ``identity``: what to say otherwise."""
         times = {
             "issueDate": begin.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "nextUpdate": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "tcbEvaluationDataNumber": evaluation,
         }
-        info = {
+        infos = {
             "id": "TDX",
             "version": 3,
             **times,
@@ -166,8 +172,8 @@ class Platform:
                 }
                 for svn, status, advisories in levels
             ],
-        }
-        identity = {
+        } | (info or {})
+        identities = {
             "id": "TD_QE",
             "version": 2,
             **times,
@@ -178,9 +184,10 @@ class Platform:
             "mrsigner": _QE_SIGNER.hex().upper(),
             "isvprodid": 2,
             "tcbLevels": [{"tcb": {"isvsvn": 4}, "tcbDate": times["issueDate"], "tcbStatus": qe_status}],
-        }
-        infos, identities = json.dumps(info), json.dumps(identity)
-        chain = pem_of(self.signer, self.root)
+        } | (identity or {})
+        signer = signer or self.signer
+        info_text, identity_text = json.dumps(infos), json.dumps(identities)
+        chain = pem_of(signer, *((self.ca,) if signer is self.pck else ()), self.root)
         above = [item for item in revoked if item is not self.pck]
         document = {
             "pck_crl_issuer_chain": pem_of(self.ca, self.root),
@@ -189,10 +196,10 @@ class Platform:
                 *(item for item in revoked if item is self.pck), begin=begin, end=end, is_numbered=True
             ).hex(),
             "tcb_info_issuer_chain": chain,
-            "tcb_info": infos,
-            "tcb_info_signature": _sign(self.signer.key, infos.encode()).hex(),
+            "tcb_info": info_text,
+            "tcb_info_signature": _sign(signer.key, info_text.encode()).hex(),
             "qe_identity_issuer_chain": chain,
-            "qe_identity": identities,
-            "qe_identity_signature": _sign(self.signer.key, identities.encode()).hex(),
+            "qe_identity": identity_text,
+            "qe_identity_signature": _sign(signer.key, identity_text.encode()).hex(),
         }
         return json.dumps(document).encode()

@@ -332,7 +332,7 @@ def test_policies_name_what_there_is() -> None:
         "tpm.required-pcrs",
     }
     with pytest.raises(InputError):
-        parse_policy("format = 1\n[tdx]\naccept-debug-guest-that-its-host-can-read = true\n", "x")
+        parse_policy("format = 1\n[tdx]\naccept-provisional-firmware = true\n", "x")
     assert msgspec.structs.asdict(parse_policy("format = 1\nrequire-revocation-lists = true\n", "x"))[
         "require_revocation_lists"
     ]

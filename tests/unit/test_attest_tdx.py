@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from typing import Any
 
 import dcap_qvl
+import msgspec
 import pytest
 from tests.support.evidence_makers import Authority
 from tests.support.tdx_makers import SEPT_VE_DISABLE, Platform
 
 from casemate.errors import InputError
+from casemate.evidence import tdx_signed
 from casemate.evidence.policy import TCB_STATUSES, Policy, TdxPolicy
 from casemate.evidence.verdict import Revocation, Step, Verified
 from casemate.evidence.verify import Inputs, verify
@@ -28,6 +31,7 @@ def _our_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         dcap_qvl, "verify", lambda quote, collateral, now: with_root(quote, collateral, MACHINE.root.der, now)
     )
+    monkeypatch.setattr(tdx_signed, "INTEL_ROOTS", {hashlib.sha256(MACHINE.root.der).hexdigest()})
 
 
 def judged(
@@ -85,18 +89,40 @@ def test_revoked_certificates(who: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "more"),
-    [(SEPT_VE_DISABLE | 1, {"debug"}), (0, {"sept-ve"}), (SEPT_VE_DISABLE | 1 << 29, {"migratable"})],
+    ("attributes", "code", "accepting"),
+    [
+        (SEPT_VE_DISABLE | 1, "debug", "accept_debug_guest_that_its_host_can_read"),
+        (SEPT_VE_DISABLE | 1 << 5, "debug", "accept_debug_guest_that_its_host_can_read"),
+        (0, "sept-ve", "accept_exceptions_that_the_host_injects"),
+        (SEPT_VE_DISABLE | 1 << 29, "migratable", "accept_migration_service_that_can_move_the_guest"),
+        (SEPT_VE_DISABLE | 1 << 17, "service-td", ""),
+        (SEPT_VE_DISABLE | 1 << 40, "attribute-bits", ""),
+        (SEPT_VE_DISABLE | 1 << 1, "attribute-bits", ""),
+    ],
 )
 @pytest.mark.parametrize("version", [4, 5])
-def test_attributes_that_no_policy_accepts(version: int, attributes: int, more: set[str]) -> None:
-    found = judged(MACHINE.quote(version=version, attributes=attributes))
-    assert codes(found) == {"quote.attributes"} | more
-    assert not found.is_true
+def test_what_a_td_lets_others_do_is_the_policys_to_judge(
+    version: int, attributes: int, code: str, accepting: str
+) -> None:
+    quote = MACHINE.quote(version=version, attributes=attributes)
+    found = judged(quote)
+    assert (codes(found), found.is_true, found.claims["tcb-status"]) == ({code}, True, "UpToDate")
+    assert found.revocation is Revocation.CHECKED
+    for name in (
+        "accept_debug_guest_that_its_host_can_read",
+        "accept_exceptions_that_the_host_injects",
+        "accept_migration_service_that_can_move_the_guest",
+    ):
+        accepted = judged(quote, policy=msgspec.convert({name.replace("_", "-"): True}, TdxPolicy)).is_accepted
+        assert accepted is (name == accepting), name
 
 
-def test_a_service_td_is_refused() -> None:
-    assert codes(judged(MACHINE.quote(version=5, service_td=b"\x01" * 48))) == {"quote.attributes"}
+def test_a_service_td_is_refused_unless_it_is_named() -> None:
+    quote = MACHINE.quote(version=5, service_td=b"\x01" * 48)
+    found = judged(quote)
+    assert (codes(found), found.is_true) == ({"service-td"}, True)
+    assert judged(quote, policy=TdxPolicy(mrservicetd=("01" * 48,))).is_accepted
+    assert codes(judged(quote, policy=TdxPolicy(mrservicetd=("02" * 48,)))) == {"mrservicetd"}
 
 
 def test_an_older_recovery() -> None:
@@ -105,9 +131,10 @@ def test_an_older_recovery() -> None:
     assert codes(judged(MACHINE.quote(), policy=wanted, evaluation=18)) == set()
 
 
+@pytest.mark.parametrize("attributes", [SEPT_VE_DISABLE, 0])
 @pytest.mark.parametrize("version", [4, 5])
-def test_every_octet_of_what_is_signed(version: int) -> None:
-    quote = MACHINE.quote(version=version)
+def test_every_octet_of_what_is_signed(version: int, attributes: int) -> None:
+    quote = MACHINE.quote(version=version, attributes=attributes)
     signed = 632 if version == 4 else 702
     collateral = MACHINE.collateral(FINE, begin=BEGIN, end=END)
     for at in range(signed):
@@ -135,4 +162,8 @@ def test_what_ran_out_and_what_is_false_are_both_said() -> None:
     }
     assert found.revocation is Revocation.UNKNOWN
     debug = verify(MACHINE.quote(attributes=SEPT_VE_DISABLE | 1), late, Policy())
-    assert {reason.step for reason in debug.reasons} == {Step.STALE, Step.TRUTH, Step.POLICY}
+    assert {(reason.step, reason.code) for reason in debug.reasons} == {
+        (Step.STALE, "collateral.time"),
+        (Step.POLICY, "tcb-status"),
+        (Step.POLICY, "debug"),
+    }

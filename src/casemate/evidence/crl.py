@@ -25,10 +25,11 @@ _ENTRY_UNDERSTOOD: Final = frozenset({"2.5.29.21", "2.5.29.24"})
 
 
 class RevocationList(msgspec.Struct, frozen=True):
-    """``signed``: the part that is signed, by ``issuer`` (a name as DER). ``revoked``: serial numbers.
+    """``encoded``: the whole, DER. ``signed``: what is signed, by ``issuer`` (a name as DER). ``revoked``: serials.
     ``this_update``, ``next_update``: within which it is the newest. ``scope``: the one distribution point (DER) whose
     certificates it is about; empty: all of its issuer's."""
 
+    encoded: bytes
     signed: bytes
     scheme: str
     hash_name: str
@@ -54,14 +55,12 @@ class RevocationList(msgspec.Struct, frozen=True):
         return (
             self.issuer == issuer.subject
             and issuer.may("cRLSign")
-            and x509.verify(
-                issuer.public_key(),
-                self.scheme,
-                self.hash_name,
-                self.signature,
-                self.signed,
-                salt_bytes=self.salt_bytes,
-            )
+            and x509.signed_once(self.encoded, issuer.encoded, lambda: self._verified_by(issuer))
+        )
+
+    def _verified_by(self, issuer: x509.Certificate) -> bool:
+        return x509.verify(
+            issuer.public_key(), self.scheme, self.hash_name, self.signature, self.signed, salt_bytes=self.salt_bytes
         )
 
 
@@ -88,6 +87,7 @@ def parse_list(data: bytes) -> RevocationList:
     if unknown:
         raise _fault(f"a list that is not whole (extension {', '.join(sorted(unknown))})")
     return RevocationList(
+        encoded=data,
         signed=outer[0].whole,
         scheme=scheme,
         hash_name=hash_name,

@@ -86,8 +86,7 @@ class SnpPolicy(_Section, frozen=True):
 
 
 class TdxPolicy(_Section, frozen=True):
-    """What a TDX quote must say. Debugging, migration and exceptions that the host injects cannot be accepted: dcap-qvl
-    calls no such quote true. ``minimum_tcb_evaluation``: number of Intel's TCB recovery that the collateral is of."""
+    """What a TDX quote must say. ``minimum_tcb_evaluation``: number of Intel's TCB recovery the collateral is of."""
 
     mrtd: tuple[str, ...] = ()
     mrseam: tuple[str, ...] = ()
@@ -99,6 +98,9 @@ class TdxPolicy(_Section, frozen=True):
     accepted_tcb: tuple[str, ...] = ("UpToDate",)
     accepted_advisories: tuple[str, ...] = ()
     minimum_tcb_evaluation: int = 0
+    accept_debug_guest_that_its_host_can_read: bool = False
+    accept_migration_service_that_can_move_the_guest: bool = False
+    accept_exceptions_that_the_host_injects: bool = False
 
 
 class TpmPolicy(_Section, frozen=True):

@@ -9,8 +9,16 @@ from casemate.evidence.nitro import NitroDocument
 from casemate.evidence.policy import NitroPolicy, Policy, SePolicy, SnpPolicy, TdxPolicy, TpmPolicy
 from casemate.evidence.se import SeResponse
 from casemate.evidence.snp import SnpReport
-from casemate.evidence.tdx import DEBUG, MIGRATABLE, SEPT_VE_DISABLE, TdxQuote
-from casemate.evidence.tdx_true import TcbStatus
+from casemate.evidence.tdx import (
+    DEBUG,
+    KNOWN_ATTRIBUTES,
+    MIGRATABLE,
+    PROFILED,
+    SEPT_VE_DISABLE,
+    SERVICE_EXTENDED,
+    TdxQuote,
+)
+from casemate.evidence.tdx_levels import TcbStatus
 from casemate.evidence.tpm_true import covers_secure_boot
 from casemate.evidence.verdict import Reason, Revocation, unwanted
 
@@ -103,12 +111,7 @@ def _wants_snp_platform(report: SnpReport, product: str, provider: str, policy: 
 
 def wants_tdx(quote: TdxQuote, status: TcbStatus, policy: TdxPolicy) -> Iterator[Reason]:
     """Every reason against a TDX quote."""
-    if quote.attributes & DEBUG:
-        yield unwanted("debug", "the guest may be debugged: its host can read its memory")
-    if quote.attributes & MIGRATABLE:
-        yield unwanted("migratable", "the guest may be moved by a migration service")
-    if not quote.attributes & SEPT_VE_DISABLE:
-        yield unwanted("sept-ve", "the host can inject exceptions by taking pages away (SEPT_VE_DISABLE is off)")
+    yield from _wants_td(quote, policy)
     if status.status and status.status not in policy.accepted_tcb:
         yield unwanted("tcb-status", f"the platform is {status.status}, wanted is {', '.join(policy.accepted_tcb)}")
     if status.status and status.evaluation < policy.minimum_tcb_evaluation:
@@ -127,6 +130,25 @@ def wants_tdx(quote: TdxQuote, status: TcbStatus, policy: TdxPolicy) -> Iterator
         *((f"rtmr{number}", quote.rtmrs[int(number)], (text,)) for number, text in sorted(policy.rtmr.items())),
     ):
         yield from _one_of(name, value, wanted)
+
+
+def _wants_td(quote: TdxQuote, policy: TdxPolicy) -> Iterator[Reason]:
+    """What the TD lets others do with it."""
+    bits = quote.attributes
+    is_debug = bits & (DEBUG | PROFILED)
+    if is_debug and not policy.accept_debug_guest_that_its_host_can_read:
+        what = "may be debugged: its host can read its memory" if bits & DEBUG else "may be profiled by its host"
+        yield unwanted("debug", f"the guest {what}")
+    if bits & MIGRATABLE and not policy.accept_migration_service_that_can_move_the_guest:
+        yield unwanted("migratable", "the guest may be moved by a migration service")
+    if not bits & SEPT_VE_DISABLE and not policy.accept_exceptions_that_the_host_injects:
+        yield unwanted("sept-ve", "the host can inject exceptions by taking pages away (SEPT_VE_DISABLE is off)")
+    if bits & SERVICE_EXTENDED:
+        yield unwanted("service-td", "the guest may have service TDs that its quote does not name")
+    if any(quote.mrservicetd) and not policy.mrservicetd:
+        yield unwanted("service-td", "the guest is bound to a service TD, and the policy names none (mrservicetd)")
+    if unknown := bits & ~KNOWN_ATTRIBUTES:
+        yield unwanted("attribute-bits", f"the guest's attributes have bits that nobody here knows: {unknown:#x}")
 
 
 def wants_nitro(document: NitroDocument, policy: NitroPolicy) -> Iterator[Reason]:

@@ -1,6 +1,6 @@
 """Intel's collateral for TDX: what it consists of, and when each part of it is the newest. Bytes to fields.
 
-Signatures and levels are dcap-qvl's to judge (`tdx_true.py`); the times are read here, because a part that has run out
+Signatures and levels are judged elsewhere (`tdx_true.py`); the times are read here, because a part that has run out
 is to be told apart from one that is false.
 """
 
@@ -24,14 +24,18 @@ class _Dated(msgspec.Struct, frozen=True, rename="camel"):
     tcb_evaluation_data_number: int
 
 
-class _Parts(msgspec.Struct, frozen=True, kw_only=True):
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """As dcap-qvl has it: chains in PEM, lists and signatures in hexadecimal, the JSON as it was signed."""
+
     pck_crl_issuer_chain: str
     root_ca_crl: str
     pck_crl: str
     tcb_info_issuer_chain: str
     tcb_info: str
+    tcb_info_signature: str
     qe_identity_issuer_chain: str
     qe_identity: str
+    qe_identity_signature: str
     pck_certificate_chain: str | None = None
 
 
@@ -53,7 +57,7 @@ def evaluation_of(collateral: bytes) -> int:
     Raises:
         InputError: another form.
     """
-    return min(item.tcb_evaluation_data_number for item in _dated(_parts(collateral)))
+    return min(item.tcb_evaluation_data_number for item in _dated(parts_of(collateral)))
 
 
 def windows_of(collateral: bytes, pck_chain: bytes = b"") -> tuple[Window, ...]:
@@ -65,14 +69,14 @@ def windows_of(collateral: bytes, pck_chain: bytes = b"") -> tuple[Window, ...]:
     Raises:
         InputError: another form.
     """
-    parts = _parts(collateral)
+    parts = parts_of(collateral)
     info, identity = _dated(parts)
     found = [
         Window("TCB info", info.issue_date, info.next_update),
         Window("QE identity", identity.issue_date, identity.next_update),
     ]
     for what, text in (("root CRL", parts.root_ca_crl), ("PCK CRL", parts.pck_crl)):
-        item = parse_list(_hexadecimal(text))
+        item = parse_list(hexadecimal(text))
         found.append(Window(what, item.this_update, item.next_update))
     chains = [parts.pck_crl_issuer_chain, parts.tcb_info_issuer_chain, parts.qe_identity_issuer_chain]
     pck = parts.pck_certificate_chain.encode() if parts.pck_certificate_chain else pck_chain
@@ -82,16 +86,21 @@ def windows_of(collateral: bytes, pck_chain: bytes = b"") -> tuple[Window, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _parts(collateral: bytes) -> _Parts:
+def parts_of(collateral: bytes) -> Parts:
+    """The parts, none of them looked into.
+
+    Raises:
+        InputError: another form.
+    """
     if len(collateral) > MAX_BYTES:
         raise _fault(f"{len(collateral)} bytes")
     try:
-        return msgspec.json.decode(collateral, type=_Parts)
+        return msgspec.json.decode(collateral, type=Parts)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _fault(str(error)[:120]) from None
 
 
-def _dated(parts: _Parts) -> tuple[_Dated, _Dated]:
+def _dated(parts: Parts) -> tuple[_Dated, _Dated]:
     try:
         info = msgspec.json.decode(parts.tcb_info, type=_Dated)
         identity = msgspec.json.decode(parts.qe_identity, type=_Dated)
@@ -103,11 +112,16 @@ def _dated(parts: _Parts) -> tuple[_Dated, _Dated]:
     return info, identity
 
 
-def _hexadecimal(text: str) -> bytes:
+def hexadecimal(text: str) -> bytes:
+    """A part's octets.
+
+    Raises:
+        InputError: another form.
+    """
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise _fault("a revocation list that is not hexadecimal") from None
+        raise _fault("a list or a signature that is not hexadecimal") from None
 
 
 def _fault(what: str) -> InputError:

@@ -1,7 +1,8 @@
 """Is a TDX quote true: Intel's collateral and rules, by dcap-qvl, with what it leaves to its caller decided here.
 
-1. Signature, PCK chain to Intel's root, revocation lists, QE identity and TCB level: dcap-qvl (written for this; an
-   implementation of ours of these rules would be one more to get wrong).
+1. Signature, PCK chain to Intel's root, revocation lists, QE identity and TCB level: dcap-qvl (written for this). It
+   calls no quote true of a TD that its host can debug, and so on: where it finds nothing but that, `tdx_signed.py` goes
+   through the same rules without it, and whether such a TD is wanted is the policy's to say.
 2. The TCB status must be named by the policy (default: UpToDate alone), and so must each advisory.
 3. Each part of the collateral is within its time; what has run out is told apart from what is false.
 4. An event log replays to the RTMRs; register n of the log is RTMR n-1.
@@ -14,23 +15,13 @@ import hmac
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import msgspec
-
 from casemate.errors import InputError
 from casemate.evidence.event_log import EventLog, replay
 from casemate.evidence.tdx import TdxQuote
 from casemate.evidence.tdx_collateral import Window, evaluation_of, windows_of
+from casemate.evidence.tdx_levels import TcbStatus
+from casemate.evidence.tdx_signed import truth_of_signed
 from casemate.evidence.verdict import Reason, false, stale
-
-
-class TcbStatus(msgspec.Struct, frozen=True):
-    """What Intel says of the platform: ``UpToDate``, ``SWHardeningNeeded``, ``OutOfDate``…; empty: not known.
-    ``evaluation``: number of the TCB recovery that says so."""
-
-    status: str
-    advisories: tuple[str, ...]
-    evaluation: int = 0
-
 
 _NOTHING = TcbStatus("", ())
 
@@ -48,51 +39,66 @@ def truth_of_tdx(
         return (false("collateral", text),), _NOTHING
     try:
         evaluation = evaluation_of(collateral)
-        fault, status = _judged(quote, collateral, moment, evaluation)
-        if fault is None:
+        faults, status = _judged(quote, collateral, moment, evaluation)
+        if not faults:
             return (), status
         windows = windows_of(collateral, _pck_chain(quote))
     except InputError as error:
         return (false("collateral", f"{error.what}: {error.got}"),), _NOTHING
     outside = [item for item in windows if not item.holds(moment)]
     if not outside:
-        return (fault,), _NOTHING
+        return faults, _NOTHING
     # Something has run out, and dcap-qvl stops there: was it true while everything was in its time?
     reasons = [stale("collateral.time", f"{item.what}: {_period(item)}") for item in outside]
     within = _moment_within(windows, moment)
     if within is not None:
-        fault, status = _judged(quote, collateral, within, evaluation)
-        reasons += [fault] if fault is not None else []
+        faults, status = _judged(quote, collateral, within, evaluation)
+        reasons += faults
     return tuple(reasons), status
 
 
 def _judged(
     quote: TdxQuote, collateral: bytes, moment: datetime.datetime, evaluation: int
-) -> tuple[Reason | None, TcbStatus]:
-    """(why dcap-qvl refuses it, or None; the status)."""
+) -> tuple[tuple[Reason, ...], TcbStatus]:
+    """(why it is not true; the status)."""
     import dcap_qvl
 
     try:
         parsed = dcap_qvl.QuoteCollateralV3.from_json(collateral.decode())
     except (ValueError, UnicodeDecodeError) as error:
-        return false("collateral", f"the collateral cannot be read: {str(error)[:120]}"), _NOTHING
+        return (false("collateral", f"the collateral cannot be read: {str(error)[:120]}"),), _NOTHING
     try:
         found = dcap_qvl.verify(quote.raw, parsed, int(moment.timestamp()))
     except ValueError as error:
         text = " ".join(str(error).removeprefix("Verification failed:").split())[:200]
+        if any(part in text for part in _OF_POLICY):
+            return _signed(quote, collateral, moment)
         code = next((code for part, code in _CODES if part in text), "quote")
-        return false(code, text), _NOTHING
-    return None, TcbStatus(str(found.status), tuple(str(item) for item in found.advisory_ids), evaluation)
+        return (false(code, text),), _NOTHING
+    return (), TcbStatus(str(found.status), tuple(str(item) for item in found.advisory_ids), evaluation)
 
 
+def _signed(quote: TdxQuote, collateral: bytes, moment: datetime.datetime) -> tuple[tuple[Reason, ...], TcbStatus]:
+    try:
+        return truth_of_signed(quote, collateral, moment)
+    except InputError as error:
+        return (false("quote", str(error).partition("\n")[0][:200]),), _NOTHING
+
+
+_OF_POLICY: Final = (
+    "Debug mode is enabled",
+    "TD profiling is enabled",
+    "SERVTD_EXT is enabled",
+    "SEPT_VE_DISABLE is not enabled",
+    "Reserved bits in TD attributes",
+    "TD migration is enabled",
+    "Invalid MR service TD",
+)
+"""What dcap-qvl stops at, by a part of its message, that says nothing against the quote's truth. It looks at these
+last; any other message, one that nobody knows yet among them, is a reason why the quote is not true."""
 _CODES: Final = (
     ("CertRevoked", "revoked"),
     ("TCB status is invalid", "tcb-status.revoked"),
-    ("Debug mode is enabled", "quote.attributes"),
-    ("SEPT_VE_DISABLE", "quote.attributes"),
-    ("Reserved bits in TD attributes", "quote.attributes"),
-    ("TD migration is enabled", "quote.attributes"),
-    ("Invalid MR service TD", "quote.attributes"),
 )
 """What dcap-qvl's messages say, by a part of them; any other is ``quote``. It decides no verdict: all are false."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -151,16 +152,9 @@ class Certificate(msgspec.Struct, frozen=True):
         """
         if self.issuer != issuer.subject:
             return False
-        if not self.is_authority or len(self.encoded) + len(issuer.encoded) > _REMEMBERED_BYTES:
+        if not self.is_authority:
             return self._verified_by(issuer)
-        both = (self.encoded, issuer.encoded)
-        known = _SIGNED.get(both)  # once: other threads may forget meanwhile
-        if known is None:
-            known = self._verified_by(issuer)
-            if len(_SIGNED) >= _REMEMBERED:
-                _SIGNED.clear()
-            _SIGNED[both] = known
-        return known
+        return signed_once(self.encoded, issuer.encoded, lambda: self._verified_by(issuer))
 
     def _verified_by(self, issuer: Certificate) -> bool:
         return verify(
@@ -210,7 +204,21 @@ def parse(data: bytes) -> Certificate:
 
 
 _SIGNED: Final[dict[tuple[bytes, bytes], bool]] = {}
-"""(an authority, the one above it), both as encoded, to whether the one signed the other: nothing else decides."""
+"""(an authority or its list, the one above it), both as encoded, to whether the one signed the other: nothing else
+decides."""
+
+
+def signed_once(lower: bytes, upper: bytes, judge: Callable[[], bool]) -> bool:
+    """What ``judge`` says of two that are all that decides, remembered: the same few stand above every leaf."""
+    if len(lower) + len(upper) > _REMEMBERED_BYTES:
+        return judge()
+    known = _SIGNED.get((lower, upper))  # once: other threads may forget meanwhile
+    if known is None:
+        known = judge()
+        if len(_SIGNED) >= _REMEMBERED:
+            _SIGNED.clear()
+        _SIGNED[lower, upper] = known
+    return known
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
