@@ -31,7 +31,7 @@ iproute2|network namespaces of the tests
 libvirt-daemon-system|starts hardened domains in a boot test, and its schemas judge them
 libvirt-clients|virsh for that test
 xorriso|the reference reader for our cloud-init seeds
-rpm|writes the package database that our reader is held against
+rpm|builds packages and writes their database, which our readers are held against
 age|secrets encrypted with age, in tests
 gnupg|makes the OpenPGP signatures that tests verify
 openssh-client|ssh-keygen makes and judges the SSH signatures of tests
@@ -49,6 +49,7 @@ ntfs-3g|makes the NTFS image of the tests of the cell
 udftools|makes the UDF image of the tests of the cell
 squashfs-tools|makes the squashfs image of the tests of the cell
 erofs-utils|makes the erofs image of the tests of the cell
+db5.3-util|writes the Berkeley DB of older rpms in tests
 genisoimage|makes the ISO 9660 image of the tests of the cell
 '
 

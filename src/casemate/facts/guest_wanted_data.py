@@ -43,6 +43,8 @@ WANTED: Final = (
     "/var/lib/apt/lists/*security*_Packages*",
     "/var/lib/rpm/rpmdb.sqlite*",
     "/usr/lib/sysimage/rpm/rpmdb.sqlite*",
+    "/var/lib/rpm/Packages*",
+    "/usr/lib/sysimage/rpm/Packages*",
     "/var/cache/dnf/*/repodata/repomd.xml",
     "/var/cache/dnf/*/repodata/*updateinfo*",
     "/var/cache/libdnf5/*/repodata/repomd.xml",

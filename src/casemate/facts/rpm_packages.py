@@ -2,7 +2,7 @@
 
 rpm keeps a package's *header* as a blob: two big-endian counts (entries, bytes of data), an entry of sixteen bytes for
 each tag (tag, type, offset, count), and the data. Read are name, epoch, version, release and architecture. The database
-is SQLite since rpm 4.16 (RHEL 9, Fedora 33); Berkeley DB and ndb are formats of their own libraries and stay unread.
+is SQLite since rpm 4.16 (RHEL 9, Fedora 33), ndb in openSUSE and SLE, and was Berkeley DB before (RHEL 8 and older).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import msgspec
 
 from casemate.facts.fact import Unknown
 from casemate.facts.root import Root
+from casemate.facts.rpm_bdb import BdbFormatError, bdb_blobs
+from casemate.facts.rpm_ndb import NdbFormatError, ndb_blobs
 from casemate.facts.rpm_sqlite import SqliteFile, SqliteFormatError
 
 FOLDERS: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
@@ -27,7 +29,8 @@ _MAX_ENTRIES: Final = 65_535
 _MAX_TEXT: Final = 256
 _NAME, _VERSION, _RELEASE, _EPOCH, _ARCH = 1000, 1001, 1002, 1003, 1022
 _STRING, _INT32 = 6, 4
-_OTHER_FORMATS: Final = {"Packages": "Berkeley DB", "Packages.db": "ndb"}
+OLDER: Final = {"Packages.db": "ndb", "Packages": "Berkeley DB"}
+"""Looked for where there is no SQLite."""
 
 _EVR: Final = re.compile(r"(?:([0-9]{1,10}):)?([^-:]+)-([^-:]+)")
 
@@ -67,7 +70,11 @@ def has_rpm(root: Root) -> str:
         OSError: it cannot be told.
     """
     there = [folder for folder in FOLDERS if root.exists(folder)]
-    return next((folder for folder in there if root.exists(f"{folder}/{DATABASE}")), there[0] if there else "")
+    for name in (DATABASE, *OLDER):
+        for folder in there:
+            if root.exists(f"{folder}/{name}"):
+                return folder
+    return there[0] if there else ""
 
 
 def installed_packages(root: Root, folder: str) -> tuple[Package, ...] | Unknown:
@@ -76,7 +83,7 @@ def installed_packages(root: Root, folder: str) -> tuple[Package, ...] | Unknown
     try:
         descriptor = root.open_regular(path)
     except FileNotFoundError:
-        return Unknown(_other_format(root, folder) or f"{path}: does not exist")
+        return _older(root, folder) or Unknown(f"{path}: does not exist")
     except OSError as error:
         return Unknown(f"{path}: {error.strerror or error}")
     try:
@@ -85,21 +92,39 @@ def installed_packages(root: Root, folder: str) -> tuple[Package, ...] | Unknown
             return Unknown(f"{path}: a part of it lies in its write-ahead log; ask rpm once, which puts it in order")
         if _log_bytes(root, f"{path}-journal"):
             return Unknown(f"{path}: a change of it did not end; ask rpm once, which puts it in order")
-        return tuple(_packages(file))
+        return tuple(_packages(file.blobs("Packages")))
     except (SqliteFormatError, OSError, ValueError) as error:
         return Unknown(f"{path}: {error}")
     finally:
         os.close(descriptor)
 
 
-def _other_format(root: Root, folder: str) -> str:
-    for name, kind in _OTHER_FORMATS.items():
+def _older(root: Root, folder: str) -> tuple[Package, ...] | Unknown | None:
+    """Out of a database of an older rpm, or of SUSE's; None where there is none."""
+    for name, kind in OLDER.items():
+        path = f"{folder}/{name}"
         try:
-            if root.exists(f"{folder}/{name}"):
-                return f"{folder}/{name}: {kind}, which only rpm reads; ask it: dnf updateinfo"
-        except OSError:
+            descriptor = root.open_regular(path)
+        except FileNotFoundError:
+            if _is_there(root, path):  # a capture has its name and no more
+                return Unknown(f"{path}: {kind}, of which nothing more is here")
             continue
-    return ""
+        except OSError as error:
+            return Unknown(f"{path}: {kind}: {error.strerror or error}")
+        try:
+            return tuple(_packages(ndb_blobs(descriptor) if name == "Packages.db" else bdb_blobs(descriptor)))
+        except (NdbFormatError, BdbFormatError, OSError, ValueError) as error:
+            return Unknown(f"{path}: {error}")
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def _is_there(root: Root, path: str) -> bool:
+    try:
+        return root.exists(path)
+    except OSError:
+        return False
 
 
 def _log_bytes(root: Root, path: str) -> int:
@@ -109,8 +134,8 @@ def _log_bytes(root: Root, path: str) -> int:
         return 0
 
 
-def _packages(file: SqliteFile) -> Iterator[Package]:
-    for number, blob in enumerate(file.blobs("Packages")):
+def _packages(blobs: Iterator[bytes]) -> Iterator[Package]:
+    for number, blob in enumerate(blobs):
         if number >= MAX_PACKAGES:
             raise ValueError(f"more than {MAX_PACKAGES} packages")
         yield read_header(blob)
