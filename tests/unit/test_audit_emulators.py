@@ -19,7 +19,7 @@ from casemate.controls.model import Verdict
 from casemate.controls.profiles import DEFAULT, named
 from casemate.errors import InputError
 from casemate.facts import emulator_cache
-from casemate.facts.cve_table import load_table
+from casemate.facts.cve_table import TABLE_PATH
 from casemate.facts.elf_hardening import Hardening, read_hardening
 from casemate.facts.emulator import _cve_facts, vmm_of
 from casemate.facts.emulator_cache import Look
@@ -125,19 +125,34 @@ def test_a_file_named_by_the_user_is_recognised_by_its_content(tmp_path: Path) -
     assert Verdict.PASS not in {f.verdict for f in report.findings if f.control_id in ("bin.pie", "bin.cve")}
 
 
-def test_a_missing_fix_is_unknown_and_an_open_one_fails() -> None:
+NO_RELEASE = """\
+format = 1
+date = "2026-01-01"
+weights = { R = 10, P = 6, L = 4, D = 1, unsaid = 3, public_exploit = 5, unlisted_device = 1 }
+[[component]]
+id = "lsi53c895a"
+title = "LSI 53C895A"
+side = "emulator"
+product = "qemu"
+reached_by = "guest-root"
+types = ["lsi53c895a"]
+cves = [ { id = "CVE-2020-0001", impact = "R", fixed_in = [], source = "test" } ]
+"""
+
+
+def test_a_missing_fix_is_unknown_and_an_open_one_fails(tmp_path: Path) -> None:
     version: Facts = {
         "bin.version-number": Known(990_000, "test"),
         "bin.device-types": Known(("lsi53c895a",), "test"),
     }
-    table = load_table(Root("/nonexistent"))
-    unclear = {c.id for c in table.reaching(("lsi53c895a",)) if c.side == "emulator" and not c.fixed_in and not c.since}
-    assert unclear, "the table has a row of this device without a release"
-    facts = _cve_facts(Root("/nonexistent"), version, None)
+    put(tmp_path, TABLE_PATH, NO_RELEASE.encode())
+    facts = _cve_facts(Root(tmp_path), version, None)
     assert value(facts, "bin.cves-open") == ()
     assert isinstance(facts["bin.cves-unclear"], Unknown)
+    shipped = _cve_facts(Root("/nonexistent"), version, None)
+    assert (value(shipped, "bin.cves-open"), value(shipped, "bin.cves-unclear")) == ((), ())
     old = _cve_facts(Root("/nonexistent"), version | {"bin.version-number": Known(10_000, "test")}, None)
-    assert value(old, "bin.cves-open")
+    assert "CVE-2024-6519" in str(value(old, "bin.cves-open"))
 
 
 def dpkg(tree: Path, content: bytes, name: str = "qemu-system-x86", path: str = QEMU) -> None:

@@ -88,7 +88,7 @@ class Cve(msgspec.Struct, frozen=True, kw_only=True):
     ``component``, ``side`` (emulator: QEMU's process; kernel: the host's; vmm), ``types`` (patterns of what has to be
     there), ``reached_by`` (who has to act), ``impact`` (letters R code on the host, P privilege, L leak, D denial of
     service; empty: nobody says), ``fixed_in`` (first releases of ``product`` that are known to hold the fix; empty:
-    none known), ``checked`` (where that was looked up; empty: nobody compared it with a changelog), ``since`` (first
+    none known), ``checked`` (where that was looked up; empty: nobody did), ``since`` (first
     release that has it; empty: not known).
     """
 
