@@ -85,7 +85,9 @@ BASES: dict[str, str] = {
 }
 
 WEIGHT = "what has to do with USB weighs more by its history than the budget has left"
-BOARD_OF_1996 = {"dev.no-floppy": "the board has a floppy controller"}
+FLOPPY_WEIGHT = "the floppy controller weighs more by its history than the budget has left"
+IRQCHIP_WEIGHT = "IOAPIC and PIT of the kernel weigh more by their history than the budget has left"
+BOARD_OF_1996 = {"dev.no-floppy": "the board has a floppy controller", "dev.surface": FLOPPY_WEIGHT}
 SAME_DEVICE = "the device is named by both: a list of the legacy ones and QEMU's list of insecure ones"
 
 # control -> (base, old text, new text, other controls that this change must fail as well and why)
@@ -159,7 +161,12 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "accel=tcg",
         {},
     ),
-    "kvm.irqchip-split": ("xml", "<ioapic driver='qemu'/>", "<ioapic driver='kvm'/>", {}),
+    "kvm.irqchip-split": (
+        "xml",
+        "<ioapic driver='qemu'/>",
+        "<ioapic driver='kvm'/>",
+        {"dev.surface": IRQCHIP_WEIGHT},
+    ),
     "kvm.no-pit": ("argv", "pit=off", "pit=on", {}),
     "kvm.no-pic": ("argv", "pic=off", "pic=on", {}),
     "kvm.no-vhost-net": ("xml", "<driver name='qemu'/>", "", {}),
@@ -173,7 +180,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "argv",
         "-device vmgenid",
         "-device vmgenid -device isa-fdc",
-        {"dev.insecure-types": SAME_DEVICE},
+        {"dev.insecure-types": SAME_DEVICE, "dev.surface": FLOPPY_WEIGHT},
     ),
     "dev.no-legacy-nic": (
         "argv",
