@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from casemate.audit.patience import STUCK_MAX, Stuck, each, once
 from casemate.audit.relations import Crowd, categories, relation_facts
 from casemate.errors import InputError
 from casemate.facts import vmm_process
+from casemate.facts.capability_names_data import NAMES as CAPABILITIES
 from casemate.facts.fact import Known, Unknown
 from casemate.facts.process import Descriptor, FileIdentity, ProcessFacts
 from casemate.facts.procfs import ThreadFacts
@@ -54,10 +56,22 @@ def value(vm: VmmProcess, name: str, plan: Expected | None = None) -> object:
     return fact.value if isinstance(fact, Known) else fact
 
 
+def test_capabilities_are_called_by_their_names() -> None:
+    held = msgspec.structs.replace(THREAD, cap_effective=1 << 12, cap_bounding=1 << 12 | 1 << 63)
+    assert value(changed(threads=(held,)), "proc.caps") == ("cap_net_admin", "bounding:cap_63")
+    source = Path("/usr/include/linux/capability.h")
+    if not source.exists():
+        pytest.skip("linux/capability.h is not installed")
+    numbers = {
+        name.lower(): int(bit) for name, bit in re.findall(r"#define (CAP_\w+)\s+(\d+)$", source.read_text(), re.M)
+    }
+    assert all(CAPABILITIES[bit] == name for name, bit in numbers.items() if bit < len(CAPABILITIES))
+
+
 def test_the_worst_thread_counts() -> None:
     other = msgspec.structs.replace(THREAD, tid=8, cap_bounding=1 << 21, no_new_privs=False, seccomp=0)
     vm = changed(threads=(THREAD, other))
-    assert value(vm, "proc.caps") == ("cap-21",)
+    assert value(vm, "proc.caps") == ("bounding:cap_sys_admin",)
     assert value(vm, "proc.no-new-privs") is False
     assert value(vm, "proc.seccomp-mode") == 0
 

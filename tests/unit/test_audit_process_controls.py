@@ -78,8 +78,8 @@ def faults(changes: dict[str, Value | None]) -> object:
     [
         ({}, ()),
         ({"proc.uid": 0}, ("passt 7: runs as root",)),
-        ({"proc.caps": ("cap-1",)}, ()),
-        ({"proc.caps": ("cap-1",), "proc.namespaces": ("net",)}, ("passt 7: 1 capabilities over the host",)),
+        ({"proc.caps": ("cap_dac_override",)}, ()),
+        ({"proc.caps": ("cap_dac_override",), "proc.namespaces": ("net",)}, ("passt 7: 1 capabilities over the host",)),
         ({"proc.no-new-privs": False}, ("passt 7: may gain privileges",)),
         ({"proc.seccomp-mode": 0}, ("passt 7: no seccomp filter",)),
         (

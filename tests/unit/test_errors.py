@@ -68,7 +68,7 @@ def test_errors_cross_the_pipe(kind: str) -> None:
 
 
 def test_a_refusal_keeps_its_control() -> None:
-    error = RefusedError("proc.caps", "capabilities are left", got="cap-21")
+    error = RefusedError("proc.caps", "capabilities are left", got="cap_sys_admin")
     back = errorwire.decode(errorwire.encode(error))
     assert isinstance(back, RefusedError)
     assert (back.control, str(back)) == ("proc.caps", str(error))

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
+from casemate.facts.capability_names_data import capability_names
 from casemate.facts.fact import Facts, Known, Unknown, Value
 from casemate.facts.process import ProcessFacts
 
@@ -54,11 +55,13 @@ def identity_facts(base: str, process: ProcessFacts, kvm_group: int | None) -> F
     kvm = set() if kvm_group is None else {str(kvm_group)}
     know("proc.groups", tuple(sorted(groups - kvm)), "task/*/status: Groups")
     know("proc.kvm-group", tuple(sorted(groups & kvm)), "task/*/status: Groups")
-    held = 0
+    held = bounding = 0
     for t in threads:
-        held |= t.cap_inheritable | t.cap_permitted | t.cap_effective | t.cap_bounding | t.cap_ambient
-    names = tuple(f"cap-{bit}" for bit in range(64) if held >> bit & 1)
-    know("proc.caps", names, "task/*/status: CapInh CapPrm CapEff CapBnd CapAmb")
+        held |= t.cap_inheritable | t.cap_permitted | t.cap_effective | t.cap_ambient
+        bounding |= t.cap_bounding
+    # What only the bounding set has, the next program with a capability on its file would get.
+    later = (f"bounding:{name}" for name in capability_names(bounding & ~held))
+    know("proc.caps", (*capability_names(held), *later), "task/*/status: CapInh CapPrm CapEff CapBnd CapAmb")
     know("proc.no-new-privs", all(t.no_new_privs for t in threads), "task/*/status: NoNewPrivs")
     know("proc.seccomp-mode", min(t.seccomp for t in threads), "task/*/status: Seccomp")
     counts = [t.seccomp_filters for t in threads]
