@@ -287,7 +287,7 @@ def test_a_pattern_made_to_be_slow_is_not() -> None:
     ],
 )
 def test_what_a_pattern_covers(pattern: str, path: str, fits: bool) -> None:
-    assert (_coverage((pattern,)).fullmatch(path) is not None) == fits
+    assert (_coverage((pattern,))[0].fullmatch(path) is not None) == fits
 
 
 def test_more_vms_than_a_host_has_are_refused() -> None:

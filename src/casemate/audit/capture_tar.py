@@ -7,6 +7,7 @@ GNU long names. Anything else is an error that names the member: a capture has n
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from typing import Final
 
@@ -20,6 +21,11 @@ MEMBERS_MAX: Final = 100_000
 _NAME_BYTES: Final = 4096
 _EXTRA_BYTES: Final = 1 << 16
 _OCTAL: Final = re.compile(rb" *([0-7]+)[ \0]*")
+# name, size, checksum, kind, link, magic, prefix; between them mode, owner, time, device, of which a capture has no use
+_HEADER: Final = struct.Struct("100s24x12s12x8sc100s6s82x155s12x")
+# A name without anything that needs a second look: no empty part, none that begins with a dot.
+_USUAL: Final = re.compile(rb"[\w:@+~-][\w.:@+~-]*(?:/[\w:@+~-][\w.:@+~-]*)*/?")
+_EXTRA: Final = frozenset((b"x", b"L", b"K"))
 _KINDS: Final = {
     b"1": "a hard link",
     b"3": "a character device",
@@ -91,7 +97,7 @@ class _Reader:
             header = data[at : at + BLOCK]
             if len(header) < BLOCK:
                 raise self._fault("", "the archive is cut off", f"{end} bytes without an end")
-            if not header.strip(b"\0"):
+            if not header[0] and not header.strip(b"\0"):
                 break
             at = self._member(header, at + BLOCK)
             if at > end:
@@ -107,24 +113,26 @@ class _Reader:
         self._count += 1
         if self._count > MEMBERS_MAX:
             raise self._fault("", f"more than {MEMBERS_MAX} members", "")
-        name = header[:100].partition(b"\0")[0]
+        raw, size_field, sum_field, kind, link_field, magic, prefix = _HEADER.unpack(header)
+        name = raw.partition(b"\0")[0]
         # The sum counts its own eight bytes as spaces (POSIX ustar). Adler-32 has the sum of all bytes plus 1, modulo
         # 65521, in its low half, and takes a tenth of the time.
-        stated = self._number(header[148:156], name, "checksum")
-        if ((zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 256 - stated) % 65521:
+        stated = self._number(sum_field, name, "checksum")
+        if ((zlib.adler32(header) & 0xFFFF) - 1 - sum(sum_field) + 256 - stated) % 65521:
             raise self._fault(self._text(name), "its header is damaged", "the checksum is wrong")
-        size = self._number(header[124:136], name, "size")
-        kind = header[156:157]
-        if kind in (b"x", b"L", b"K"):
+        size = self._number(size_field, name, "size")
+        if kind in _EXTRA:
             if size > _EXTRA_BYTES:
                 raise self._fault(self._text(name), "its header is too long", f"{size} bytes")
             self._extra(kind, self._data[at : at + size], name)
             return at + _padded(size)
-        if header[257:263] == b"ustar\0" and header[345]:
-            name = header[345:500].partition(b"\0")[0] + b"/" + name
-        name, self._long_name = self._long_name or name, b""
-        link, self._long_link = self._long_link or header[157:257].partition(b"\0")[0], b""
-        size, self._size = size if self._size is None else self._size, None
+        if prefix[0] and magic == b"ustar\0":
+            name = prefix.partition(b"\0")[0] + b"/" + name
+        link = link_field.partition(b"\0")[0]
+        if self._long_name or self._long_link or self._size is not None:
+            name, self._long_name = self._long_name or name, b""
+            link, self._long_link = self._long_link or link, b""
+            size, self._size = size if self._size is None else self._size, None
         self._keep(kind, self._checked(name), link, size, at)
         return at + _padded(size)
 
@@ -185,6 +193,8 @@ class _Reader:
                 raise self._fault(self._text(name), "is a sparse file", "", "directories, files and symbolic links")
 
     def _checked(self, raw: bytes) -> str:
+        if len(raw) <= _NAME_BYTES and _USUAL.fullmatch(raw):
+            return raw.decode("ascii").rstrip("/")
         name = self._text(raw)
         if len(raw) > _NAME_BYTES:
             raise self._fault(name[:200], "its name is too long", f"{len(raw)} bytes")

@@ -28,6 +28,8 @@ _STEPS_MAX: Final = 2048
 _PATTERNS_MAX: Final = 4096
 _PATTERN_BYTES: Final = 1024
 _PATH_BYTES: Final = 8192
+_KNOWN_MAX: Final = 4096
+_KNOWN_CHARS: Final = 128
 _NOWHERE: Final = Path("/dev/null/captured")
 _NOT_CAPTURED: Final = "not in the capture"
 
@@ -61,6 +63,7 @@ class MemoryRoot(Root):
         self.keeps_errors = True
         self._tree = tree
         self._files = tree.files
+        self._covered: tuple[re.Pattern[str], dict[str, bool]] | None = None
         self._sets: dict[str, frozenset[str]] = {}
         self._plain: set[str] = set()
         """Directories that no link is on the way to."""
@@ -244,9 +247,16 @@ class MemoryRoot(Root):
 
     def _is_absent(self, where: str) -> bool:
         """Whether it was looked for: it, a directory above it that is not there, or the names beside it."""
-        covered = _coverage(self._tree.looked_for)
+        if self._covered is None:
+            self._covered = _coverage(self._tree.looked_for)
+        covered, known = self._covered
         while where not in ("", "/"):
-            if covered.fullmatch(where) is not None:
+            is_covered = known.get(where)
+            if is_covered is None:
+                is_covered = covered.fullmatch(where) is not None
+                if len(known) < _KNOWN_MAX and len(where) <= _KNOWN_CHARS:
+                    known[where] = is_covered
+            if is_covered:
                 return True
             where, _, name = where.rpartition("/")
             listed = self._listed(where or "/")
@@ -306,9 +316,10 @@ def _stat_result(noted: Noted) -> os.stat_result:
     return os.stat_result((mode, inode, dev, 1, uid, gid, size, 0, 0, 0), {"st_rdev": rdev})
 
 
-@lru_cache(maxsize=64)
-def _coverage(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """What patterns prove the absence of: what fits one, and every directory on the way to it."""
+@lru_cache(maxsize=16)
+def _coverage(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, bool]]:
+    """What patterns prove the absence of: what fits one, and every directory on the way to it. And what was found of
+    paths: captures of one version look for the same, and the same paths are asked of each."""
     words: dict[str, None] = {}
     for pattern in patterns:
         parts = pattern.split("/")
@@ -316,7 +327,7 @@ def _coverage(patterns: tuple[str, ...]) -> re.Pattern[str]:
             prefix = "/".join(parts[:count])
             if count == len(parts) or "*" not in prefix:
                 words[_expression(prefix)] = None
-    return re.compile("|".join(words) or r"(?!)")
+    return re.compile("|".join(words) or r"(?!)"), {}
 
 
 def _expression(pattern: str) -> str:
