@@ -136,6 +136,7 @@ def test_a_name_of_a_vm_is_no_target_and_the_message_helps(cli: Cli) -> None:
 
 def test_nothing_to_run(cli: Cli) -> None:
     assert "casemate run builtin" in cli.fails(2, "run")
+    assert "casemate run builtin" in cli.fails(2, "run", "")
 
 
 def test_flags_are_named_in_faults(cli: Cli, place: Path) -> None:

@@ -71,6 +71,16 @@ def test_a_change_between_check_and_use_is_refused(kernel: Path) -> None:
         opened.close()
 
 
+def test_two_names_of_one_file_in_one_vm(kernel: Path, raw: Path) -> None:
+    """The message is about this VM, not about another one; two readers are no fault."""
+    twin = raw.with_name("twin.raw")
+    os.link(raw, twin)
+    for first, second in (("persistent", "persistent"), ("persistent", "read-only"), ("overlay", "persistent")):
+        with pytest.raises(InputError, match=r"disk\[1\] .*twin.raw' is the same file as disk\[0\]"):
+            open_spec_files(spec_of(kernel, (raw, "raw", first), (twin, "raw", second)))
+    open_spec_files(spec_of(kernel, (raw, "raw", "overlay"), (twin, "raw", "read-only"))).close()
+
+
 def test_one_writer_and_nobody_else(kernel: Path, raw: Path) -> None:
     first = open_spec_files(spec_of(kernel, (raw, "raw", "persistent")))
     try:

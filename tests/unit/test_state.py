@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from casemate.engine import aftermath, files, sigsys, state
+from casemate.cli import life
+from casemate.engine import aftermath, control, ending, files, sigsys, state
 from casemate.engine.paths import Paths, prepare
 from casemate.engine.sigsys import describe, killed_call
 from casemate.engine.vmfiles import Definition, Exit, Process, RunMark, RunningState, this_process
@@ -409,6 +411,27 @@ def test_a_held_lock_and_a_live_supervisor_is_a_running_vm(paths: Paths) -> None
     assert state.look(paths, definition).state == "starting"
     assert lock is not None
     os.close(lock)
+
+
+def test_a_run_under_another_runtime_directory_is_said_to_be_there(paths: Paths) -> None:
+    """A session has XDG_RUNTIME_DIR, cron has none: the definitions are the same, locks and sockets are not."""
+    definition = state.create(paths, SPEC)
+    mark = RunMark(state.boot_id(), state.now(), this_process("casemate-sup"), runtime="/run/user/1000/casemate")
+    files.write_json(f"{paths.vm_data(definition.id)}/run.json", mark)
+    assert state.look(paths, definition).state == "elsewhere"
+    assert "elsewhere" in life.ALIVE
+    for act in (
+        lambda: state.claim(paths, definition),
+        lambda: control.connect(paths, definition),
+        lambda: ending.remove(paths, definition, force=True),
+        lambda: ending.end_run(paths, definition, "kill", wait=True),
+    ):
+        with pytest.raises(HostError, match="runs under another runtime directory") as caught:
+            act()
+        assert caught.value.next_step.startswith("XDG_RUNTIME_DIR=/run/user/1000 casemate")
+    assert not os.path.lexists(paths.vm_runtime(definition.id)), "nothing of another's run was touched"
+    files.write_json(f"{paths.vm_data(definition.id)}/run.json", msgspec.structs.replace(mark, boot_id="another"))
+    assert state.look(paths, definition).state == "exited"
 
 
 def test_a_lock_held_without_a_supervisor_is_waited_for_not_believed(

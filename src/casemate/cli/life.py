@@ -10,7 +10,7 @@ from casemate import app
 from casemate.cli import output
 from casemate.errors import CasemateError, ExitCode, InputError, VmTimeoutError
 
-ALIVE = frozenset({"starting", "running", "paused", "stopping"})
+ALIVE = frozenset({"starting", "running", "paused", "stopping", "elsewhere"})
 ANY = frozenset({*ALIVE, "created", "exited", "damaged"})
 
 

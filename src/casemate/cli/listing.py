@@ -9,6 +9,7 @@ from typing import Any
 
 from casemate import app
 from casemate.cli import output
+from casemate.cli.life import ALIVE
 from casemate.errors import ExitCode, InputError
 
 PS_SCHEMA = "casemate.ps/1"
@@ -16,7 +17,6 @@ STATS_SCHEMA = "casemate.stats/1"
 FILTERS = ("name", "id", "state", "accel")
 SHORT_ID = 12
 EVIDENCE_MAX = 100
-ALIVE = ("starting", "running", "paused", "stopping")
 VERDICTS = ("fail", "unknown", "waived", "manual", "pass", "not-applicable")
 LOUD = VERDICTS[:2]
 SEVERITIES = ("critical", "high", "medium", "low", "info")

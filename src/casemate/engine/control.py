@@ -67,6 +67,7 @@ def connect(paths: Paths, definition: Definition) -> socket.socket:
 
 def not_running(paths: Paths, definition: Definition) -> InputError:
     """The error that says what the VM is doing instead."""
+    state.refuse_elsewhere(paths, definition)
     found = state.look(paths, definition).state
     return InputError(
         f"{definition.name} is not running",

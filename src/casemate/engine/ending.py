@@ -44,6 +44,7 @@ def remove(paths: Paths, definition: Definition, *, force: bool) -> None:
         InputError: it runs and ``force`` is False.
     """
     vm = state.look(paths, definition)
+    state.refuse_elsewhere(paths, definition)
     if vm.state not in state.AT_REST:
         if not force:
             raise InputError(

@@ -81,6 +81,7 @@ def open_spec_files(spec: Spec) -> Opened:
             role, writable = f"disk{index}", disk.mode is DiskMode.PERSISTENT
             descriptor = opened.by_role[role] = open_image(disk.path, writable=writable)
             opened.sizes[role] = guest_size_bytes(descriptor, disk)
+            _refuse_twin(opened, spec, index, identity_of(descriptor))
             opened.identities[role] = (identity_of(descriptor), disk.path)
             opened.locks.append(_lock(disk.path, descriptor, writable))
     except BaseException:
@@ -115,6 +116,24 @@ def _check_boot_file(role: str, path: str, size_bytes: int) -> None:
     limit = 256 << 20 if role == "kernel" else 1 << 30
     if not 0 < size_bytes <= limit:
         raise InputError(f"{role} {path!r}", got=f"{size_bytes} bytes", expected=f"1 to {limit} bytes")
+
+
+def _refuse_twin(opened: Opened, spec: Spec, index: int, identity: FileIdentity) -> None:
+    """The specification knows paths; two hard links to one file are two paths.
+
+    Raises:
+        InputError: an earlier disk is the same file, and one of the two is written to.
+    """
+    for earlier, other in enumerate(spec.disks[:index]):
+        known, path = opened.identities[f"disk{earlier}"]
+        written = DiskMode.PERSISTENT in {other.mode, spec.disks[index].mode}
+        if written and (known.device, known.inode) == (identity.device, identity.inode):
+            raise InputError(
+                f"disk[{index}] {spec.disks[index].path!r} is the same file as disk[{earlier}]",
+                got=f"two names of one file, the other {path!r}",
+                expected="each disk once where it is written to",
+                next_step="leave one out, or copy the image",
+            )
 
 
 def _lock(path: str, descriptor: int, writable: bool) -> int:

@@ -14,6 +14,7 @@ from casemate.engine.paths import Paths
 from casemate.engine.state import Definition, Vm
 from casemate.errors import CasemateError
 from casemate.spec.model import Boot, Publish
+from casemate.spec.network import bracketed
 
 PS_SCHEMA = "casemate.ps/1"
 INSPECT_SCHEMA = "casemate.inspect/1"
@@ -41,8 +42,7 @@ def vm_row(vm: Vm) -> dict[str, Any]:
 
 def port_text(item: Publish) -> str:
     """``127.0.0.1:2222->22/tcp``."""
-    address = f"[{item.address}]" if ":" in item.address else item.address
-    return f"{address}:{item.host_port}->{item.guest_port}/{item.protocol}"
+    return f"{bracketed(item.address)}:{item.host_port}->{item.guest_port}/{item.protocol}"
 
 
 def inspect_view(paths: Paths, vm: Vm) -> dict[str, Any]:

@@ -372,7 +372,8 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
     launched: Launched | None = None
     try:
         files.unlink_if_there(f"{data}/exit.json")
-        mark = RunMark(state.boot_id(), started_at, ourselves, plan.cgroup.directories, plan.run_as.uid, plan.accel)
+        who, where = plan.run_as.uid, paths.runtime
+        mark = RunMark(state.boot_id(), started_at, ourselves, plan.cgroup.directories, who, plan.accel, where)
         files.write_json(f"{data}/run.json", mark)
         launched = launch(
             plan,

@@ -8,6 +8,7 @@ What a VM is doing follows from locks, never from a pid alone:
     run.json of another boot          -> "exited (host rebooted)"
     exit.json                         -> exited
     otherwise                         -> created
+    run.json names another runtime directory, and its supervisor lives -> elsewhere
 
 Locks, in the order in which they are taken: a VM's ``lock`` (start, rm, clean-up), then ``names.lock`` (create, rm).
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import time
 
 import msgspec
@@ -227,6 +229,8 @@ def _look_unlocked(paths: Paths, definition: Definition) -> Vm | None:
         return _ended(paths, definition, None)
     mark = salvage_struct(mark_path, RunMark)
     if mark is not None and mark.boot_id == boot_id() and is_alive(mark.supervisor):
+        if runs_elsewhere(paths, definition):
+            return Vm(definition, "elsewhere", None, None)
         # About to exit; or it lost its runtime directory, which it notices and ends (see supervise.py).
         return None if os.path.lexists(f"{runtime}/lock") else Vm(definition, "stopping", None, None)
     try:
@@ -250,6 +254,30 @@ def _look_unlocked(paths: Paths, definition: Definition) -> Vm | None:
     finally:
         os.close(lock)
     return vm
+
+
+def runs_elsewhere(paths: Paths, definition: Definition) -> str:
+    """The base runtime directory of a run that lives under another one than ours; empty when there is none."""
+    mark = salvage_struct(f"{paths.vm_data(definition.id)}/run.json", RunMark)
+    if mark is None or mark.runtime in {"", paths.runtime} or mark.boot_id != boot_id():
+        return ""
+    return mark.runtime if is_alive(mark.supervisor) else ""
+
+
+def refuse_elsewhere(paths: Paths, definition: Definition) -> None:
+    """To be called where a VM is to be asked, or claimed.
+
+    Raises:
+        HostError: it runs under another runtime directory, where we have neither its lock nor its socket.
+    """
+    where = runs_elsewhere(paths, definition)
+    if where:
+        raise HostError(
+            f"{definition.name} runs under another runtime directory",
+            got=paths.runtime,
+            expected=where,
+            next_step=f"XDG_RUNTIME_DIR={shlex.quote(os.path.dirname(where))} casemate …; a login session sets it",
+        )
 
 
 def _ended(paths: Paths, definition: Definition, lost: Exit | None) -> Vm:
@@ -306,7 +334,8 @@ def claim(paths: Paths, definition: Definition, *, to_remove: bool = False) -> i
 
     Raises:
         InputError: it runs, another command is busy with it, or it has been removed meanwhile.
-        HostError: the runtime directory cannot be made, or what a lost run left cannot be cleaned up.
+        HostError: the runtime directory cannot be made, or what a lost run left cannot be cleaned up; it runs under
+            another one.
     """
     if definition.damaged and not to_remove:
         raise InputError(
@@ -314,6 +343,7 @@ def claim(paths: Paths, definition: Definition, *, to_remove: bool = False) -> i
             got=definition.damaged,
             next_step=f"casemate rm {definition.id} removes that VM",
         )
+    refuse_elsewhere(paths, definition)
     end = time.monotonic() + CLAIM_DEADLINE_S
     while True:
         lock = _try_claim(paths, definition)

@@ -45,7 +45,7 @@ def load_target(target: str | None, flags: Mapping[str, Any], *, paths: Paths, b
     today = datetime.datetime.now(tz=datetime.UTC).date()
     laid = dict(flags)
     firmware = laid.pop("firmware", None)
-    if target is None:
+    if not target:
         if not laid.get("kernel"):
             raise InputError(
                 "nothing to run",

@@ -60,7 +60,8 @@ class RunningState(msgspec.Struct, frozen=True):
 class RunMark(msgspec.Struct, frozen=True):
     """run.json: a run began; removed when its end has been written down and nothing of it is left.
 
-    ``supervisor`` and ``cgroups`` are here too because a run can die before state.json exists, or lose it.
+    ``supervisor`` and ``cgroups`` are here too because a run can die before state.json exists, or lose it. ``runtime``
+    is the base directory where its lock and socket are: another shell may have another XDG_RUNTIME_DIR.
     """
 
     boot_id: str
@@ -69,6 +70,7 @@ class RunMark(msgspec.Struct, frozen=True):
     cgroups: tuple[str, ...] = ()
     uid: int = 0
     accel: str = ""
+    runtime: str = ""
 
 
 class Exit(msgspec.Struct, frozen=True):
