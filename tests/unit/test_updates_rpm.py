@@ -323,7 +323,7 @@ def test_what_is_too_old_or_not_there_is_unknown(tmp_path: Path) -> None:
             ({"made": NOW - 40 * 86_400}, "40 days old"),
             ({"made": 7}, "when they were made"),
             ({"installed": []}, "not one package"),
-            ({"suffix": ".zck"}, "not understood"),
+            ({"suffix": ".7z"}, "not understood"),
             ({"pack": lambda data: gzip.compress(data)[:-20]}, "damaged"),
             ({"pack": lambda data: b"nothing"}, "damaged"),
             ({"suffix": ".xz", "pack": lambda data: lzma.compress(data)[:-20]}, "damaged"),

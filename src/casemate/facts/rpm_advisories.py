@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from casemate.facts.fact import Unknown
 from casemate.facts.root import Root
 from casemate.facts.rpm_packages import PACKAGE_KEY, Package
+from casemate.facts.zchunk import unpack_zchunk
 
 CACHES: Final = ("/var/cache/dnf", "/var/cache/libdnf5")
 MAX_PACKED_BYTES: Final = 64 << 20
@@ -21,6 +22,8 @@ _DEPTH: Final = 16
 _UNIX: Final = re.compile(r"[0-9]{9,12}(\.[0-9]+)?")
 _GENERATION: Final = re.compile(r"-[0-9a-f]{16}")
 _ATTRIBUTE_CHARS: Final = 256
+_ADVISORIES: Final = ("updateinfo", "updateinfo_zck")
+_HREFS_MAX: Final = 4
 _KERNEL: Final = re.compile(r"kernel(-[a-z0-9-]+)?")
 
 
@@ -34,9 +37,11 @@ class Offered(msgspec.Struct, frozen=True):
 
 
 class _Repository(msgspec.Struct, frozen=True):
+    """``advisories``: where they may lie; dnf keeps the form in zchunk where the repository offers one."""
+
     folder: str
     made_s: int
-    advisories: str
+    advisories: tuple[str, ...]
 
 
 def offered_by_advisories(root: Root, wanted: re.Pattern[str]) -> Offered | Unknown:
@@ -86,10 +91,10 @@ def _repositories(root: Root) -> Iterator[_Repository]:
                 metadata = _Metadata(root.read_bytes(f"{folder}/repodata/repomd.xml", _MAX_REPOMD_BYTES))
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            if not metadata.href:
+            if not metadata.hrefs:
                 continue
-            place = f"{folder}/repodata/{metadata.href.rpartition('/')[2]}"
-            found = _Repository(folder, metadata.made_s, place)
+            places = tuple(f"{folder}/repodata/{href.rpartition('/')[2]}" for href in metadata.hrefs)
+            found = _Repository(folder, metadata.made_s, places)
             key = _GENERATION.sub("", name)
             if key not in newest or found.made_s > newest[key].made_s:
                 newest[key] = found
@@ -112,10 +117,11 @@ def _refuse(*_: object) -> None:
 
 
 class _Metadata:
-    """repomd.xml: ``made_s``, Unix time of its newest part, and ``href``, where the advisories lie."""
+    """repomd.xml: ``made_s``, Unix time of its newest part, and ``hrefs``, where the advisories may lie."""
 
     def __init__(self, data: bytes) -> None:
-        self.made_s, self.href = 0, ""
+        self.made_s = 0
+        self.hrefs: list[str] = []
         self._kind, self._path = "", [""]
         parser = _parser()
         parser.StartElementHandler = self._start
@@ -129,8 +135,8 @@ class _Metadata:
             raise ValueError("repomd.xml is too deep")
         if name == "data":
             self._kind = attributes.get("type", "")
-        if name == "location" and self._kind == "updateinfo":
-            self.href = attributes.get("href", "")[:4096]
+        if name == "location" and self._kind in _ADVISORIES and len(self.hrefs) < _HREFS_MAX:
+            self.hrefs.append(attributes.get("href", "")[:4096])
 
     def _text(self, words: str) -> None:
         if self._path[-1] in ("timestamp", "revision") and _UNIX.fullmatch(words.strip()):
@@ -164,8 +170,9 @@ class _Updates:
                 self.found.append(_package(attributes))
 
 
-def _advised(root: Root, path: str, updates: _Updates) -> Iterator[Package]:
-    """Packages of security advisories."""
+def _advised(root: Root, places: Sequence[str], updates: _Updates) -> Iterator[Package]:
+    """Packages of security advisories, from the first of the places where there is something."""
+    path = next((place for place in places[:-1] if root.exists(place)), places[-1])
     parser = updates.parser()
     taken = 0
     for piece in unpacked_advisories(root.read_bytes(path, MAX_PACKED_BYTES), path):
@@ -202,6 +209,12 @@ def unpacked_advisories(data: bytes, path: str) -> Iterator[bytes]:
 
     if path.endswith(".xml") or data.startswith(b"<"):  # a capture keeps the text
         yield data
+        return
+    if path.endswith(".zck"):
+        try:
+            yield from unpack_zchunk(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         return
     try:
         if path.endswith(".xz"):
