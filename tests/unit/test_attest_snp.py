@@ -54,6 +54,16 @@ def test_milan_of_every_version(pinned: Any, version: int) -> None:
     assert found.claims["product"] == "Milan"
 
 
+def test_a_report_cut_out_of_azures(pinned: Any) -> None:
+    """The header of the runtime data that it vouched for comes along."""
+    pinned(MILAN)
+    report = MILAN.sign(snp_report())
+    assert judged(report + struct.pack("<5I", 604, 1, 2, 1, 584), MILAN).reasons == ()
+    for other in (struct.pack("<5I", 604, 1, 4, 1, 584), bytes(19)):
+        with pytest.raises(InputError):
+            judged(report + other, MILAN)
+
+
 @pytest.mark.parametrize(
     ("product", "cpuid"), [("Genoa", (0x19, 0x11, 1)), ("Genoa", (0x19, 0xA0, 2)), ("Turin", (0x1A, 0x02, 1))]
 )

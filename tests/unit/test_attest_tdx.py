@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 from typing import Any
 
 import dcap_qvl
@@ -150,6 +151,37 @@ def test_every_octet_of_what_is_signed(version: int, attributes: int) -> None:
 def test_another_root_is_not_intels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert codes(judged(MACHINE.quote())) == {"quote"}
+
+
+def test_a_signature_needs_no_collateral_to_be_wrong() -> None:
+    changed = bytearray(MACHINE.quote(attributes=0))
+    changed[200] ^= 1
+    found = verify(bytes(changed), Inputs(moment=NOW), Policy())
+    assert codes(found) == {"quote.signature", "collateral", "sept-ve"}
+    assert codes(verify(MACHINE.quote()[:-900], Inputs(moment=NOW), Policy())) == {"quote", "collateral"}
+    fine = verify(MACHINE.quote(), Inputs(moment=NOW), Policy())
+    assert codes(fine) == {"collateral"}
+
+
+def test_collateral_whose_parts_never_held_together() -> None:
+    early = json.loads(MACHINE.collateral(FINE, begin=BEGIN, end=BEGIN + datetime.timedelta(days=1)))
+    mixed = json.loads(MACHINE.collateral(FINE, begin=END - datetime.timedelta(days=1), end=END))
+    mixed |= {part: early[part] for part in ("tcb_info", "tcb_info_signature")}
+    changed = bytearray(MACHINE.quote())
+    changed[200] ^= 1
+    for quote, more in ((MACHINE.quote(), set()), (bytes(changed), {"quote.signature"})):
+        found = verify(quote, Inputs(collateral=json.dumps(mixed).encode(), moment=NOW), Policy())
+        assert codes(found) == {"collateral.time"} | more
+
+
+@pytest.mark.parametrize("year", [1, 1969, 9999])
+def test_any_time_can_be_asked_for(year: int) -> None:
+    inputs = Inputs(
+        collateral=MACHINE.collateral(FINE, begin=BEGIN, end=END),
+        moment=datetime.datetime(year, 12, 31, tzinfo=datetime.UTC),
+    )
+    for attributes in (SEPT_VE_DISABLE, 0):
+        assert "collateral.time" in codes(verify(MACHINE.quote(attributes=attributes), inputs, Policy()))
 
 
 def test_what_ran_out_and_what_is_false_are_both_said() -> None:

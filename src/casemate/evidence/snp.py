@@ -28,6 +28,8 @@ ECDSA_P384_SHA384: Final = 1
 _TURIN_FAMILY: Final = 0x1A
 MAX_BYTES: Final = SIZE + (64 << 10)
 _ENTRY: Final = struct.Struct("<16sII")
+_AZURE_HEADER: Final = struct.Struct("<5I")
+_AZURE_SNP: Final = 2
 MAX_ENTRIES: Final = 16
 
 POLICY_BITS: Final = {
@@ -144,12 +146,18 @@ class SnpReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def looks_like_snp(data: bytes) -> bool:
-    """Whether a file's content is a report, alone or with a table of certificates behind it: the size, a known version,
-    the signature's algorithm."""
-    if len(data) != SIZE and not SIZE + _ENTRY.size <= len(data) <= MAX_BYTES:
+    """Whether a file's content is a report, alone or with a table of certificates or Azure's header behind it: the
+    size, a known version, the signature's algorithm."""
+    if len(data) != SIZE and not _ends_as_azures(data) and not SIZE + _ENTRY.size <= len(data) <= MAX_BYTES:
         return False
     version, algorithm = struct.unpack_from("<I", data)[0], struct.unpack_from("<I", data, 0x34)[0]
     return version in VERSIONS and algorithm == ECDSA_P384_SHA384
+
+
+def _ends_as_azures(data: bytes) -> bool:
+    """Whether the header of Azure's runtime data is behind the report, without these: size, version, type, hash, size.
+    A report that was cut out of an HCL report may have it; it is not signed, and says nothing."""
+    return len(data) == SIZE + _AZURE_HEADER.size and _AZURE_HEADER.unpack_from(data, SIZE)[2] == _AZURE_SNP
 
 
 def parse_report(data: bytes, *, is_turin: bool | None = None) -> SnpReport:
@@ -215,7 +223,7 @@ def certificate_table(data: bytes) -> tuple[bytes, ...]:
     Raises:
         InputError: the table has no end, or points outside of itself.
     """
-    table = data[SIZE:]
+    table = b"" if _ends_as_azures(data) else data[SIZE:]
     found: list[bytes] = []
     for index in range(MAX_ENTRIES if table else 0):
         if (index + 1) * _ENTRY.size > len(table):

@@ -148,6 +148,17 @@ def _chain_faults(
             yield false("revocation.unknown", f"{what}: no revocation list speaks of {lower.common_name!r}")
 
 
+def signature_faults(quote: TdxQuote) -> tuple[Reason, ...]:
+    """Steps 4 and 5 alone, of a quote that brings its platform's certificate along.
+
+    Raises:
+        InputError: the quote or the certificate cannot be read.
+    """
+    found = authentication_of(quote)
+    chain = _certificates(found.certificates)
+    return tuple(_signature_faults(quote, found, chain[0])) if chain else ()
+
+
 def _signature_faults(quote: TdxQuote, found: Authentication, platform: Certificate) -> Iterator[Reason]:
     """Steps 4 and 5."""
     if platform.common_name != _PLATFORM or not _is_signed(platform, found.report_signature, found.report):

@@ -20,7 +20,7 @@ from casemate.evidence.event_log import EventLog, replay
 from casemate.evidence.tdx import TdxQuote
 from casemate.evidence.tdx_collateral import Window, evaluation_of, windows_of
 from casemate.evidence.tdx_levels import TcbStatus
-from casemate.evidence.tdx_signed import truth_of_signed
+from casemate.evidence.tdx_signed import signature_faults, truth_of_signed
 from casemate.evidence.verdict import Reason, false, stale
 
 _NOTHING = TcbStatus("", ())
@@ -36,7 +36,7 @@ def truth_of_tdx(
     """
     if collateral is None:
         text = "there is no collateral: --collateral FILE, or `casemate attest fetch` beforehand"
-        return (false("collateral", text),), _NOTHING
+        return (*_signature_faults(quote), false("collateral", text)), _NOTHING
     try:
         evaluation = evaluation_of(collateral)
         faults, status = _judged(quote, collateral, moment, evaluation)
@@ -51,7 +51,9 @@ def truth_of_tdx(
     # Something has run out, and dcap-qvl stops there: was it true while everything was in its time?
     reasons = [stale("collateral.time", f"{item.what}: {_period(item)}") for item in outside]
     within = _moment_within(windows, moment)
-    if within is not None:
+    if within is None:
+        reasons += _signature_faults(quote)
+    else:
         faults, status = _judged(quote, collateral, within, evaluation)
         reasons += faults
     return tuple(reasons), status
@@ -68,7 +70,7 @@ def _judged(
     except (ValueError, UnicodeDecodeError) as error:
         return (false("collateral", f"the collateral cannot be read: {str(error)[:120]}"),), _NOTHING
     try:
-        found = dcap_qvl.verify(quote.raw, parsed, int(moment.timestamp()))
+        found = dcap_qvl.verify(quote.raw, parsed, max(int(moment.timestamp()), 0))
     except ValueError as error:
         text = " ".join(str(error).removeprefix("Verification failed:").split())[:200]
         if any(part in text for part in _OF_POLICY):
@@ -76,6 +78,14 @@ def _judged(
         code = next((code for part, code in _CODES if part in text), "quote")
         return (false(code, text),), _NOTHING
     return (), TcbStatus(str(found.status), tuple(str(item) for item in found.advisory_ids), evaluation)
+
+
+def _signature_faults(quote: TdxQuote) -> tuple[Reason, ...]:
+    """What can be said without collateral, or with one that was never all in its time."""
+    try:
+        return signature_faults(quote)
+    except InputError as error:
+        return (false("quote", str(error).partition("\n")[0][:200]),)
 
 
 def _signed(quote: TdxQuote, collateral: bytes, moment: datetime.datetime) -> tuple[tuple[Reason, ...], TcbStatus]:
