@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -223,6 +224,27 @@ def test_closed_standard_descriptors_do_no_harm(cli: Cli, closed: str) -> None:
     words = cli.words("ps", "-a")
     done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *words], timeout=60, check=False, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("word", COMMANDS)
+def test_a_command_needs_only_its_group(word: str) -> None:
+    """A command that stands in no group would go unnoticed: all of the command line is built for a word unknown."""
+    found = _commands(build_parser(word))
+    assert word in found
+    assert found.items() <= _commands(build_parser()).items()
+    assert len(found) <= 7
+
+
+def test_an_unknown_command_is_looked_for_among_all() -> None:
+    assert set(_commands(build_parser("rnu"))) == set(COMMANDS)
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Help of every command, by name."""
+    assert parser._subparsers is not None
+    (action,) = parser._subparsers._group_actions
+    assert isinstance(action, argparse._SubParsersAction)
+    return {name: command.format_help() for name, command in action.choices.items()}
 
 
 def test_parser_can_be_built_twice() -> None:

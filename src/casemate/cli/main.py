@@ -57,7 +57,8 @@ def _open_standard_descriptors() -> None:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = build_parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        arguments = build_parser(words[0] if words else None).parse_args(words)
         module, _, function = arguments.handler.partition(":")
         command = getattr(importlib.import_module(f"casemate.cli.{module}"), function)
         code = int(command(arguments))

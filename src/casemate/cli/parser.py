@@ -19,20 +19,20 @@ SPEC_HELP = "a specification (TOML), a disk image (qcow2 or raw, told by content
 VM_HELP = "name, id, or unique beginning of the id"
 LAYERS = ("namespaces", "root", "identity", "capabilities", "cgroup", "rlimits", "landlock", "seccomp")
 
-ASSESS: tuple[str, ...] = (
-    "args_audit",
-    "args_capture",
-    "args_risk",
-    "args_harden",
-    "args_surface",
-    "args_emulator",
-    "args_measure",
-    "args_attest",
-    "args_serve_keys",
-    "args_image",
-    "args_save",
-)
-"""Modules with the arguments of the commands that assess; each has ``add(commands)``."""
+ASSESS: dict[str, tuple[str, ...]] = {
+    "args_audit": ("audit", "controls"),
+    "args_capture": ("capture",),
+    "args_risk": ("risk",),
+    "args_harden": ("harden",),
+    "args_surface": ("surface", "detect"),
+    "args_emulator": ("emulator",),
+    "args_measure": ("measure",),
+    "args_attest": ("attest",),
+    "args_serve_keys": ("serve-keys",),
+    "args_image": ("image",),
+    "args_save": ("save",),
+}
+"""Modules with the arguments of the commands that assess, and these commands; each has ``add(commands)``."""
 
 EPILOG = """\
 first steps:
@@ -70,8 +70,11 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(word: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line; or, when ``word`` is a command, no more of it than that command needs.
+
+    argparse takes 10 ms for all of it, which every launch would pay.
+    """
     parser = Parser(
         prog="casemate",
         description="Run virtual machines in a confined emulator, and prove that the confinement is in force.",
@@ -80,14 +83,23 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    _host_commands(commands)
-    _start_commands(commands)
-    _end_commands(commands)
-    _look_commands(commands)
-    _trust_commands(commands)
-    for module in ASSESS:
-        importlib.import_module(f"casemate.cli.{module}").add(commands)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True, prog=parser.prog
+    )
+    own = {
+        _host_commands: ("doctor", "plan"),
+        _start_commands: ("run", "create", "start", "restart"),
+        _end_commands: ("stop", "kill", "rm", "pause", "unpause", "wait"),
+        _look_commands: ("ps", "inspect", "logs", "console", "events", "stats"),
+        _trust_commands: ("prove", "key", "verify-record", "unit", "spec", "completion", "version"),
+    }
+    is_command = any(word in names for names in (*own.values(), *ASSESS.values()))
+    for add, names in own.items():
+        if not is_command or word in names:
+            add(commands)
+    for module, names in ASSESS.items():
+        if not is_command or word in names:
+            importlib.import_module(f"casemate.cli.{module}").add(commands)
     return parser
 
 
