@@ -189,8 +189,6 @@ def run_from(
         InputError: the file is damaged, sealed otherwise, or belongs to another machine. RefusedError: a disk changed.
         CasemateError: why it did not start; then it is not defined either.
     """
-    import dataclasses
-
     import msgspec
 
     from casemate.engine import attendance, ending, restore, state
@@ -217,7 +215,7 @@ def run_from(
     if saved.manifest.guest_prepared:
         return started
     text = "the guest did not prepare for this: until its kernel reseeds, clones draw the same random numbers"
-    return dataclasses.replace(started, warnings=(*started.warnings, f"{text} [ent.vmgenid]"))
+    return msgspec.structs.replace(started, warnings=(*started.warnings, f"{text} [ent.vmgenid]"))
 
 
 def _source(key: DiskKey) -> Secret:

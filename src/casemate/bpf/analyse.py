@@ -11,9 +11,10 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
+
+import msgspec
 
 from casemate.bpf import instruction as bpf
 from casemate.bpf.evaluate import (
@@ -60,8 +61,7 @@ _KINDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The answers that a call may get.
 
     ``kind``: ALLOW when every answer lets the call through (allow, log); CONDITIONAL when only some do; otherwise the

@@ -16,7 +16,8 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 from casemate.engine import files
 from casemate.engine.paths import Paths
@@ -30,8 +31,7 @@ EVENTS_MAX_BYTES = 256 * 1024
 RUNTIME_FILES = ("control.sock", "state.json", "state.json.tmp", "exit.json", "exit.json.tmp")
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """What `settle` found and did.
 
     Attributes:

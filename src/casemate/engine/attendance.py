@@ -7,8 +7,9 @@ definition, no log, no exit.json. What was written into these connections stays 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from casemate.controls.policy import HostPolicy
 from casemate.engine import start as engine
@@ -63,8 +64,7 @@ class Attendance:
         self._ours.clear()
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(msgspec.Struct, frozen=True):
     """A VM whose guest has been released.
 
     Attributes:

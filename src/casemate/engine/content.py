@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from casemate.errors import CasemateError, RefusedError, VmError
 
@@ -32,8 +33,7 @@ SLOWEST_BYTES_S = 20 << 20
 """A disk slower than this makes a launch time out."""
 
 
-@dataclass(frozen=True)
-class Promise:
+class Promise(msgspec.Struct, frozen=True):
     """What one disk must be. ``how``: ``fs-verity``, ``tree`` or ``sha256``; ``expected``: that kind of digest."""
 
     role: str

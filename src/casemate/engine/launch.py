@@ -13,8 +13,9 @@ import os
 import re
 import socket
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from casemate.controls.drift import drift
 from casemate.controls.judge import judge, refusal_error, refusals
@@ -52,8 +53,7 @@ _NO_KERNEL = ("invalid kernel header", "loading elf kernel", "without PVH ELF No
 _OF_THE_LAUNCH = ("host.", "run.rootless", "vm.id", "img.origin-", "img.launch-only")
 
 
-@dataclass
-class Launched:
+class Launched(msgspec.Struct):
     """A released VM and the descriptors that its supervisor goes on with."""
 
     spawned: Spawned
@@ -65,11 +65,11 @@ class Launched:
     qemu_version: str
     early_log: bytes
     notifications: dict[str, int]
-    timings_ms: dict[str, float] = field(default_factory=dict)
+    timings_ms: dict[str, float] = msgspec.field(default_factory=dict)
     clone: socket.socket | None = None
     keys: socket.socket | None = None
-    digests: dict[str, str] = field(default_factory=dict)
-    observed: Facts = field(default_factory=dict)
+    digests: dict[str, str] = msgspec.field(default_factory=dict)
+    observed: Facts = msgspec.field(default_factory=dict)
 
 
 def launch(

@@ -10,8 +10,9 @@ import fcntl
 import hashlib
 import os
 import stat
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from casemate.engine.content import Promise
 from casemate.engine.paths import Paths
@@ -30,20 +31,19 @@ if TYPE_CHECKING:
 _NO_FIRMWARE = Boot()
 
 
-@dataclass
-class Opened:
+class Opened(msgspec.Struct):
     """Descriptors by role, sizes for the plan, promised digests, and what must still be true at use.
 
     ``digests``: what boot files must hash to, checked on their copies. ``promises``: what images must be, checked
     beside the emulator's start-up (`engine.content`). ``enrolled``: Secure Boot's keys at the first start.
     """
 
-    by_role: dict[str, int] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
+    by_role: dict[str, int] = msgspec.field(default_factory=dict)
+    sizes: dict[str, int] = msgspec.field(default_factory=dict)
+    digests: dict[str, str] = msgspec.field(default_factory=dict)
     promises: tuple[Promise, ...] = ()
-    identities: dict[str, tuple[FileIdentity, str]] = field(default_factory=dict)
-    locks: list[int] = field(default_factory=list)
+    identities: dict[str, tuple[FileIdentity, str]] = msgspec.field(default_factory=dict)
+    locks: list[int] = msgspec.field(default_factory=list)
     enrolled: Enrolled | None = None
 
     def close(self) -> None:

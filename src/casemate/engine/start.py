@@ -20,7 +20,6 @@ import resource
 import select
 import signal
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
@@ -61,8 +60,7 @@ RESULT_MAX_BYTES = 1 << 20
 LAUNCH_DEADLINE_S = 120.0
 
 
-@dataclass
-class Prepared:
+class Prepared(msgspec.Struct):
     """Everything that a launch needs, before the fork. `close` frees it."""
 
     plan: LaunchPlan
@@ -72,7 +70,7 @@ class Prepared:
     controls: tuple[Control, ...]
     locks: list[int]
     restore: Restore | None = None
-    attendants: dict[str, int] = field(default_factory=dict)
+    attendants: dict[str, int] = msgspec.field(default_factory=dict)
     tpm: Home | None = None
 
     def close(self) -> None:

@@ -22,14 +22,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from casemate.errors import HostError
 from casemate.image import guest_modules
-from casemate.image.cpio import CpioEntry, character_device, directory, regular, symlink, write_cpio
 from casemate.image.guest_reseed import reseed_program
 
 CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet loglevel=3 cryptomgr.notests"
@@ -60,8 +58,7 @@ class BuiltinManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     sources: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltinGuest:
+class BuiltinGuest(msgspec.Struct, frozen=True):
     """One built guest. Digests are lower-case hex SHA-256: whoever copies the files compares them while copying."""
 
     kernel: Path
@@ -130,7 +127,9 @@ def build_builtin(cache_dir: Path, report: Callable[[str], None], *, refresh: bo
 
 def assemble_initrd(busybox: bytes, modules: Sequence[tuple[str, bytes]], init: bytes) -> bytes:
     """Return the initramfs: deterministic, the same inputs give the same bytes."""
-    entries: list[CpioEntry] = [
+    from casemate.image.cpio import character_device, directory, regular, symlink, write_cpio
+
+    entries = [
         directory("dev"),
         character_device("dev/console", 5, 1),
         directory("proc"),

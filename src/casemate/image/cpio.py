@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from casemate.errors import ImageError
 
@@ -34,8 +35,7 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK)
 
 
-@dataclass(frozen=True, slots=True)
-class CpioEntry:
+class CpioEntry(msgspec.Struct, frozen=True):
     """One file.
 
     ``name``: relative path without ``.`` or ``..``; ``mode``: type and permission bits as in ``st_mode``; ``data``:

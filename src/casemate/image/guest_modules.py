@@ -9,8 +9,6 @@ A kernel package holds each feature as a built-in (named in ``modules.builtin``)
 
 from __future__ import annotations
 
-import lzma
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -47,6 +45,9 @@ def decompress_module(path: str, data: bytes) -> bytes:
     Raises:
         HostError: a compression that Python's library lacks, damage, or more than 16 MiB.
     """
+    import lzma  # here: a launch reads this module too, for the names above
+    import zlib
+
     try:
         if path.endswith(".xz"):
             plain = lzma.LZMADecompressor(memlimit=256 << 20).decompress(data, MAX_MODULE_BYTES + 1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
+class ImageHeader(msgspec.Struct, frozen=True):
     """An image that needs no other file. ``format`` is ``raw`` or ``qcow2``; raw leaves the later fields unset.
 
     ``virtual_size_bytes`` is what the guest sees, ``file_size_bytes`` the length of the file (holes included).

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 
-@dataclass
-class Context:
+
+class Context(msgspec.Struct):
     """What the steps need from outside: descriptors by role, a place to mount on, and the parent's ear.
 
     Attributes:
@@ -21,7 +21,7 @@ class Context:
     sources: dict[str, int]
     staging: str
     ask_parent: Callable[[str], None]
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Step(Protocol):

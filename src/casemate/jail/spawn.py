@@ -27,8 +27,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Never
+
+import msgspec
 
 from casemate.errors import HostError, VmError
 from casemate.jail.context import Context, Step
@@ -44,14 +45,13 @@ _NAMESPACES = process.CLONE_NEWNS | process.CLONE_NEWPID | process.CLONE_NEWNET
 _NAMESPACES |= process.CLONE_NEWIPC | process.CLONE_NEWUTS
 
 
-@dataclass
-class Spawned:
+class Spawned(msgspec.Struct):
     """A process inside its wall. The caller owns both descriptors; ``listener`` is -1 without seccomp."""
 
     pid: int
     pidfd: int
     listener: int
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 Payload = Callable[[Wall, Context], Never]
