@@ -55,7 +55,6 @@ class Interrupts:
         self._old_wakeup = -1
 
     def __enter__(self) -> Interrupts:
-        gc.enable()  # main turned it off; who waits for signals stays for long
         self.read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for number in self.NUMBERS:
             self._before[number] = signal.signal(number, lambda *_: None)
@@ -68,6 +67,11 @@ class Interrupts:
             signal.signal(number, handler)
         os.close(self.read_end)
         os.close(self._write_end)
+
+    def stay(self) -> None:
+        """From here on we wait, perhaps for days: main turned the collector off. What is there now stays as well."""
+        gc.freeze()
+        gc.enable()
 
     def take(self) -> list[int]:
         """Signals that came since the last call."""

@@ -180,6 +180,7 @@ def console(arguments: argparse.Namespace) -> int:
         return True
 
     with Interrupts() as interrupts:
+        interrupts.stay()
         attachment = app.attach(document["id"])
         if os.isatty(0):
             output.note(f"console of {document['name']}; Ctrl-] leaves")
@@ -195,6 +196,7 @@ def _foreground(started: Started, interrupts: Interrupts, *, json: bool) -> int:
 
     name, watch = started.name, started.watch
     assert watch is not None
+    interrupts.stay()
     stopper = _Stopper(started.id, interrupts.had_terminal)
     try:
         if started.console is not None and _show_console(started.console, interrupts, stopper) is Outcome.LEFT:

@@ -117,6 +117,9 @@ def override(
     if _set_network(document, net, allow, publish, faults, ipv6=bool(ipv6)):
         named["network.mode"] = net
     first_new = _add_disks(document, disks, base_dir, format_of, faults)
+    # What stands at its default is as good as not written, and a table that is not there costs nothing to check.
+    unwritten = _document(Spec())
+    document = {key: value for key, value in document.items() if value != unwritten[key]}
     try:
         result = build_spec(document, "command line", base_dir, today=today, image_of=image_of)
     except SpecError as error:
@@ -236,7 +239,7 @@ def _set_network(
     """Change the network table; whether ``--net`` was given."""
     network = document["network"]
     if net == "none":
-        network.update(mode="none", egress="internet", allow=[], publish=[], ipv6=False)
+        network.update(mode="none", egress="internet", allow=(), publish=(), ipv6=False)
         if publish or allow or ipv6:
             faults.add("--net", "flag.conflict", "none excludes --publish, --allow and --ipv6")
         return True
@@ -244,8 +247,8 @@ def _set_network(
         network["mode"] = net
     elif (publish or ipv6) and network["mode"] == "none":
         network["mode"] = "user"
-    network["allow"] = [*network["allow"], *allow]
-    network["publish"] = [*network["publish"], *publish]
+    network["allow"] = (*network["allow"], *allow)
+    network["publish"] = (*network["publish"], *publish)
     return net is not None
 
 
