@@ -17,7 +17,8 @@ from casemate.facts.rpm_answer import KEPT
 
 DAMAGED: Final = "<!damaged"
 """What the script puts behind a text that could not be unpacked to its end: it then stays behind."""
-_ABOUT: Final = rf"[ \t\r\n]name[ \t\r\n]*=[ \t\r\n]*[\"']({KEPT}|kernel-[a-z0-9-]+)[\"']|&"
+_QUOTE: Final = """["']"""
+_ABOUT: Final = rf"[ \t\r\n]name[ \t\r\n]*=[ \t\r\n]*{_QUOTE}({KEPT}|kernel-[a-z0-9-]+){_QUOTE}|&"
 _OF_TAG: Final = r"[ \t\r\n/>]"
 _MAX_RECORD: Final = 1 << 20
 
