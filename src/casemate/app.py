@@ -331,7 +331,7 @@ def show_key() -> str:
 
 
 def verify_records(files: Sequence[str] = (), *, key: str | None = None) -> dict[str, Any]:
-    """Verify launch records: the given files one by one, or, without files, this host's whole chain.
+    """Verify launch records: the given files and those of the VMs named, or, without any, this host's whole chain.
 
     Args:
         key: an OpenSSH public key line, or the path of a file that holds one; None takes this host's own key.

@@ -102,7 +102,7 @@ def test_life_of_a_detached_vm(cli: Cli) -> None:
     names = [event["event"] for event in events]
     assert names[0] == "start"
     assert names[-1] == "exit"
-    assert {"stop", "resume", "stop-requested"} <= set(names)
+    assert {"pause", "unpause", "stop-requested"} <= set(names)
     assert {event["vm"] for event in events} == {"web"}
     assert cli.ok("wait", "web") == "0\n"
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from casemate import app
-from casemate.engine.paths import Paths
+from casemate.engine import state
+from casemate.engine.paths import Paths, prepare
 from casemate.engine.state import Definition
 from casemate.engine.unit import systemd_unit
 from casemate.errors import CasemateError, InputError
@@ -136,6 +137,27 @@ def test_records_need_a_record(own_directories: Paths) -> None:
         app.verify_records(["/nonexistent"])
     with pytest.raises(InputError, match="public key"):
         app.verify_records(["/nonexistent"], key="not a key")
+
+
+def test_a_vm_stands_for_its_records(own_directories: Paths) -> None:
+    prepare(own_directories)
+    definition = state.create(own_directories, Spec(name="web"))
+    directory = Path(own_directories.data) / "records"
+    directory.mkdir()
+    for sequence, vm_id in ((1, definition.id), (2, "0" * 16), (3, definition.id)):
+        (directory / f"{sequence:08d}-{vm_id}.json").write_text("{}")
+    mine = [str(directory / f"{number:08d}-{definition.id}.json") for number in (1, 3)]
+    for name in ("web", definition.id, definition.id[:6]):
+        document = app.verify_records([name])
+        assert [item["file"] for item in document["records"]] == mine
+        assert not document["ok"], "these are none"
+    assert [item["file"] for item in app.verify_records(["0" * 16])["records"]] == [
+        str(directory / f"00000002-{'0' * 16}.json")
+    ]
+    for name in ("nobody", "00"):
+        with pytest.raises(InputError, match=f"no launch record of {name}") as caught:
+            app.verify_records([name])
+        assert "verify-record lists" in caught.value.next_step
 
 
 # ---- the unit of a VM ---------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_stop_wakes_a_paused_guest_first(make: Make) -> None:
     vm.ask("stop")
     assert vm.wait_exit()["detail"] == ""
     names = [event["event"] for event in vm.events()]
-    assert names.index("resume") < names.index("powerdown")
+    assert names.index("unpause") < names.index("powerdown")
 
 
 @pytest.mark.parametrize(

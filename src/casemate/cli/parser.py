@@ -339,7 +339,7 @@ def _trust_commands(commands: Commands) -> None:
         "--jwk", action="store_true", help="as a JSON Web Key, with which attestation results are verified"
     )
     verify = add_command(commands, "verify-record", "proofs:verify_record", "verify signed launch records")
-    verify.add_argument("files", nargs="*", metavar="FILE", help="records; without any, this host's whole chain")
+    verify.add_argument("files", nargs="*", metavar="FILE|VM", help="records; without any, this host's whole chain")
     verify.add_argument("--key", metavar="KEY", help="public key, or a file that holds it; default: this host's")
     add_json(verify)
     unit = add_command(commands, "unit", "misc:unit", "print a systemd unit for a defined VM")

@@ -13,7 +13,6 @@
       vms/<id>/definition.json   specification, name, created_at
       vms/<id>/run.json          the run that has no end yet: boot id, start, supervisor, cgroups
       vms/<id>/exit.json         how the last run ended
-      vms/<id>/record.json       launch record, signed
       vms/<id>/console.log[.1]   bounded
       vms/<id>/emulator.log[.1]  bounded
       vms/<id>/supervisor.log    the supervisor's last words, if it ever has any
@@ -21,6 +20,7 @@
       vms/<id>/vars.fd           UEFI variables
       vms/<id>/tpm/ tpm.json     see tpm_state.py
       vms/<id>/keys.json         Secure Boot's keys at the first start
+      records/<n>-<id>.json chain.json   launch records, signed and chained; they outlive their VMs
       key                        ed25519, 0600
     cache     /var/cache/casemate or $XDG_CACHE_HOME/casemate
       filters/ emulators/ guest/ kvm.json   derived, checked before use

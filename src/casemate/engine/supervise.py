@@ -293,7 +293,8 @@ class Supervisor:
             if self.console.panicked_lately():
                 self._end_after_panic("the console shows it, and the guest reset itself")
         known = name.lower() if name in QMP_EVENTS else "unknown-qmp-event"
-        self.event(known, always=False, reason=reason)
+        # Of QEMU's words these two mean the vCPUs; "stop" would read as the end of the VM, which is "exit".
+        self.event({"STOP": "pause", "RESUME": "unpause"}.get(name, known), always=False, reason=reason)
 
     def _end_after_panic(self, how: str) -> None:
         self.verdict.want("guest kernel panic", 5, how)

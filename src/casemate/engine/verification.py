@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from casemate.engine import files, records
+from casemate.engine import files, records, state
 from casemate.engine.keys import load_or_create_key
 from casemate.engine.paths import Paths
 from casemate.errors import CasemateError, InputError
@@ -29,12 +29,15 @@ VERIFY_SCHEMA = "casemate.verify-record/1"
 def verify(paths: Paths, names: Sequence[str], key: str | None) -> dict[str, Any]:
     """See docs/json.md. A record that does not hold is a finding, not an error.
 
+    Args:
+        names: files, or VMs, which stand for all records of theirs on this host.
+
     Raises:
-        InputError: the key is none, a file cannot be read, or this host has no records yet.
+        InputError: the key is none, a file cannot be read, a VM has no record, or this host has none yet.
     """
     public = _public_key(paths, key)
     chained = not names
-    found = list(names) or records.record_paths(paths)
+    found = [path for name in names for path in _files_of(paths, name)] or records.record_paths(paths)
     if not found:
         raise InputError("this host has no launch records yet", next_step="casemate run -d builtin writes one")
     results, link = [], ChainLink()
@@ -59,6 +62,24 @@ def verify(paths: Paths, names: Sequence[str], key: str | None) -> dict[str, Any
         "key_sha256": sha256_hex(public),
         "records": results,
     }
+
+
+def _files_of(paths: Paths, name: str) -> list[str]:
+    """A file stays what it is; a VM becomes its records. Those of a VM that was removed go by its whole id."""
+    if "/" in name or os.path.lexists(name):
+        return [name]
+    try:
+        vm_id = state.resolve(paths, name).id
+    except InputError:
+        vm_id = name
+    found = [path for path in records.record_paths(paths) if path.endswith(f"-{vm_id}.json")]
+    if not found:
+        raise InputError(
+            f"no launch record of {name}",
+            expected="a file, or a VM that was started here: its name, or the whole id of one that was removed",
+            next_step="casemate verify-record lists all records of this host",
+        )
+    return found
 
 
 def _public_key(paths: Paths, key: str | None) -> bytes:
