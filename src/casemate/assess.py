@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from casemate.audit.run import Request
     from casemate.controls.audit_model import Report, TargetReport
     from casemate.controls.recipe import Recipe
+    from casemate.facts.fact import Facts
     from casemate.harden.model import Hardened
 
 __all__ = [
@@ -45,6 +46,7 @@ def audit(
     profile: str | None = None,
     waivers: Path | str | None = None,
     jobs: int | None = None,
+    khc: Path | str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> Report:
     """Judge what exists against the catalogue; with nothing named: this host, its emulators and every VM that runs.
@@ -60,6 +62,8 @@ def audit(
         profile: name of the profile that weighs the findings; None takes the default.
         waivers: a waiver file.
         jobs: how many processes judge files at once; None takes one per core.
+        khc: a result of kernel-hardening-checker (``-m json``) about this host or the one of ``root``; ``-`` reads it
+            from standard input.
         progress: told (done, how many as far as known, what comes next).
 
     Raises:
@@ -68,7 +72,7 @@ def audit(
     """
     from casemate.audit.run import audit_targets
 
-    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers, jobs)
+    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers, jobs, khc)
     return audit_targets(request, setting, progress=progress)
 
 
@@ -82,6 +86,7 @@ def audit_stream(
     profile: str | None = None,
     waivers: Path | str | None = None,
     jobs: int | None = None,
+    khc: Path | str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
     fault: Callable[[str], None] = lambda text: None,
 ) -> Iterator[TargetReport]:
@@ -93,7 +98,7 @@ def audit_stream(
     """
     from casemate.audit.run import audit_stream as stream
 
-    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers, jobs)
+    request, setting = _prepare(targets, pid, libvirt, command_line, root, profile, waivers, jobs, khc)
     yield from stream(request, setting, progress=progress, fault=fault)
 
 
@@ -106,6 +111,7 @@ def _prepare(
     profile: str | None,
     waivers: Path | str | None,
     jobs: int | None,
+    khc: Path | str | None,
 ) -> tuple[Request, Setting]:
     import datetime
 
@@ -113,6 +119,7 @@ def _prepare(
     from casemate.audit.run import Request
     from casemate.controls.profiles import DEFAULT, named
     from casemate.controls.waivers import AuditWaiver, parse_waivers
+    from casemate.errors import InputError
     from casemate.sys.parallel import default_jobs
 
     parsed: tuple[AuditWaiver, ...] = ()
@@ -128,8 +135,30 @@ def _prepare(
         command_line=tuple(command_line),
         root=None if root is None else str(root),
         jobs=default_jobs() if jobs is None else jobs,
+        imported={} if khc is None else _imported(str(khc)),
     )
+    if khc is not None and not request.is_whole_host:
+        raise InputError("--khc is about a host, and something else was named", next_step="leave the targets out")
     return request, setting
+
+
+def _imported(name: str) -> Facts:
+    """What kernel-hardening-checker said.
+
+    Raises:
+        InputError: it cannot be read, or is no result of that tool.
+    """
+    from casemate.audit.text import read_document
+    from casemate.errors import InputError
+    from casemate.facts.fact import Unknown
+    from casemate.facts.kernel_khc import MAX_BYTES, import_khc
+
+    source = "standard input" if name == "-" else name
+    facts = import_khc(read_document(name, MAX_BYTES), source)
+    for fact in facts.values():
+        if isinstance(fact, Unknown):
+            raise InputError(fact.why, next_step="kernel-hardening-checker -a -m json > FILE writes one")
+    return facts
 
 
 def harden(

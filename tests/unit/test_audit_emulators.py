@@ -15,7 +15,7 @@ from casemate.audit.emulators import find_emulators, report_emulator, report_emu
 from casemate.audit.judging import Setting
 from casemate.audit.targets import Named
 from casemate.audit.trees import report_tree
-from casemate.controls.model import Verdict
+from casemate.controls.model import Finding, Verdict
 from casemate.controls.profiles import DEFAULT, named
 from casemate.errors import InputError
 from casemate.facts import emulator_cache
@@ -329,3 +329,42 @@ def test_a_tree_that_is_no_directory_is_wrong_use(tmp_path: Path, name: str) -> 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="is no directory"):
         assess.audit(root=tmp_path / name)
+
+
+# ---- --khc: what kernel-hardening-checker said of the host ---------------------------------------------------------
+
+KHC = (
+    '[{"option_name": "CONFIG_BUG", "type": "kconfig", "desired_val": "y", "check_result": "OK"},'
+    ' {"option_name": "CONFIG_KFENCE", "type": "kconfig", "desired_val": "y", "check_result": "FAIL: \\"n\\""}]'
+)
+
+
+def khc_finding(tmp_path: Path, khc: Path | None = None) -> Finding:
+    put(tmp_path, "/t/etc/os-release", b"ID=debian\n")
+    host = assess.audit(root=tmp_path / "t", khc=khc).targets[0]
+    return next(finding for finding in host.findings if finding.control_id == "hk.khc-report")
+
+
+def test_a_result_of_kernel_hardening_checker_is_judged_with_the_host(tmp_path: Path) -> None:
+    file = tmp_path / "khc.json"
+    file.write_text(KHC)
+    found = khc_finding(tmp_path, khc=file)
+    assert found.verdict is Verdict.FAIL
+    assert "CONFIG_KFENCE wants y" in found.evidence
+    assert str(file) in found.evidence
+    file.write_text(KHC.replace("FAIL", "OK"))
+    assert khc_finding(tmp_path, khc=file).verdict is Verdict.PASS
+    assert khc_finding(tmp_path).verdict is Verdict.NOT_APPLICABLE
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '[{"option_name": "A"}]', "no JSON"])
+def test_what_is_no_result_of_it_is_wrong_use(tmp_path: Path, text: str) -> None:
+    (tmp_path / "khc.json").write_text(text)
+    with pytest.raises(InputError, match="not a JSON result of kernel-hardening-checker"):
+        assess.audit(khc=tmp_path / "khc.json")
+
+
+def test_it_is_about_a_host_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "khc.json").write_text(KHC)
+    with pytest.raises(InputError, match="about a host"):
+        assess.audit(["vm.xml"], khc=tmp_path / "khc.json")

@@ -68,7 +68,7 @@ def test_what_follows_dashes_is_a_command_line(words: list[str], targets: list[s
 
 
 def test_everything_is_handed_on(given: Given) -> None:
-    words = ["--pid", "1", "--pid", "2", "--libvirt", "qemu:///system", "--root", "/r", "--jobs", "3"]
+    words = ["--pid", "1", "--pid", "2", "--libvirt", "qemu:///system", "--root", "/r", "--jobs", "3", "--khc", "k"]
     assert main(["audit", "vm", *words, "--profile", "laptop", "--", "qemu", "-s"]) == 0
     del given.asked["progress"]
     assert given.asked == {
@@ -77,6 +77,7 @@ def test_everything_is_handed_on(given: Given) -> None:
         "libvirt": "qemu:///system",
         "command_line": ["qemu", "-s"],
         "root": "/r",
+        "khc": "k",
         "profile": "laptop",
         "waivers": None,
         "jobs": 3,

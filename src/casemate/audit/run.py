@@ -46,7 +46,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     ``targets``: names of VMs of ours, files, directories, ``-`` for a document on standard input. ``command_line``: a
     QEMU command. ``root``: a tree in place of this host's. ``with_host``: this host and its emulators as well, when
-    something that was named runs on it. ``jobs``: how many processes judge files.
+    something that was named runs on it. ``jobs``: how many processes judge files. ``imported``: facts about the host
+    that another tool told.
     """
 
     targets: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     root: str | None = None
     with_host: bool = False
     jobs: int = 1
+    imported: Facts = {}
 
     @property
     def is_whole_host(self) -> bool:
@@ -67,7 +69,7 @@ class HostAudit:
     """What is looked at once and used by several targets.
 
     ``origin``: what the tree is, for one that is not this host's own. ``belongs``: name of the host that its targets
-    belong to, when that is not this one.
+    belong to, when that is not this one. ``imported``: facts about the host that another tool told.
     """
 
     def __init__(self, root: Root, setting: Setting, *, origin: str = "", belongs: str = "") -> None:
@@ -75,12 +77,14 @@ class HostAudit:
         self.setting = setting
         self.origin = origin
         self.belongs = belongs
+        self.imported: Facts = {}
         self.ahead: Ahead | None = None
 
     @cached_property
     def host(self) -> tuple[Facts, tuple[str, ...]]:
         """Facts of the host, and notes."""
-        return collect_host_facts(self.root)
+        facts, notes = collect_host_facts(self.root)
+        return facts | self.imported, notes
 
     @cached_property
     def own(self) -> tuple[OwnVm, ...]:
@@ -248,6 +252,7 @@ def audit_stream(
         InputError: what was named does not exist or is nothing that can be audited, and it was the only one.
     """
     audit = HostAudit(_tree(request.root) if request.root else _this_host(), setting)
+    audit.imported = request.imported
     if request.is_whole_host:
         yield from audit.report_whole(progress, fault)
         return

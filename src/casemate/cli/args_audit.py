@@ -97,6 +97,11 @@ def _add_targets(audit: argparse.ArgumentParser) -> None:
     where.add_argument("--libvirt", metavar="URI", help="every domain of a libvirt: qemu:///system")
     where.add_argument("--root", metavar="DIR", help="a file tree in place of this host's")
     where.add_argument(
+        "--khc",
+        metavar="FILE",
+        help="what kernel-hardening-checker -m json said of the host; - reads a pipe",
+    )
+    where.add_argument(
         "--guest", action="store_true", help="of images: also the guest inside, read by a throwaway VM (image audit)"
     )
     where.add_argument(

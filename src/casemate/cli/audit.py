@@ -104,6 +104,7 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
         "profile": arguments.profile,
         "waivers": arguments.waivers,
         "jobs": arguments.jobs,
+        "khc": arguments.khc,
     }
 
 
