@@ -103,6 +103,7 @@ class Supervised:
             "remove_on_exit": False,
             "state": running,
             "early_log": "",
+            "early_qmp": "",
             "writable": [str(self.runtime), str(self.data)],
             "seccomp_program": base64.b64encode(_PROGRAM).decode(),
             **config,

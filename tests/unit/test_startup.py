@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import select
 import socket
 from collections.abc import Callable, Iterator
 
@@ -116,3 +118,17 @@ def test_an_emulator_that_ends(begin: Begin, orders: str, words: str) -> None:
     with pytest.raises(VmError, match="the emulator ended while waiting for") as caught:
         ask_for_ever()
     assert words in str(caught.value)
+
+
+def test_a_guest_that_is_gone_before_its_release_was_answered(begin: Begin) -> None:
+    """Forty instructions take less time than it takes to be scheduled again: the answers lie in the socket."""
+    startup = begin()
+    startup.greeting()
+    startup.ask_ahead((("cont", {}),))
+    said = '{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}'
+    consoles[id(startup)].sendall(f"!event {said}\n!exit 0\n".encode())
+    assert select.select([startup.spawned.pidfd], [], [], 20)[0]
+    startup.release()
+    assert [json.loads(line) for line in startup.unheard().splitlines()] == [json.loads(said)]
+    with pytest.raises(VmError, match="ended while waiting for the answer to query-status"):
+        startup.command("query-status")

@@ -418,6 +418,13 @@ def test_early_messages_of_the_emulator_are_kept(make: Make) -> None:
     until(lambda: (vm.data / "emulator.log").read_text() == "warning: before the supervisor\nafter it\n")
 
 
+def test_the_end_of_a_guest_that_was_quicker_than_the_hand_over_is_known(make: Make) -> None:
+    vm = make(early_qmp='{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}\n{"event": "POW')
+    vm.order("exit 0")
+    ended = vm.wait_exit()
+    assert (ended["reason"], ended["code"]) == ("guest powered off", 0)
+
+
 # ---- hostile clients ------------------------------------------------------------------------------------------------
 
 

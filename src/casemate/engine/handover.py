@@ -139,6 +139,7 @@ def _configuration(
         "runtime_check_s": RUNTIME_CHECK_S,
         "remove_on_exit": definition.remove_on_exit,
         "state": msgspec.to_builtins(running),
+        "early_qmp": launched.unheard.decode("utf-8", "replace"),
         "early_log": launched.early_log.decode("utf-8", "replace"),
         "writable": [runtime, data],
         "seccomp_program": _supervisor_filter(paths),

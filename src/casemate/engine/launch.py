@@ -70,6 +70,7 @@ class Launched(msgspec.Struct):
     keys: socket.socket | None = None
     digests: dict[str, str] = msgspec.field(default_factory=dict)
     observed: Facts = msgspec.field(default_factory=dict)
+    unheard: bytes = b""
 
 
 def launch(
@@ -120,7 +121,7 @@ def launch(
         clock.lap("judge")
         startup.end_notifications()  # 7
         _tell_clone(restore, held.clone)
-        startup.command("cont")  # 8
+        startup.release()  # 8
         clock.lap("cont")
     except BaseException:
         held.undo()
@@ -234,6 +235,7 @@ class _Held:
             self.keys,
             digests,
             observed,
+            startup.unheard(),
         )
 
 

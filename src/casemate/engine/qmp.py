@@ -50,6 +50,10 @@ class LineReader:
             raise QmpError(f"a QMP line of more than {self._limit} bytes")
         return messages
 
+    def rest(self) -> bytes:
+        """The beginning of a line whose end has not come yet."""
+        return bytes(self._pending)
+
 
 def parse_line(line: bytes, limit: int = LINE_MAX_BYTES) -> dict[str, Any]:
     """One QMP message.

@@ -96,6 +96,17 @@ class QmpLink:
             return False
         if not data:
             return False
+        return self.take(data)
+
+    def take(self, data: bytes) -> bool:
+        """Bytes of the connection, also those that somebody else read before this object was there.
+
+        Returns:
+            True: the connection goes on.
+
+        Raises:
+            QmpError: the emulator broke the protocol.
+        """
         for message in self._reader.feed(data):
             if isinstance(message.get("event"), str):
                 self._on_event(message)

@@ -7,6 +7,7 @@ start-up?". execve is allowed once.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -115,6 +116,17 @@ class Startup:
             raise VmError("the emulator floods QMP while it starts", got=f"more than {EVENTS_MAX} events")
         self.pending_events.append(message)
 
+    def release(self) -> None:
+        """Let the guest run. What it makes the emulator say from here on is the supervisor's to hear (`unheard`)."""
+        self.pending_events.clear()
+        self.command("cont")
+
+    def unheard(self) -> bytes:
+        """What came after the release and nobody has acted on: the end of a quick guest may be among it."""
+        events = [message for message in self.pending_events if message.get("event") != "RESUME"]  # that was ours
+        lines = [json.dumps(message).encode() + b"\n" for message in (*events, *self._messages)]
+        return b"".join(lines) + self._reader.rest()
+
     def end_notifications(self) -> None:
         """Close the listener: from here on start-up calls fail for good."""
         if self.spawned.listener >= 0:
@@ -151,21 +163,27 @@ class Startup:
         elif descriptor == self._log_fd:
             self._read_log()
         elif descriptor == self._control.fileno():
-            try:
-                data = self._control.recv(65536)
-            except (BlockingIOError, ConnectionResetError):
-                return
-            if not data:
-                self._forget(descriptor)
-                return
-            try:
-                self._messages += self._reader.feed(data)
-            except QmpError as fault:
-                raise VmError("the emulator does not speak QMP", got=str(fault)) from fault
+            self._read_control()
         else:
             self._read_log()
+            self._read_control()
+            if self._messages:
+                return  # a guest of a few instructions is gone before we saw its emulator's last answers
             self._forget(descriptor)
             raise self._death(waiting_for)
+
+    def _read_control(self) -> None:
+        try:
+            data = self._control.recv(65536)
+        except (BlockingIOError, ConnectionResetError):
+            return
+        if not data:
+            self._forget(self._control.fileno())
+            return
+        try:
+            self._messages += self._reader.feed(data)
+        except QmpError as fault:
+            raise VmError("the emulator does not speak QMP", got=str(fault)) from fault
 
     def _answer(self) -> None:
         listener = self.spawned.listener

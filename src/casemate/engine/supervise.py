@@ -118,6 +118,7 @@ class Supervisor:
         for descriptor in self.helpers:
             self.watch(descriptor, select.POLLIN, self._on_helper_exit)
         self.event("start", accel=self.config["accel"])
+        self._hear(lambda: self.link.take(self.config.pop("early_qmp").encode()))
         while not self.verdict.ended:
             for descriptor, events in self.poller.poll(self._wait_ms()):
                 handler = self.handlers.get(descriptor)
@@ -233,17 +234,20 @@ class Supervisor:
     def _on_qmp(self, descriptor: int, events: int) -> None:
         if events & select.POLLOUT:
             self.link.flush()
+        self._hear(self.link.read)
+
+    def _hear(self, read: Callable[[], bool]) -> None:
         try:
-            going_on = self.link.read()
+            going_on = read()
         except qmp.QmpError as fault:
             self.verdict.want("emulator failed", 5, f"it broke the QMP protocol: {fault}")
-            self.forget(descriptor)
+            self.forget(self.link.socket.fileno())
             self._kill()
             return
         if going_on:
             self._watch_qmp()
         else:
-            self.forget(descriptor)
+            self.forget(self.link.socket.fileno())
 
     def _watch_qmp(self) -> None:
         out = select.POLLOUT if self.link.wants_to_write else 0
