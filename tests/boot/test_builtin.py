@@ -146,13 +146,21 @@ def test_the_virtio_console_works_both_ways(cli: Cli, guest: BuiltinGuest, tmp_p
 
 def test_a_bios_disk_boots_and_keeps_its_count(cli: Cli, tmp_path: Path) -> None:
     image = bios_disk(tmp_path / "bios.raw", "W")
-    cli.ok("create", "--name", "bios", "--firmware", "bios", image, "--disk", f"{image}:persistent")
+    spec = tmp_path / "bios.toml"
+    spec.write_text(
+        f'name = "bios"\n[machine]\ntype = "q35"\n[boot]\nfirmware = "bios"\n'
+        f'[[disk]]\npath = "{image}"\nformat = "raw"\nmode = "persistent"\n'
+        "[limits]\nread_mib_s = 8\nwrite_mib_s = 4\n"  # through a throttle of the emulator's
+    )
+    cli.ok("create", spec)
     for count in (1, 2):
         cli.ok("start", "bios")
         console = run_to_end(cli, "bios")
         for line in (BIOS_UP, f"boot count: {count - 1}", BIOS_WROTE, BIOS_OFF):
             assert line in console
         assert boot_count(image) == count
+    wall = {entry["control"]: entry["verdict"] for entry in cli.json("inspect", "bios", "--json")["wall"]}
+    assert (wall["img.format-explicit"], wall["proc.drift"]) == ("pass", "pass")
 
 
 def test_an_image_is_booted_as_an_overlay(cli: Cli, tmp_path: Path) -> None:

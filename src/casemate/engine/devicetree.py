@@ -167,7 +167,7 @@ def _disks(know: Callable[[str, Value, str], None], ask: Callable[..., Any]) -> 
     for node in nodes:
         driver, name = str(node.get("drv")), str(node.get("node-name"))
         file = str(node.get("file", ""))
-        if driver != "file" and not name.startswith("firmware-"):
+        if driver not in {"file", "throttle"} and not name.startswith("firmware-"):  # throttle: a filter, no format
             formats.add(driver)
         if driver == "file" and not file.startswith("/dev/fdset/"):
             foreign.append(f"{name}: {file}")

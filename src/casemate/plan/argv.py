@@ -10,7 +10,7 @@ from __future__ import annotations
 from casemate.jail.policy import Descriptor
 from casemate.plan.accel import Board
 from casemate.plan.confidential import OBJECT, confidential_arguments
-from casemate.plan.options import OptionValue
+from casemate.plan.options import OptionValue, write_object
 from casemate.plan.options import write_option as option
 from casemate.plan.passthrough import passthrough_options
 from casemate.plan.provisioning import SEED, SEED_CMDLINE, channel_arguments, disk_key, wants_seed
@@ -24,6 +24,8 @@ KERNEL = "/boot/kernel"
 INITRD = "/boot/initrd"
 CLONE_PORT = "org.casemate.clone.0"
 KEYS_PORT = "casemate.keys"
+THROTTLE = "io"
+_MIB = 1024 * 1024
 TPM_CMDLINE = "tpm_tis.force=1 tpm_tis.interrupts=0"
 """Linux: look for the TPM at its fixed address, which no ACPI table of a microvm names (drivers/char/tpm/tpm_tis.c)."""
 SANDBOX = option("on", obsolete="deny", elevateprivileges="deny", spawn="deny", resourcecontrol="deny")
@@ -86,6 +88,7 @@ def build_argv(
     argv += _boot(spec, board, numbering)
     argv += _console(spec, numbering, bus)
     argv += _entropy(numbering, bus)
+    argv += _throttle(spec)
     for index in range(len(spec.disks)):
         argv += _disk(spec, index, numbering, bus)
     if spec.provision.cloud_init is not None or spec.secrets or spec.provision.ignition is not None:
@@ -211,6 +214,27 @@ def _file_node(node: str, role: str, access: str, numbering: Numbering) -> list[
     return [*argv, "-blockdev", node_option]
 
 
+def _throttle(spec: Spec) -> list[str]:
+    """One bucket for all disks of the VM: the limits are the whole VM's (qapi/block-core.json, ThrottleLimits)."""
+    wanted = {"bps-read": spec.limits.read_mib_s, "bps-write": spec.limits.write_mib_s}
+    limits = {name: mib * _MIB for name, mib in wanted.items() if mib is not None}
+    if not limits or not spec.disks:
+        return []
+    return ["-object", write_object("throttle-group", THROTTLE, limits=limits)]
+
+
+def _limited(node: str, writable: bool) -> str:
+    extra: dict[str, str] = {"discard": "unmap"} if writable else {}
+    return option(
+        "throttle",
+        node_name=f"{node}-limited",
+        throttle_group=THROTTLE,
+        file=node,
+        read_only=not writable,
+        **extra,
+    )
+
+
 def _disk(spec: Spec, index: int, numbering: Numbering, bus: str) -> list[str]:
     disk, node = spec.disks[index], f"disk{index}"
     writable = disk.mode is DiskMode.PERSISTENT
@@ -231,6 +255,9 @@ def _disk(spec: Spec, index: int, numbering: Numbering, bus: str) -> list[str]:
             driver, extra["key_secret"] = "luks", disk_key(index)
         node_option = option(driver, node_name=node, file=f"{node}-file", read_only=not writable, **extra)
         argv += ["-blockdev", node_option]
+    if _throttle(spec):
+        argv += ["-blockdev", _limited(node, disk.mode is not DiskMode.READ_ONLY)]
+        node = f"{node}-limited"
     boot = {} if spec.boot.kernel is not None else {"bootindex": index}
     return [*argv, "-device", option(f"virtio-blk-{bus}", id=f"blk{index}", drive=node, serial=f"disk{index}", **boot)]
 

@@ -6,6 +6,8 @@ A value that could end the option or hide a second one is an option injection.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 OptionValue = str | int | bool
@@ -33,15 +35,15 @@ def write_option(head: str, **values: OptionValue) -> str:
     return ",".join(parts)
 
 
-def write_object(kind: str, name: str, **values: OptionValue | dict[str, str]) -> str:
+def write_object(kind: str, name: str, **values: OptionValue | Mapping[str, str | int]) -> str:
     """Write ``-object`` as JSON, which QEMU (6.0) takes beside the old form; underscores in keys become dashes.
 
     Raises:
         ValueError: a value with a NUL, a newline or another control character.
     """
-    found: dict[str, OptionValue | dict[str, str]] = {"qom-type": kind, "id": name}
+    found: dict[str, OptionValue | Mapping[str, str | int]] = {"qom-type": kind, "id": name}
     for key, value in values.items():
-        for text in value.values() if isinstance(value, dict) else (value,):
+        for text in value.values() if isinstance(value, Mapping) else (value,):
             _check(str(text))
         found[key.replace("_", "-")] = value
     return msgspec.json.encode(found).decode()
