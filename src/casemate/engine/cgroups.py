@@ -1,8 +1,9 @@
 """Find a place where we may make cgroups, make them, and put limits in before anything runs there.
 
-As root: ``<mount>/casemate/<id>`` in every hierarchy. Rootless: below our own group when it is delegated to us (as
-``systemd-run --user --scope -p Delegate=yes`` does); version 2 wants processes in leaves only, so we move ourselves
-into one first.
+Below our own group when it is delegated to us: a unit with ``Delegate=`` (what ``casemate unit`` prints), or
+``systemd-run --user --scope -p Delegate=yes``. The VM then lives and dies with that unit. Version 2 wants processes in
+leaves only, so we move ourselves into one first. Otherwise root makes ``<mount>/casemate/<id>`` in every hierarchy,
+and an ordinary user has nowhere.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import os
 
 from casemate.engine.state import remove_cgroups
 from casemate.errors import HostError
-from casemate.facts.cgroup import CgroupLayout, cgroup_layout
+from casemate.facts.cgroup import CgroupLayout, CgroupPlace, cgroup_layout
 from casemate.facts.root import Root
 from casemate.jail.policy import CgroupPlan
 from casemate.plan.model import CgroupBase
 
-WANTED = ("memory", "cpu", "pids")
+WANTED = ("memory", "cpu", "pids", "io")
+"""By their names in version 2; version 1 has no ``io``."""
+LEAF = "casemate-supervisor"
 
 
 def find_base(root: Root) -> CgroupBase:
@@ -27,9 +30,32 @@ def find_base(root: Root) -> CgroupBase:
         layout = cgroup_layout(root)
     except (OSError, ValueError) as fault:
         return CgroupBase(0, why_none=f"cgroups cannot be read: {fault}")
-    if os.geteuid() == 0:
-        return _as_root(layout)
-    return _delegated(layout)
+    if os.geteuid() != 0:
+        return _delegated(layout)
+    if layout.mode == "v2" and layout.unified is not None and _is_delegated(layout.unified):
+        base = _delegated(layout)
+        if {"memory", "pids"} <= set(base.parents):
+            return base
+    return _as_root(layout)
+
+
+def _parent(own: str) -> str:
+    """The group below which VMs go: ours, or the one above when we moved into the leaf already."""
+    return os.path.dirname(own) if os.path.basename(own) == LEAF else own
+
+
+def _is_delegated(place: CgroupPlace) -> bool:
+    """Whether systemd has said that this group is ours to divide (CGROUP_DELEGATION; ``user.`` since version 251).
+
+    Root may write to every group, so that it can is no sign: systemd may at any time tidy up in one of its own.
+    """
+    if place.directory is None:
+        return False
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(_parent(place.directory), name) == b"1":
+                return True
+    return False
 
 
 def _as_root(layout: CgroupLayout) -> CgroupBase:
@@ -64,11 +90,11 @@ def _delegated(layout: CgroupLayout) -> CgroupBase:
     hint = "run it with: systemd-run --user --scope -p Delegate=yes casemate ..."
     if own is None:
         return CgroupBase(0, why_none="no cgroup version 2 for an ordinary user")
-    parent = os.path.dirname(own) if os.path.basename(own) == "casemate-supervisor" else own
+    parent = _parent(own)
     if not os.access(parent, os.W_OK) or not os.access(f"{parent}/cgroup.subtree_control", os.W_OK):
         return CgroupBase(0, why_none=f"no cgroup is delegated to this user; {hint}")
     if parent == own:
-        leaf = f"{parent}/casemate-supervisor"
+        leaf = f"{parent}/{LEAF}"
         try:
             os.makedirs(leaf, exist_ok=True)
             _write(f"{leaf}/cgroup.procs", "0")

@@ -126,7 +126,11 @@ def build_landlock(spec: Spec, board: Board) -> tuple[LandlockPath, ...]:
 
 
 def build_cgroup(spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int) -> CgroupPlan:
-    """Limits for memory, cpu and pids, and io where the specification asks, in the host's cgroup version."""
+    """Limits for memory, cpu and pids in the host's cgroup version; of io only the accounts are kept there.
+
+    What a disk may carry is counted by the emulator's own throttle (``argv``): ``io.max`` knows whole devices of the
+    host alone, no files, and none at all where a file system has no device.
+    """
     if base.version == 0:
         return CgroupPlan(why_none=base.why_none)
     memory = (spec.machine.memory_mib + spec.limits.overhead_mib) * _MIB + root_size_bytes(boot_bytes)
@@ -138,6 +142,7 @@ def build_cgroup(spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int) -> C
         "memory": (("memory.max", str(memory)), ("memory.swap.max", "0"), ("memory.oom.group", "1")),
         "cpu": (("cpu.max", f"{quota} {period}"),),
         "pids": (("pids.max", str(pids)),),
+        "io": (),
     }
     if base.version == 1:
         files = {
@@ -155,7 +160,7 @@ def build_cgroup(spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int) -> C
     return CgroupPlan(
         directories=tuple(directories),
         writes=tuple(writes),
-        limits=tuple(limits[name] for name in controllers),
+        limits=tuple(limits[name] for name in controllers if name in limits),
         controllers=controllers,
     )
 
