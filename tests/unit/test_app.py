@@ -186,6 +186,30 @@ def test_unit_of_an_ordinary_user_keeps_newuidmap_working() -> None:
     assert "WantedBy=multi-user.target" in unit_for("/srv/a.img")
 
 
+# systemd.exec(5): each of them is, or brings along, a system call filter of systemd's.
+FILTERS = (
+    *("LockPersonality", "MemoryDenyWriteExecute", "PrivateDevices", "ProtectClock", "ProtectHostname"),
+    *("ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "RestrictAddressFamilies"),
+    *("RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "SystemCallArchitectures", "SystemCallFilter"),
+    "SystemCallLog",
+)
+
+
+@pytest.mark.parametrize("rootless", [False, True])
+def test_unit_loads_no_filter_that_would_blind_the_read_back(rootless: bool) -> None:
+    found = {line.partition("=")[0] for line in unit_for("/srv/a.img", rootless=rootless).splitlines()}
+    assert found.isdisjoint(FILTERS)
+    assert "Delegate=cpu io memory pids" in unit_for("/srv/a.img", rootless=rootless)
+
+
+def test_unit_of_root_works_after_a_reboot_and_under_apparmor() -> None:
+    unit = unit_for("/srv/a.img")
+    assert "RuntimeDirectory=casemate\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes\n" in unit
+    assert "CAP_MAC_ADMIN" in unit
+    assert not {"CAP_SYS_MODULE", "CAP_SYSLOG", "CAP_SYS_BOOT", "CAP_BPF"} & set(re.findall("CAP_[A-Z_]+", unit))
+    assert "RuntimeDirectory" not in unit_for("/srv/a.img", rootless=True)
+
+
 def test_unit_has_no_line_of_the_callers_making() -> None:
     assert all(
         re.fullmatch(r"|\[\w+\]|#.*|[A-Z][A-Za-z]+=.+", line) for line in unit_for("/srv/a=b\tc.img").splitlines()

@@ -16,10 +16,11 @@ from casemate.spec.model import AccelChoice, DiskMode
 
 STOP_GRACE_S = 10
 
-# What root needs to build the wall: ids and mounts, another uid's /proc entries and files, cgroups and limits.
+# What root needs to build the wall: ids and mounts, another uid's /proc entries and files, cgroups and limits,
+# profiles of AppArmor.
 _CAPABILITIES = (
-    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_KILL CAP_MKNOD CAP_NET_ADMIN CAP_SETGID CAP_SETPCAP"
-    " CAP_SETUID CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_NICE CAP_SYS_PTRACE CAP_SYS_RESOURCE"
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_KILL CAP_MAC_ADMIN CAP_MKNOD CAP_NET_ADMIN"
+    " CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_NICE CAP_SYS_PTRACE CAP_SYS_RESOURCE"
 )
 
 
@@ -47,7 +48,7 @@ def systemd_unit(definition: Definition, paths: Paths, *, rootless: bool, policy
         "RestartSec=5",
         "# A refusal, bad input or a host that cannot do it will be the same the next time.",
         "RestartPreventExitStatus=2 3 4",
-        "Delegate=cpu memory pids",
+        "Delegate=cpu io memory pids",
         "KillMode=mixed",
         *_hardening(definition, paths, rootless),
         "",
@@ -61,28 +62,31 @@ def systemd_unit(definition: Definition, paths: Paths, *, rootless: bool, policy
 def _hardening(definition: Definition, paths: Paths, rootless: bool) -> list[str]:
     """What can be closed around the launcher and the supervisor without closing what the wall is built from.
 
-    Left out, with the reason: RestrictNamespaces (the wall is made of them), MemoryDenyWriteExecute (TCG translates
-    code), NoNewPrivileges without root (newuidmap is set-user-ID), ProtectControlGroups (each VM gets its own),
-    PrivateDevices (/dev/kvm), SystemCallFilter (each process loads its own, narrower one), ProtectProc (the read-back
-    reads the emulator's).
+    Nothing that systemd does with a system call filter (RestrictRealtime, RestrictSUIDSGID, LockPersonality,
+    SystemCallArchitectures, ProtectHostname, ProtectKernelModules, ProtectKernelLogs, RestrictNamespaces and their
+    like): the emulator would inherit it, and the read-back refuses a VM with filters that nobody planned; nor may a
+    process that has one read another's (seccomp_get_filter in the kernel). The capabilities that those options take
+    away are not in the bounding set. For an ordinary user each of them also implies NoNewPrivileges, under which
+    newuidmap, which is set-user-ID, does nothing.
+
+    Left out as well: MemoryDenyWriteExecute (TCG translates code), ProtectControlGroups (each VM gets its own),
+    PrivateDevices (/dev/kvm), ProtectProc (the read-back reads the emulator's).
     """
     if rootless:
-        return ["LockPersonality=yes", "RestrictRealtime=yes", "UMask=0077"]
+        return ["UMask=0077"]
     writable = [paths.runtime, paths.data, paths.cache]
     writable += [disk.path for disk in definition.spec.disks if disk.mode is DiskMode.PERSISTENT]
     lines = [
         "NoNewPrivileges=yes",
         f"CapabilityBoundingSet={_CAPABILITIES}",
         "ProtectSystem=strict",
+        "# After a reboot nothing is below /run: systemd makes the directory, and leaves it to the other VMs.",
+        f"RuntimeDirectory={_word(os.path.relpath(paths.runtime, '/run'))}",
+        "RuntimeDirectoryMode=0700",
+        "RuntimeDirectoryPreserve=yes",
         "ReadWritePaths=" + " ".join(_word(f"-{path}") for path in writable),
         "ReadWritePaths=-/sys/fs/cgroup",
-        "ProtectKernelModules=yes",
-        "ProtectKernelLogs=yes",
-        "ProtectHostname=yes",
-        "LockPersonality=yes",
-        "RestrictRealtime=yes",
-        "RestrictSUIDSGID=yes",
-        "SystemCallArchitectures=native",
+        "InaccessiblePaths=-/usr/lib/modules -/dev/kmsg",
         "DevicePolicy=closed",
         "UMask=0077",
     ]

@@ -239,6 +239,12 @@ def write_id_maps(pid: int, identity: Identity) -> None:
     _write(f"/proc/{pid}/gid_map", f"{identity.gid} {identity.gid} 1")
 
 
+_NO_NEW_PRIVS_STEP = (
+    "this process may gain no privileges (no_new_privs), so newuidmap, which is set-user-ID, cannot work: in a unit"
+    " leave out NoNewPrivileges and the options that imply it (systemd.exec)"
+)
+
+
 def _run_idmap_tool(tool: str, arguments: list[str]) -> None:
     try:
         child = os.posix_spawn(f"/usr/bin/{tool}", [tool, *arguments], {})
@@ -249,8 +255,16 @@ def _run_idmap_tool(tool: str, arguments: list[str]) -> None:
         raise HostError(
             f"{tool} refused the subordinate ids",
             got=" ".join(arguments),
-            next_step="check that /etc/subuid and /etc/subgid give this user a range",
+            next_step=_NO_NEW_PRIVS_STEP
+            if _has_no_new_privs()
+            else "check that /etc/subuid and /etc/subgid give this user a range",
         )
+
+
+def _has_no_new_privs() -> bool:
+    """Set once, for good, by whoever started us: a set-user-ID program then runs as its caller (prctl(2))."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        return any(line.split() == ["NoNewPrivs:", "1"] for line in file)
 
 
 def _write(path: str, text: str) -> None:
