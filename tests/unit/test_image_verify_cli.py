@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from tests.support.signing import gpg_home, need, run
 
+from casemate.engine import origin_verify
 from casemate.engine.origin_verify import note_tree, seal
 from casemate.errors import InputError
 from casemate.image.origin_check import Evidence, check_origin, distribution_keyrings
@@ -201,3 +203,22 @@ def test_where_there_is_no_fs_verity_the_tree_is_noted(tmp_path: Path) -> None:
     noted = note_tree(store, image)
     assert bool(noted.verity_digest) != ("tree" in noted.origin)
     assert note_tree(store, noted) == noted
+
+
+def test_a_block_that_the_kernel_refuses_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fs-verity answers EIO for a block whose bytes changed below the file system."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(b"\x01" * 510 + b"\x55\xaa" + bytes(65_024))
+
+    def refuse(*_arguments: object, **_more: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(origin_verify, "check_origin", refuse)  # a block in the middle
+        middle = origin_verify.verify_reference(str(disk), Evidence())
+    monkeypatch.setattr(os, "pread", refuse)  # the header's own
+    header = origin_verify.verify_reference(str(disk), Evidence())
+    for found in (middle, header):
+        assert not found["ok"]
+        assert "input/output error; next: dmesg says" in found["why"]
+        assert "fs-verity" in found["why"]

@@ -7,6 +7,7 @@ sign``, `seal` and `note_tree` what an import does so that launches are quick.
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from casemate.image import openpgp
 from casemate.image.origin import judge_origin
 from casemate.image.origin_check import Evidence, Verified, check_origin, kind_of, read_evidence
 from casemate.image.origin_digest import Progress, digests_of, nothing, tree_digest
+from casemate.image.reader import DAMAGED_STEP
 
 if TYPE_CHECKING:
     from casemate.image.store import Store
@@ -90,8 +92,14 @@ def verify_reference(
         InputError: no such image, or evidence that cannot be read.
     """
     rules = read_policy(Path(policy_file) if policy_file else None).image.source
-    opened = open_reference(word)
-    document: dict[str, Any] = {"schema": VERIFY_SCHEMA, "image": word, "path": opened.path, "ok": False, "why": ""}
+    document: dict[str, Any] = {"schema": VERIFY_SCHEMA, "image": word, "path": "", "ok": False, "why": ""}
+    try:
+        opened = open_reference(word)
+    except ImageError as fault:
+        if fault.next_step != DAMAGED_STEP:
+            raise
+        return {**document, "why": _in_one_line(fault)}
+    document["path"] = opened.path
     try:
         if not evidence.given():
             if opened.stored is None:
@@ -103,8 +111,11 @@ def verify_reference(
                 raise _not_itself(opened.stored, verified.sha256)
             default_store().annotate(opened.stored, verified.as_origin(_now(), opened.stored.origin))
     except ImageError as fault:
-        why = str(fault).replace("\n  next:", "; next:")
-        return {**document, "why": why + _converted(opened)}
+        return {**document, "why": _in_one_line(fault) + _converted(opened)}
+    except OSError as fault:
+        if fault.errno != errno.EIO:
+            raise
+        return {**document, "why": f"cannot read {word}: {str(fault.strerror).lower()}; next: {DAMAGED_STEP}"}
     finally:
         os.close(opened.fd)
     keys = [signer.key for signer in verified.signers]
@@ -123,6 +134,10 @@ def verify_reference(
         "signers": [msgspec.to_builtins(signer) for signer in verified.signers],
         "noted": opened.stored is not None,
     }
+
+
+def _in_one_line(fault: ImageError) -> str:
+    return str(fault).replace("\n  next:", "; next:")
 
 
 def sign_reference(

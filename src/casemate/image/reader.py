@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -9,6 +10,11 @@ from casemate.errors import ImageError
 
 MAX_READ_BYTES = 2 << 20
 """The largest single read: one qcow2 cluster of the largest size that QEMU opens."""
+
+DAMAGED_STEP = (
+    "dmesg says whether the disk below fails, or bytes of a file changed that fs-verity seals; take the image from its"
+    " source again"
+)
 
 
 class ImageReader:
@@ -54,7 +60,11 @@ class ImageReader:
         try:
             part = os.pread(self._fd, length, self.offset + offset)
         except OSError as error:
-            raise ImageError(f"cannot read {self.name}", got=(error.strerror or str(error)).lower()) from None
+            raise ImageError(
+                f"cannot read {self.name}",
+                got=(error.strerror or str(error)).lower(),
+                next_step=DAMAGED_STEP if error.errno == errno.EIO else "",
+            ) from None
         if not part:
             raise ImageError(f"{self.name} became shorter while it was read", next_step="find out who writes to it")
         return part
