@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from tests.support.cli_runner import Cli
-from tests.support.mac_image import UNIT, MacImages, mac_images, write_payload
+from tests.support.guest_root import write_payload
+from tests.support.mac_image import SCRIPT, UNIT, MacImages, mac_images
+from tests.support.tiny_guests import bios_disk
 
 from casemate.engine.paths import default_paths
 
@@ -35,6 +37,11 @@ COMMON = {
     "read-back",
     "own-image",
     "other-image-refused",
+    "tpm-starts",
+    "tpm-boots",
+    "tpm-read-back",
+    "tpm-label",
+    "tpm-nothing-denied",
     "prove",
     "prove-names-lsm",
     "dies-with-supervisor",
@@ -60,7 +67,8 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 @pytest.mark.parametrize(("words", "promises"), [SELINUX, APPARMOR], ids=["selinux", "apparmor"])
 def test_vms_under_a_real_lsm(words: str, promises: set[str], images: MacImages, cli: Cli, tmp_path: Path) -> None:
     payload = tmp_path / "payload.tar"
-    write_payload(payload, Path(default_paths().cache) / "guest")
+    more = {"cache/guest": Path(default_paths().cache) / "guest", "bios.img": bios_disk(tmp_path / "bios.img")}
+    write_payload(payload, (SCRIPT,), more)
     cmdline = f"console=ttyS0 root=/dev/vda rw quiet systemd.unit={UNIT} systemd.show_status=0 {words}"
     spec = tmp_path / "mac.toml"
     spec.write_text(

@@ -101,6 +101,33 @@ def labels(wanted: dict[str, dict[str, object]]) -> None:
     check("other-image-refused", answers.get("b") == "Permission denied", answers)
 
 
+def tpm(before: str) -> None:
+    """A VM with a TPM, whose firmware speaks to it: swtpm keeps the label of whoever started the VM."""
+    spec = Path("/srv/tpm.toml")
+    spec.write_text(
+        'name = "tpm"\n[machine]\ntype = "q35"\nmemory_mib = 64\nvcpus = 1\naccel = "tcg"\n'
+        f'[boot]\nfirmware = "bios"\n[tpm]\nenabled = true\n'
+        f'[[disk]]\npath = "{BASE}/bios.img"\nformat = "raw"\nmode = "read-only"\n',
+        encoding="ascii",
+    )
+    done = casemate("run", "-d", str(spec))
+    check("tpm-starts", done.returncode == 0, done.stderr[-1000:])
+    document = json.loads(casemate("inspect", "tpm", "--json").stdout)
+    helper = next(item["pid"] for item in document["helpers"])
+    deadline = time.monotonic() + 300
+    while "bios-guest: up" not in (console := casemate("logs", "tpm").stdout) and time.monotonic() < deadline:
+        time.sleep(1)
+    check("tpm-boots", "bios-guest: up" in console, console[-500:])
+    judged = {entry["control"]: entry["verdict"] for entry in document["wall"] if entry["control"].startswith("tpm.")}
+    check("tpm-read-back", bool(judged) and set(judged.values()) == {"pass"}, judged)
+    found = label_of(helper)
+    check("tpm-label", found == before and found != label_of(document["pid"]), found)
+    log = subprocess.run(["/bin/dmesg"], capture_output=True, text=True, check=False).stdout
+    denied = [line for line in log.splitlines() if "swtpm" in line and "denied" in line.lower()]
+    check("tpm-nothing-denied", not denied, denied[:3])
+    casemate("rm", "--force", "tpm")
+
+
 def prove() -> None:
     done = casemate("prove", "--quick", "--json", "a")
     try:
@@ -162,6 +189,7 @@ def main() -> None:
         check(f"starts-{name}", done.returncode == 0, done.stderr[-1000:])
         wanted[name] = json.loads(casemate("inspect", name, "--json").stdout)
     labels(wanted)
+    tpm(label_of("self"))
     prove()
     ends(wanted, before)
     refused()

@@ -1,0 +1,119 @@
+"""The part of `systemd_guest.py` that root does: a VM by hand, as a unit of the system, with a TPM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support.systemd_guest_base import (
+    UNIFIED,
+    alive,
+    casemate,
+    cgroups_of_vms,
+    check,
+    inspect,
+    limits,
+    read,
+    run,
+    say,
+    verdicts,
+    wait_until,
+    write_spec,
+)
+
+
+def root_vm() -> None:
+    done = casemate("run", "-d", write_spec("/srv/a.toml", "a"))
+    if not check("root-starts", done.returncode == 0, done.stderr):
+        return
+    document = inspect("a")
+    say(
+        "root: ",
+        document.get("warnings"),
+        {k: v for k, v in verdicts(document).items() if v not in {"pass", "not-applicable"}},
+    )
+    directories = document["cgroups"]
+    limits("root", document)
+    casemate("wait", "a")
+    ended = inspect("a")
+    check("root-end-told", "memory" in json.dumps(ended.get("exit")), ended.get("exit"))
+    removed = casemate("rm", "a")
+    gone = not any(Path(place).exists() for place in directories)
+    check("root-cgroup-removed", removed.returncode == 0 and directories and gone, removed.stderr)
+
+
+def unit_story() -> None:
+    """A unit of the system: started, read, killed, restarted, stopped."""
+    name = "casemate-web"
+    made = casemate("create", write_spec("/srv/web.toml", "web"))
+    text = casemate("unit", "web")
+    Path(f"/etc/systemd/system/{name}.service").write_text(text.stdout, encoding="utf-8")
+    verified = run("systemd-analyze", "verify", f"/etc/systemd/system/{name}.service")
+    check("unit-made", made.returncode == text.returncode == verified.returncode == 0, made.stderr + verified.stderr)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "enable", name)
+    started = run("systemctl", "start", name)
+    journal = run("journalctl", "-u", name, "-o", "cat", "--no-pager").stdout
+    if not check("unit-starts", started.returncode == 0, journal):
+        return
+    document = inspect("web")
+    pid, status = document["pid"], run("systemctl", "status", name, "--no-pager", "-l").stdout
+    say(
+        "unit wall:",
+        {k: v for k, v in verdicts(document).items() if v not in {"pass", "not-applicable"}},
+        document["cgroups"],
+    )
+    check("unit-status", "active (running)" in status and str(pid) in status, status)
+    check("unit-journal", "Started" in journal and "casemate" in journal.lower(), journal)
+    check("unit-read-back", verdicts(document).get("proc.cgroup") == "pass" and document["state"] == "running")
+    owner = run("systemctl", "show", "-P", "ControlGroup", name).stdout.strip()
+    check("unit-owns-vm", read(f"/proc/{pid}", "cgroup").startswith(f"0::{owner}/"), read(f"/proc/{pid}", "cgroup"))
+    run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", name)
+    check("unit-dies-with-main", wait_until(lambda: not alive(pid), 60))
+    again = wait_until(lambda: run("systemctl", "is-active", name).stdout == "active\n", 300)
+    second = inspect("web")["pid"]
+    check("unit-restarts-after-failure", again and alive(second) and second != pid, f"{pid} then {second}")
+    done = run("systemctl", "restart", name)
+    third = inspect("web")["pid"]
+    check("unit-restart", done.returncode == 0 and alive(third) and not alive(second), f"{second} then {third}")
+    done = run("systemctl", "stop", name)
+    result = run("systemctl", "show", "-P", "Result", name).stdout.strip()
+    check("unit-stop", done.returncode == 0 and not alive(third) and result == "success", f"{result} {done.stderr}")
+    left = [place for place in cgroups_of_vms() if "user.slice" not in place]
+    check("unit-no-cgroup-left", not left and not Path(f"{UNIFIED}{owner}").exists(), left)
+    check("unit-exit-read", inspect("web")["state"] == "exited", casemate("ps", "-a").stdout)
+
+
+def filtered_start() -> None:
+    """A unit that loads a system call filter: the read-back would be blind, and the VM is refused."""
+    spec = write_spec("/srv/f.toml", "filtered")
+    options = ("--wait", "--pipe", "--quiet", "-p", "RestrictRealtime=yes")
+    done = run("systemd-run", *options, "casemate", "run", "-d", spec)
+    check("filtered-refused", done.returncode in {3, 4, 5} and "casemate: error" in done.stderr, done.stderr)
+    check("filtered-nothing-left", not run("pgrep", "-f", "guest=casemate-").stdout and not cgroups_of_vms())
+
+
+def tpm_story() -> None:
+    """A VM with a TPM: swtpm is confined by its wall; its label is that of whoever started the VM."""
+    done = casemate("run", "-d", write_spec("/srv/tpm.toml", "tpm", "[tpm]\nenabled = true\n"))
+    if not check("tpm-starts", done.returncode == 0, done.stderr):
+        return
+    document = inspect("tpm")
+    helper = next((item["pid"] for item in document["helpers"]), 0)
+    labels = [read(f"/proc/{pid}", "attr/current") for pid in (document["pid"], helper)]
+    check("tpm-labels", labels == [f"casemate-{document['id']} (enforce)", "unconfined"], labels)
+    said = {name: verdict for name, verdict in verdicts(document).items() if name.startswith("tpm.")}
+    check("tpm-read-back", said and set(said.values()) <= {"pass", "not-applicable"}, said)
+    where = [read(f"/proc/{pid}", "cgroup") for pid in (document["pid"], helper)]
+    check("tpm-same-cgroup", where[0] == where[1], where)
+    casemate("rm", "--force", "tpm")
+    check("tpm-gone", not alive(helper) and not cgroups_of_vms(), cgroups_of_vms())
+
+
+STORIES: dict[str, Callable[[], None]] = {
+    "root": root_vm,
+    "unit": unit_story,
+    "filtered": filtered_start,
+    "tpm": tpm_story,
+}
