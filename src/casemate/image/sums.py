@@ -77,7 +77,7 @@ def entry_for(entries: tuple[SumEntry, ...], name: str, what: str) -> SumEntry:
             f"{what} has no digest for {name!r}",
             f"digests for {', '.join(near[:3])[:300]}{' …' if len(near) > 3 else ''}",
             expected="the very name in the list",
-            next_step="--name NAME says under which name the image is listed",
+            next_step="--listed-as NAME says under which name the image is listed",
         )
     return max(fitting, key=lambda entry: len(entry.digest))
 
