@@ -164,11 +164,14 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
 def test_a_file_that_breaks_off_is_told(tmp_path: Path) -> None:
     done = copy(tmp_path / "out", file(b"a", size=9), Piece(b"abc"), Piece(b"", last=True, error=5))
     assert "3 bytes" in done.skipped[0].why
+    assert done.unread == 1
 
 
 def test_unreadable_entries_are_told(tmp_path: Path) -> None:
     done = copy(tmp_path / "out", Entry(b"bad", 0, 0, error=117))
     assert done.skipped[0].why.startswith("cannot be read")
+    assert done.unread == 1
+    assert copy(tmp_path / "other", Entry(b"../a", 0o100644, 0)).unread == 0, "left out on purpose"
 
 
 def test_the_directory_must_be_fresh(tmp_path: Path) -> None:

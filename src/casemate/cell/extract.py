@@ -34,7 +34,10 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class Copied(msgspec.Struct):
-    """What a copy did; ``skipped`` names the first ones, ``skipped_more`` counts the rest."""
+    """What a copy did; ``skipped`` names the first ones, ``skipped_more`` counts the rest.
+
+    ``unread`` counts those that the image could not give, whole or in part: they are not left out on purpose.
+    """
 
     files: int = 0
     directories: int = 0
@@ -42,6 +45,7 @@ class Copied(msgspec.Struct):
     bytes: int = 0
     skipped: list[Skipped] = []
     skipped_more: int = 0
+    unread: int = 0
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -161,6 +165,7 @@ class Copier:
         if parts is None:
             self._skip(entry, "a name that leads elsewhere")
         elif entry.error:
+            self.copied.unread += 1
             self._skip(entry, f"cannot be read: {os.strerror(entry.error).lower()}")
         else:
             try:
@@ -223,6 +228,7 @@ class Copier:
         except OSError as error:
             raise HostError("the copy cannot be written", got=error.strerror or "") from error
         if piece.error:
+            self.copied.unread += 1
             why = f"only its first {self._position} bytes: {os.strerror(piece.error).lower()}"
             self._note(self._path, why)
 

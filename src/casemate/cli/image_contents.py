@@ -32,8 +32,7 @@ def list_files(arguments: argparse.Namespace) -> int:
             arguments.image, arguments.path, volume=arguments.volume, recursive=arguments.recursive, **how
         )
         if arguments.json:
-            _print_json_list(entries)
-            return ExitCode.DONE
+            return _complete(_print_json_list(entries))
         failed = 0
         for entry in entries:
             failed += bool(entry.error)
@@ -43,19 +42,27 @@ def list_files(arguments: argparse.Namespace) -> int:
                 print(_long(entry) if arguments.long else _name(entry.path))
     if failed:
         output.warn(f"{failed} entries of the image cannot be read; --long and --json say why")
-    return ExitCode.DONE
+    return _complete(failed)
 
 
-def _print_json_list(entries: Iterator[Entry]) -> None:
-    """As they come: a tree of millions of files is not kept in memory."""
+def _complete(unread: int) -> ExitCode:
+    """What an image did not give is not nothing."""
+    return ExitCode.FINDINGS if unread else ExitCode.DONE
+
+
+def _print_json_list(entries: Iterator[Entry]) -> int:
+    """As they come: a tree of millions of files is not kept in memory. How many could not be read."""
     import itertools
     import json
 
     first = next(entries, None)  # what cannot be listed at all is an error, not half a document
+    failed = 0
     print(f'{{\n  "schema": "{SCHEMA}",\n  "files": [', end="")
     for number, entry in enumerate(itertools.chain(() if first is None else (first,), entries)):
+        failed += bool(entry.error)
         print("," if number else "", f"    {json.dumps(document(entry))}", sep="\n", end="")
     print("\n  ]\n}")
+    return failed
 
 
 def cat(arguments: argparse.Namespace) -> int:
@@ -87,9 +94,9 @@ def copy_out(arguments: argparse.Namespace) -> int:
         )
     if arguments.json:
         skipped = [{"path": _text(item.path), "why": item.why} for item in copied.skipped]
-        counts = {name: getattr(copied, name) for name in ("files", "directories", "links", "bytes")}
+        counts = {name: getattr(copied, name) for name in ("files", "directories", "links", "bytes", "unread")}
         output.print_json({"schema": SCHEMA, **counts, "skipped": skipped, "skipped_more": copied.skipped_more})
-        return ExitCode.DONE
+        return _complete(copied.unread)
     for why, paths in _by_reason(copied.skipped).items():
         shown = ", ".join(_name(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
         output.warn(f"not copied, {why}: {shown}")
@@ -99,7 +106,7 @@ def copy_out(arguments: argparse.Namespace) -> int:
         f"{copied.files} files, {copied.directories} directories, {copied.links} links, {format_bytes(copied.bytes)}"
         f" in {output.plain(arguments.directory)}"
     )
-    return ExitCode.DONE
+    return _complete(copied.unread)
 
 
 def _by_reason(skipped: list[Skipped]) -> dict[str, list[bytes]]:
