@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -179,17 +180,60 @@ def test_completion_script_is_made_and_names_every_command(shell: str, tmp_path:
         assert subprocess.run([shell, "-n", script], check=False, timeout=60).returncode == 0
 
 
-def test_bash_completes_commands_and_flags(tmp_path: Path) -> None:
-    script = tmp_path / "casemate.bash"
-    script.write_text(program("completion", "bash").stdout)
-    for line, word, expected in (("casemate unp", "unp", "unpause"), ("casemate run --publ", "--publ", "--publish")):
-        words = line.split()
-        ask = (
-            f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "
-            f"_shtab_casemate casemate '{word}' '{words[-2]}'; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        )
-        done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=60, check=False)
-        assert expected in done.stdout.split(), (line, done.stdout, done.stderr)
+@pytest.fixture(scope="module")
+def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script, and beside it a program that lists two VMs, a file and a directory."""
+    place = tmp_path_factory.mktemp("completion")
+    (place / "casemate.bash").write_text(program("completion", "bash").stdout)
+    (place / "lister").write_text("#!/bin/sh\necho 'ID NAME STATE'; echo '1234 web running'; echo '5678 db exited'\n")
+    (place / "lister").chmod(0o755)
+    (place / "with space.toml").touch()
+    (place / "images").mkdir()
+    return place / "casemate.bash"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["unp"], {"unpause"}),
+        (["run", "--publ"], {"--publish"}),
+        (["run", "--accel", ""], {"auto", "kvm", "tcg"}),
+        (["run", "-d", "--egress", "l"], {"list"}),
+        (["plan", "--net", ""], {"none", "user"}),
+        (["run", "--firmware", "uefi-"], {"uefi-secure"}),
+        (["run", "--machine", "m"], {"microvm"}),
+        (["prove", "--without", "se"], {"seccomp"}),
+        (["stop", ""], {"web", "db"}),
+        (["stop", "web", "d"], {"db"}),
+        (["inspect", "w"], {"web"}),
+        (["prove", "w"], {"web", "with space.toml"}),
+        (["run", "b"], {"builtin"}),
+        (["run", "with"], {"with space.toml"}),
+        (["create", "--kernel", "with"], {"with space.toml"}),
+        (["harden", "with"], {"with space.toml"}),
+        (["audit", "--root", "im"], {"images"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bash_completes(bash_script: Path, words: list[str], expected: set[str]) -> None:
+    line = [str(bash_script.parent / "lister"), *words]
+    given = " ".join(shlex.quote(word) for word in line)
+    ask = (
+        f"source {bash_script}; COMP_WORDS=({given}); COMP_CWORD={len(words)}; "
+        f"_shtab_casemate casemate {shlex.quote(words[-1])} {shlex.quote(line[-2])}; "
+        "printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = subprocess.run(
+        ["bash", "-c", ask], capture_output=True, text=True, timeout=60, check=False, cwd=bash_script.parent
+    )
+    assert set(done.stdout.splitlines()) == expected, done.stderr
+
+
+def test_bash_falls_back_to_names_of_files(bash_script: Path) -> None:
+    """``-o bashdefault`` alone takes them away, wherever a command's completion knows nothing."""
+    ask = f"source {bash_script}; complete -p casemate"
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "complete -o bashdefault -o default -F _shtab_casemate casemate\n"
 
 
 def test_version() -> None:

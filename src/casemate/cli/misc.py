@@ -54,12 +54,13 @@ def spec(arguments: argparse.Namespace) -> int:
 
 def completion(arguments: argparse.Namespace) -> int:
     """Print a completion script."""
-    try:
-        import shtab
-    except ImportError:
-        raise HostError("completion needs the package shtab", next_step="pip install shtab") from None
     from casemate.cli.args_image import fill_all
+    from casemate.cli.completing import completion_script
     from casemate.cli.parser import build_parser
 
-    print(shtab.complete(fill_all(build_parser()), shell=arguments.shell))
+    try:
+        script = completion_script(fill_all(build_parser()), arguments.shell)
+    except ImportError:
+        raise HostError("completion needs the package shtab", next_step="pip install shtab") from None
+    print(script)
     return ExitCode.DONE
