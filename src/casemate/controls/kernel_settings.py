@@ -19,6 +19,8 @@ from casemate.controls.model import Check, Source
 
 KSPP: Final = "KSPP recommended settings"
 ANSSI: Final = "ANSSI-BP-028 v2.0"
+KHC: Final = "kernel-hardening-checker"
+CAC: Final = "ComplianceAsCode"
 KERNEL: Final = "Linux"
 
 
@@ -41,18 +43,19 @@ def _one(*values: str) -> OneOf:
     return OneOf(values)
 
 
+# Decisions of kernel-hardening-checker that it takes from grsecurity's patch and from its own author.
+GRSEC: Final = "checks.py: grsec"
+AUTHOR: Final = "checks.py: a13xp0p0v"
 ON: Final = _one("y")
 ON_X86: Final = _one("y", "other-architecture")
 OFF: Final = _one("n", "absent")
 OFF_X86: Final = _one("n", "absent", "other-architecture")
 
 
-def _set(
-    group: str, fact: str, expect: Expectation, reason: str, place: str = "", by: str = KSPP, section: str = ""
-) -> Setting:
+def _set(group: str, fact: str, expect: Expectation, reason: str, place: str = "", by: str = KSPP) -> Setting:
     """``place``: requirement or document; without one, the section of ``by`` named after the kind of setting."""
     kind = {"kconfig": "kernel configuration", "sysctl": "sysctls", "kernel": "kernel command line"}
-    return Setting(group, fact, expect, reason, Source(by, place or section or kind[fact.partition(".")[0]]))
+    return Setting(group, fact, expect, reason, Source(by, place or kind[fact.partition(".")[0]]))
 
 
 SETTINGS: Final[tuple[Setting, ...]] = (
@@ -72,9 +75,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         ANSSI,
     ),
     _set("hk.memory", "kernel.list-hardened", _one("on"), "a corrupted linked list is noticed", "R16", ANSSI),
-    _set(
-        "hk.zeroing", "kernel.init-on-alloc", _one("on"), "memory of one VM never shows up in another's", "R15", ANSSI
-    ),
+    _set("hk.zeroing", "kernel.init-on-alloc", _one("on"), "memory of one VM never shows up in another's"),
     _set("hk.zeroing", "kconfig.INIT_STACK_ALL_ZERO", ON, "variables on the stack start as zero"),
     _set("hk.init-on-free", "kernel.init-on-free", _one("on"), "freed memory holds no guest data", "init_on_free"),
     # Stack, text, addresses.
@@ -119,11 +120,20 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "sysctl.vm.mmap_min_addr",
         Matches(r"32768|6553[6-9]|655[4-9]\d|65[6-9]\d\d|6[6-9]\d{3}|[7-9]\d{4}|[1-9]\d{5,8}", "65536 or more"),
         "a null pointer in the kernel leads nowhere",
+        "R8",
+        ANSSI,
     ),
     # What users and a broken-out emulator may learn or ask.
     _set("hk.leak", "sysctl.kernel.kptr_restrict", _one("2"), "addresses of the kernel are not printed", "R9", ANSSI),
     _set("hk.dmesg", "sysctl.kernel.dmesg_restrict", _one("1"), "the kernel's log needs rights", "R9", ANSSI),
-    _set("hk.debugfs", "kernel.debugfs", _one("off", "no-mount"), "no unchecked files into the kernel's inside"),
+    _set(
+        "hk.debugfs",
+        "kernel.debugfs",
+        _one("off", "no-mount"),
+        "no unchecked files into the kernel's inside",
+        GRSEC,
+        KHC,
+    ),
     _set("hk.devmem", "kernel.devmem", _one("absent", "strict"), "physical memory is not a file", "R15", ANSSI),
     _set(
         "hk.perf",
@@ -138,7 +148,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "sysctl.net.core.bpf_jit_harden",
         _one("2"),
         "no chosen constants in executable memory",
-        "R9",
+        "R12",
         ANSSI,
     ),
     _set("hk.sysrq", "kernel.sysrq", _one("0", "absent"), "no command to the kernel from a console", "R9", ANSSI),
@@ -157,7 +167,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     _set("hk.vsyscall", "kernel.vsyscall", _one("none", "xonly", "other-architecture"), "no code at a fixed address"),
     _set("hk.compat", "kernel.ia32", _one("off"), "the 32-bit entries of the kernel are not reached"),
-    _set("hk.compat", "kconfig.X86_X32_ABI", OFF_X86, "nor those of x32", "R25", ANSSI),
+    _set("hk.compat", "kconfig.X86_X32_ABI", OFF_X86, "nor those of x32"),
     _set("hk.compat", "kconfig.MODIFY_LDT_SYSCALL", OFF_X86, "nor 16-bit segments", "R25", ANSSI),
     # The host's network stack, which guests on a bridge can reach.
     _set(
@@ -216,7 +226,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "R12",
         ANSSI,
     ),
-    _set("net.host-sysctl", "sysctl.net.ipv4.icmp_echo_ignore_broadcasts", _one("1"), "no amplifier", "R12", ANSSI),
+    _set(
+        "net.host-sysctl",
+        "sysctl.net.ipv4.icmp_echo_ignore_broadcasts",
+        _one("1"),
+        "no amplifier",
+        "checks.py: cis",
+        KHC,
+    ),
     _set(
         "net.host-sysctl",
         "sysctl.net.ipv6.conf.all.accept_redirects",
@@ -256,40 +273,61 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _set("hk.khc-set", "kconfig.ZERO_CALL_USED_REGS", ON, "fewer usable code fragments for an attacker"),
     _set("hk.khc-set", "kconfig.RESET_ATTACK_MITIGATION", ON, "firmware wipes memory after a sudden reset"),
     _set("hk.khc-set", "kconfig.EFI_DISABLE_PCI_DMA", ON_X86, "no DMA between firmware and the kernel's IOMMU"),
-    _set("hk.khc-set", "kconfig.X86_UMIP", ON_X86, "programs do not read where descriptor tables lie", "R25", ANSSI),
+    _set(
+        "hk.khc-set",
+        "kconfig.X86_UMIP",
+        ON_X86,
+        "programs do not read where descriptor tables lie",
+        "checks.py: defconfig",
+        KHC,
+    ),
     _set("hk.khc-set", "kconfig.SECURITY_SELINUX_DEVELOP", OFF, "SELinux cannot be put into permissive mode"),
     _set("hk.khc-set", "kconfig.SECURITY_WRITABLE_HOOKS", OFF, "LSM hooks are read-only after boot", "R20", ANSSI),
     _set("hk.khc-set", "kconfig.ACPI_CUSTOM_METHOD", OFF, "root writes no physical memory through ACPI", "R15", ANSSI),
-    _set("hk.khc-set", "kconfig.ACPI_TABLE_UPGRADE", OFF, "an initrd replaces no ACPI table", section="lockdown"),
-    _set("hk.khc-set", "kconfig.ACPI_APEI_EINJ", OFF, "no error injection into hardware", section="lockdown"),
+    _set("hk.khc-set", "kconfig.ACPI_TABLE_UPGRADE", OFF, "an initrd replaces no ACPI table", "checks.py: clipos", KHC),
+    _set("hk.khc-set", "kconfig.ACPI_APEI_EINJ", OFF, "no error injection into hardware", "kernel_lockdown(7)", KERNEL),
     _set("hk.khc-set", "kconfig.BINFMT_MISC", OFF, "users register no interpreters", "R23", ANSSI),
-    _set("hk.khc-set", "kconfig.COMPAT_BRK", OFF, "the heap is placed at random", "R15", ANSSI),
-    _set("hk.khc-set", "kconfig.COMPAT_VDSO", OFF_X86, "the vDSO is placed at random", "R25", ANSSI),
+    _set("hk.khc-set", "kconfig.COMPAT_BRK", OFF, "the heap is placed at random", "R17", ANSSI),
+    _set("hk.khc-set", "kconfig.COMPAT_VDSO", OFF_X86, "the vDSO is placed at random", "R15", ANSSI),
     _set("hk.khc-set", "kconfig.DEVKMEM", OFF, "kernel memory is not a file", "R15", ANSSI),
-    _set("hk.khc-set", "kconfig.DEVPORT", OFF, "I/O ports are not a file"),
-    _set("hk.khc-set", "kconfig.FAULT_INJECTION", OFF, "no failures on request"),
-    _set("hk.khc-set", "kconfig.GCOV_KERNEL", OFF, "no coverage interface"),
+    _set("hk.khc-set", "kconfig.DEVPORT", OFF, "I/O ports are not a file", GRSEC, KHC),
+    _set("hk.khc-set", "kconfig.FAULT_INJECTION", OFF, "no failures on request", AUTHOR, KHC),
+    _set("hk.khc-set", "kconfig.GCOV_KERNEL", OFF, "no coverage interface", "dev-tools/gcov", KERNEL),
     _set("hk.khc-set", "kconfig.HIBERNATION", OFF, "memory of VMs is not written to disk", "R23", ANSSI),
-    _set("hk.khc-set", "kconfig.HWPOISON_INJECT", OFF, "no memory errors on request"),
+    _set("hk.khc-set", "kconfig.HWPOISON_INJECT", OFF, "no memory errors on request", GRSEC, KHC),
     _set("hk.khc-set", "kconfig.INET_DIAG", OFF, "less of the network stack for users to reach"),
-    _set("hk.khc-set", "kconfig.IP_DCCP", OFF, "a protocol nobody needs and that had escalations", section="network"),
-    _set("hk.khc-set", "kconfig.KCOV", OFF, "no coverage interface"),
+    _set("hk.khc-set", "kconfig.IP_DCCP", OFF, "a protocol nobody needs and that had escalations", AUTHOR, KHC),
+    _set("hk.khc-set", "kconfig.KCOV", OFF, "no coverage interface", GRSEC, KHC),
     _set("hk.khc-set", "kconfig.LEGACY_PTYS", OFF, "no BSD terminals", "R23", ANSSI),
-    _set("hk.khc-set", "kconfig.LKDTM", OFF, "no crashes on request"),
-    _set("hk.khc-set", "kconfig.MMIOTRACE", OFF_X86, "no tracing of device access", section="lockdown"),
-    _set("hk.khc-set", "kconfig.NOTIFIER_ERROR_INJECTION", OFF, "no failures on request"),
-    _set("hk.khc-set", "kconfig.PAGE_OWNER", OFF, "no record of who owns which page"),
+    _set("hk.khc-set", "kconfig.LKDTM", OFF, "no crashes on request", AUTHOR, KHC),
+    _set("hk.khc-set", "kconfig.MMIOTRACE", OFF_X86, "no tracing of device access", AUTHOR, KHC),
+    _set("hk.khc-set", "kconfig.NOTIFIER_ERROR_INJECTION", OFF, "no failures on request", GRSEC, KHC),
+    _set("hk.khc-set", "kconfig.PAGE_OWNER", OFF, "no record of who owns which page", "mm/page_owner", KERNEL),
     _set("hk.khc-set", "kconfig.PROC_KCORE", OFF, "kernel memory is not a file"),
-    _set("hk.khc-set", "kconfig.PROC_VMCORE", OFF, "nor that of a crashed kernel"),
-    _set("hk.khc-set", "kconfig.PROVIDE_OHCI1394_DMA_INIT", OFF_X86, "no DMA by FireWire before the IOMMU is up"),
-    _set("hk.khc-set", "kconfig.PTDUMP_DEBUGFS", OFF, "page tables are not a file"),
-    _set("hk.khc-set", "kconfig.PUNIT_ATOM_DEBUG", OFF_X86, "no debugging files of a power unit"),
-    _set("hk.khc-set", "kconfig.RDS", OFF, "a protocol nobody needs and that had escalations", section="network"),
-    _set("hk.khc-set", "kconfig.TIPC", OFF, "a protocol nobody needs and that had escalations", section="network"),
-    _set("hk.khc-set", "kconfig.USELIB", OFF, "a system call only libc5 used"),
-    _set("hk.khc-set", "kconfig.X86_16BIT", OFF_X86, "no 16-bit segments"),
+    _set("hk.khc-set", "kconfig.PROC_VMCORE", OFF, "nor that of a crashed kernel", GRSEC, KHC),
+    _set(
+        "hk.khc-set",
+        "kconfig.PROVIDE_OHCI1394_DMA_INIT",
+        OFF_X86,
+        "no DMA by FireWire before the IOMMU is up",
+        GRSEC,
+        KHC,
+    ),
+    _set("hk.khc-set", "kconfig.PTDUMP_DEBUGFS", OFF, "page tables are not a file", GRSEC, KHC),
+    _set("hk.khc-set", "kconfig.PUNIT_ATOM_DEBUG", OFF_X86, "no debugging files of a power unit", GRSEC, KHC),
+    _set(
+        "hk.khc-set",
+        "kconfig.RDS",
+        OFF,
+        "a protocol nobody needs and that had escalations",
+        "kernel_module_rds_disabled",
+        CAC,
+    ),
+    _set("hk.khc-set", "kconfig.TIPC", OFF, "a protocol nobody needs and that had escalations", GRSEC, KHC),
+    _set("hk.khc-set", "kconfig.USELIB", OFF, "a system call only libc5 used", GRSEC, KHC),
+    _set("hk.khc-set", "kconfig.X86_16BIT", OFF_X86, "no 16-bit segments", GRSEC, KHC),
     _set("hk.khc-set", "kconfig.X86_MSR", OFF_X86, "root does not write processor registers from user space"),
-    _set("hk.khc-set", "kconfig.X86_PTDUMP", OFF_X86, "page tables are not a file"),
+    _set("hk.khc-set", "kconfig.X86_PTDUMP", OFF_X86, "page tables are not a file", GRSEC, KHC),
 )
 
 # Facts with a control of their own in kernel_audit.py.

@@ -141,7 +141,7 @@ DEVICE_RULES: Final[tuple[DeviceRule, ...]] = (
         GONE,
         "dev.no-hotplug",
         "port or bridge",
-        "hot-plug code and empty ports are devices a guest can talk to (CVE-2015-5166, CVE-2024-6519)",
+        "hot-plug code and empty ports are devices a guest can talk to (CVE-2014-5388, CVE-2017-5525)",
         "nothing can be added while the guest runs",
     ),
     _rule(

@@ -48,7 +48,7 @@ def slots(domain: Domain) -> None:
             "devices",
             f"{moved} devices moved to the root bus"
             + (f", {len(ports)} PCI ports and bridges removed" if ports else ""),
-            "hot-plug code and empty ports are devices a guest can talk to (CVE-2015-5166, CVE-2024-6519)",
+            "hot-plug code and empty ports are devices a guest can talk to (CVE-2014-5388, CVE-2017-5525)",
             "nothing can be added while the guest runs; names of network cards may change",
         )
 

@@ -218,7 +218,7 @@ CONTROLS = (
         scenarios=(HOST,),
         cost=Cost(features="adding devices or memory while the guest runs"),
         remedies=Remedies(libvirt="<target hotplug='off'/> on root ports, or remove them"),
-        sources=(cve("CVE-2015-5166", "CVE-2024-6519"),),
+        sources=(cve("CVE-2014-5388", "CVE-2017-5525", "CVE-2017-5526"),),
         limits="ACPI PCI hot-plug of the root bus is a property of the chipset and not visible as a device.",
     ),
     Control(

@@ -143,7 +143,7 @@ CONTROLS: tuple[Control, ...] = (
         cost=Cost(features="adding devices to a running guest"),
         remedies=Remedies(libvirt="<controller type='pci' model='pcie-root-port'><target hotplug='off'/></controller>"),
         sources=(
-            cve("CVE-2015-5166", "CVE-2024-6519"),
+            cve("CVE-2014-5388", "CVE-2017-5525", "CVE-2017-5526"),
             libvirt("formatdomain: controllers, hotplug"),
         ),
     ),

@@ -63,7 +63,7 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S1,),
         scenarios=(VM,),
         remedies=Remedies(host="passwd -l NAME in the image"),
-        sources=(lecture("Images de machines virtuelles: secrets"), Source(_ANSSI, "R30")),
+        sources=(lecture("Images de machines virtuelles: secrets"), Source(_ANSSI, "R31")),
     ),
     Control(
         id="guest.one-root",
@@ -107,7 +107,7 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S1,),
         scenarios=(VM,),
         remedies=Remedies(host="PasswordAuthentication no, KbdInteractiveAuthentication no in /etc/ssh/sshd_config.d/"),
-        sources=(Source("OpenSSH", "sshd_config(5)"), Source("ANSSI NT-007", "OpenSSH: R17")),
+        sources=(Source("OpenSSH", "sshd_config(5)"),),
     ),
     Control(
         id="guest.sudo-password",
@@ -120,7 +120,7 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S1, S2),
         scenarios=(HOST,),
         remedies=Remedies(host="limit the rule to the commands that need it, without NOPASSWD: ALL"),
-        sources=(lecture("Système invité: pas de travail en root"), Source(_ANSSI, "R39 to R44")),
+        sources=(lecture("Système invité: pas de travail en root"), Source("ComplianceAsCode", "sudo_remove_nopasswd")),
         limits="cloud-init writes such a rule at first boot when the platform asks for it.",
     ),
     Control(

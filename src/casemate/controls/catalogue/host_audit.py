@@ -247,7 +247,7 @@ CONTROLS: Final = (
         _H,
         (S7,),
         "bind consoles to 127.0.0.1 or a Unix socket, and reach them through ssh",
-        (Source("libvirt", "qemu.conf: remote_display_port_min"), Source("OpenStack security guide", "Hypervisor")),
+        (Source("libvirt", "qemu.conf: remote_display_port_min"),),
         scenarios=(VM, HOST),
         limits="TCP 5700-5799 and 5900-5999 of this network namespace; a firewall in front is not looked at.",
     ),
@@ -295,7 +295,7 @@ CONTROLS: Final = (
         (S7,),
         "bind ssh, cockpit and the like to the address of the administration network (ListenAddress), and drop "
         "the rest in the firewall",
-        (Source("ANSSI-BP-028 v2.0", "R80"), Source("OpenStack security guide", "Hypervisor")),
+        (Source("ANSSI-BP-028 v2.0", "R80"), Source("OpenStack security guide", "Management interfaces")),
         cost=Cost(features="an address for administration has to exist"),
         limits="Known ports on any address but loopback: on one that only administrators reach, waive it.",
     ),
@@ -312,6 +312,8 @@ CONTROLS: Final = (
         cuts=(S7,),
         scenarios=(HOST,),
         remedies=Remedies(host="nft add rule inet filter input iifname BRIDGE drop, after what you need"),
-        sources=(Source("OpenStack security guide", "Hypervisor: iptables"),),
+        sources=(
+            Source("OpenStack security guide", "Hardening the virtualization layers: virtual hardware, iptables"),
+        ),
     ),
 )

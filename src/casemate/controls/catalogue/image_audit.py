@@ -17,7 +17,7 @@ from casemate.controls.catalogue.common import (
     libvirt,
 )
 from casemate.controls.expectations import Empty, NoneMatches, Present
-from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Source, Subject
+from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Subject
 
 CONTROLS: tuple[Control, ...] = (
     Control(
@@ -59,10 +59,7 @@ CONTROLS: tuple[Control, ...] = (
         remedies=Remedies(
             libvirt="<source><encryption format='luks'>…</encryption></source>", host="dm-crypt below the pool"
         ),
-        sources=(
-            libvirt("formatstorageencryption"),
-            Source("ANSSI-BP-028 v2.0", "partitions and media"),
-        ),
+        sources=(libvirt("formatstorageencryption"),),
         limits="Encryption below the image (dm-crypt, the storage itself) does not show in the description.",
     ),
     Control(

@@ -64,7 +64,7 @@ CONTROLS = (
             host="keep the store on ext4, f2fs or btrfs with fs-verity (tune2fs -O verity), and add the image again; "
             "or casemate image build --verity, which the guest checks itself"
         ),
-        sources=(Source("Linux", "Documentation/filesystems/fsverity.rst"),),
+        sources=(Source("Linux", "filesystems/fsverity"),),
         limits="Without it the content is checked at launch only. The store's files are mode 0400, and no VM has the "
         "uid of their owner.",
     ),

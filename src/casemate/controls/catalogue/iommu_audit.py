@@ -214,7 +214,7 @@ CONTROLS = (
         remedies=Remedies(host="do not give this device to guests, or to one only for all time"),
         sources=(
             kernel("ABI/testing/sysfs-bus-pci: reset_method"),
-            Source("OpenStack security guide", "Hardware infection"),
+            Source("OpenStack security guide", "Hardening the virtualization layers: hardware infection"),
         ),
         limits="A reset does not put changed firmware of the device back.",
     ),

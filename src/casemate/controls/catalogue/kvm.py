@@ -60,7 +60,7 @@ CONTROLS = (
         ),
         sources=(
             lecture("Durcissement KVM: no hardware emulators in the kernel"),
-            cve("CVE-2014-0155", "CVE-2020-27152", "CVE-2022-2153"),
+            cve("CVE-2014-0155", "CVE-2018-19407", "CVE-2020-27152"),
         ),
         limits='The local APIC stays in the kernel; irqchip = "off" moves it out where the host can start that.',
     ),

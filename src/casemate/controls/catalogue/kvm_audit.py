@@ -126,7 +126,7 @@ CONTROLS = (
         cuts=(S3,),
         scenarios=(HOST,),
         remedies=Remedies(host="remove allow_unsafe_mappings=1 from the options of kvm"),
-        sources=(cve("CVE-2021-22543"), kernel("virt/kvm: allow_unsafe_mappings")),
+        sources=(cve("CVE-2021-22543"), kernel("virt/kvm/kvm_main.c: allow_unsafe_mappings")),
     ),
     Control(
         id="kvm.vmware-backdoor",
@@ -200,7 +200,7 @@ CONTROLS = (
         cuts=(S3, S6),
         scenarios=(HOST, OTHERS),
         remedies=Remedies(host="remove min_timer_period_us from the options of kvm (the default is 200)"),
-        sources=(cve("CVE-2013-6367"), kernel("arch/x86/kvm: min_timer_period_us, microseconds")),
+        sources=(kernel("arch/x86/kvm: min_timer_period_us, microseconds"),),
         limits="100 is our bound: half the default; 0 means no bound.",
     ),
     Control(

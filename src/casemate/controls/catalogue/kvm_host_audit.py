@@ -194,7 +194,7 @@ CONTROLS = (
         scenarios=(HOST,),
         cost=Cost(features="Windows guests lose enlightenments and run slower"),
         remedies=Remedies(host="a kernel with CONFIG_KVM_HYPERV off, on hosts without Windows guests"),
-        sources=(kernel("arch/x86/kvm/Kconfig: KVM_HYPERV"), cve("CVE-2021-3656")),
+        sources=(kernel("arch/x86/kvm/Kconfig: KVM_HYPERV"),),
         limits="Most distributions have it on. For one VM: kvm.no-hyperv-xen.",
     ),
     Control(

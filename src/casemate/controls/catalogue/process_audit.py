@@ -28,7 +28,7 @@ CONTROLS: tuple[Control, ...] = (
             spec="none needed: helpers get walls of their own",
         ),
         sources=(
-            cve("CVE-2022-0358", "CVE-2023-1386"),
+            cve("CVE-2020-35517", "CVE-2022-0358"),
             libvirt("qemu.conf: swtpm_user; formatdomain: filesystem, idmap"),
             Source("virtiofsd", "README: sandbox, seccomp"),
         ),
