@@ -208,7 +208,7 @@ OF_USERS: Final = (
         effort=1,
         references=(
             "libvirt, hooks",
-            "ANSSI-BP-028",
+            "ANSSI-BP-028 R50 (rights of sensitive files)",
         ),
     ),
     Technique(
@@ -240,7 +240,7 @@ OF_USERS: Final = (
         history=("libvirt",),
         contained_by=("vmm.ro-sock", "vmm.acl"),
         references=(
-            "CVE-2020-15708, CVE-2014-5177",
+            "CVE-2019-10161, CVE-2014-5177",
             "cves.md: libvirt",
         ),
     ),
@@ -264,10 +264,7 @@ OF_USERS: Final = (
         closed_when=every("vmm.qmp", "vmm.no-debug", "net.listen-debug"),
         steps=(_S7,),
         effort=1,
-        references=(
-            "QEMU, system/security: monitor",
-            "CVE-2019-10161",
-        ),
+        references=("QEMU, system/security: monitor",),
     ),
     Technique(
         id="kvm.device-node",

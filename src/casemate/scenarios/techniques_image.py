@@ -100,10 +100,7 @@ OF_THIEVES: Final = (
         closed_when=some(_NO_DISK, every("img.local-encrypted", Holds("img.encrypted", or_absent=True))),
         steps=(_S9,),
         effort=1,
-        references=(
-            "lecture: images are public",
-            "ANSSI-BP-028",
-        ),
+        references=("lecture: images are public",),
     ),
     Technique(
         id="theft.secrets-in-image",
