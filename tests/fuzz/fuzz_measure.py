@@ -23,7 +23,7 @@ from casemate.measure.disk import boot_path
 from casemate.measure.eif import measure_eif
 from casemate.measure.fat import Fat
 from casemate.measure.gpt import Read, read_gpt
-from casemate.measure.grub import DIALECTS, Runner
+from casemate.measure.grub import DIALECTS, Place, Runner
 from casemate.measure.grub_script import NotUnderstoodError, parse_script
 from casemate.measure.ovmf import parse_firmware
 from casemate.measure.pe import parse_pe
@@ -210,9 +210,7 @@ def run_script(data: bytes) -> None:
         Steps(("sha256",)),
         DIALECTS["2.12"],
         _Nobody(),  # type: ignore[arg-type]
-        Fat(reader_of(fat_seed())),
-        "hd0,gpt1",
-        {"(hd0,gpt1)/x": data},
+        Place(Fat(reader_of(fat_seed())), "hd0,gpt1", {"(hd0,gpt1)/x": data}),
     )
     runner.variables["prefix"] = "(hd0,gpt1)/EFI"
     runner.run(parse_script(data.decode("utf-8", "replace")))

@@ -290,6 +290,26 @@ def test_shim_and_its_variables() -> None:
         assert [(step.register, step.digests["sha256"]) for step in steps.found] == [(7, wanted)]
 
 
+def test_lists_of_shim() -> None:
+    """As the event log of a real trust domain has them (Ubuntu's shim on TDX; rhboot/shim mok.c)."""
+    steps = Steps(("sha384",))
+    shim.measure_lists(steps, shim_image(b"\x30certificate"))
+    trusted, revoked, both = (step.digests["sha384"].hex() for step in steps.found)
+    assert {step.register for step in steps.found} == {14}
+    assert revoked == hashlib.sha384(shim._NOTHING).hexdigest()
+    assert revoked.startswith("80ee2571334a57bf90238d21964447e5")
+    assert both == "8d2ce87d86f55fcfab770a047b090da23270fa206832dfea7e0c946fff451f819add242374be551b0d6318ed6c7d41d8"
+    size = struct.pack("<III", 28 + 16 + 12, 0, 16 + 12)
+    kind = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
+    entry = SHIM.bytes_le + b"\x30certificate"
+    assert trusted == hashlib.sha384(kind + size + entry).hexdigest()
+    none = Steps(("sha384",))
+    shim.measure_lists(none, shim_image())
+    assert [step.digests["sha384"].hex() for step in none.found] == [revoked, revoked, both]
+    with pytest.raises(InputError, match="vendor_cert"):
+        shim.measure_lists(none, parse_pe(pe({".text": b"x"}), "none"))
+
+
 def test_what_shim_lets_start() -> None:
     root, leaf, other = certificates()
     grub = pe({".text": b"grub"}, signed_by=leaf)

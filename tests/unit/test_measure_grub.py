@@ -17,12 +17,14 @@ from tests.fuzz.fuzz_measure import fat_seed, reader_of
 
 from casemate.measure.fat import Fat
 from casemate.measure.gpt import Partition
-from casemate.measure.grub import DIALECTS, Runner
+from casemate.measure.grub import DIALECTS, Place, Runner
 from casemate.measure.grub_script import Command, If, NotUnderstoodError, parse_script, plain
 from casemate.measure.labels import FileSystem, file_systems
 from casemate.measure.registers import Steps
 
 DEVICE = "hd0,gpt1"
+KERNEL = b"LOADED_IMAGE::LoadOptions\0Linux initrd\0"
+CC_MEASUREMENT = uuid.UUID("96751a3d-72f4-41a6-a794-ed5d0e67ae6b").bytes_le
 
 
 class Vendor:
@@ -35,8 +37,15 @@ class Vendor:
         self.asked.append((what, checked, loaded))
 
 
-def runner(files: Mapping[str, bytes] = {}, version: str = "2.12") -> Runner:
-    found = Runner(Steps(("sha256",)), DIALECTS[version], Vendor(), Fat(reader_of(fat_seed())), DEVICE, files)  # type: ignore[arg-type]
+def runner(
+    files: Mapping[str, bytes] = {},
+    version: str = "2.12",
+    systems: tuple[FileSystem, ...] = (),
+    *,
+    is_td: bool = False,
+) -> Runner:
+    place = Place(Fat(reader_of(fat_seed())), DEVICE, files, systems)
+    found = Runner(Steps(("sha256",)), DIALECTS[version], Vendor(), place, is_td=is_td)  # type: ignore[arg-type]
     found.variables["prefix"] = f"({DEVICE})/EFI"
     return found
 
@@ -226,13 +235,31 @@ SYSTEMS = (
 )
 def test_searches_by_name(search: str, found: str | None) -> None:
     script = parse_script(f"search {search}")
-    run = Runner(Steps(("sha256",)), DIALECTS["2.12"], Vendor(), Fat(reader_of(fat_seed())), DEVICE, {}, SYSTEMS)  # type: ignore[arg-type]
+    run = runner(systems=SYSTEMS)
     if found is None:
         with pytest.raises(NotUnderstoodError):
             run.run(script)
     else:
         assert run.run(script)
         assert found in (run.variables["root"], run.variables.get("here"))
+
+
+@pytest.mark.parametrize(("version", "speaks"), [("2.06", False), ("2.12", False), ("2.14", True)])
+@pytest.mark.parametrize(("kernel", "stub_speaks"), [(KERNEL, False), (KERNEL + CC_MEASUREMENT, True)])
+def test_a_trust_domain(version: str, speaks: bool, kernel: bytes, stub_speaks: bool) -> None:
+    """GRUB 2.12 knows the protocol and looks for a TPM first; the kernel's stub is asked for by itself."""
+    files = {"(hd0,gpt1)/k": kernel, "(hd0,gpt1)/i": b"initrd"}
+    registers = []
+    for is_td in (True, False):
+        found = runner(files, version, is_td=is_td)
+        found.run(parse_script("linux /k quiet\ninitrd /i\nboot"))
+        found.start()
+        registers.append([step.register for step in found._steps.found])
+        assert found._vendor.asked, "shim and firmware are another matter"  # type: ignore[attr-defined]
+    of_stub = [9, 9] if DIALECTS[version].options is not None else []
+    # The command, the kernel's file, the command line, the next command, the initrd's file, the last command.
+    of_grub = [8, 9, 8, 8, 9, 8]
+    assert registers == [(of_grub if speaks else []) + (of_stub if stub_speaks else []), of_grub + of_stub]
 
 
 @pytest.mark.parametrize("kind", ["ext4", "ext2", "vfat", "xfs"])

@@ -18,9 +18,10 @@ from casemate.errors import InputError
 from casemate.measure import boot, shim, stub
 from casemate.measure.fat import Fat
 from casemate.measure.gpt import Gpt, Partition, Read, read_gpt
-from casemate.measure.grub import run_grub
+from casemate.measure.grub import Place, run_grub
 from casemate.measure.grub_script import NotUnderstoodError
 from casemate.measure.labels import FileSystem, file_systems
+from casemate.measure.linux import measures_for_td
 from casemate.measure.pe import Pe
 from casemate.measure.registers import Prediction, Steps
 from casemate.measure.variables import GLOBAL, Variables
@@ -59,7 +60,7 @@ def predict_disk(platform: boot.Platform, disk: Disk, banks: tuple[str, ...] = (
     boot.hand_over(steps)
     steps.data(5, "partition table", table.measured)
     if why:
-        for register in (4, 7, 8, 9, 11, 12):
+        for register in (4, 7, 8, 9, 11, 12, 14):
             steps.unknown(register, "boot order", why)
         return steps.prediction()
     volume = Fat(_within(disk.read, table.esp))
@@ -107,16 +108,19 @@ def _measure_shim(steps: Steps, platform: boot.Platform, stage: Stage) -> None:
     data = stage.volume.file(second)
     if data is None:
         why = why or f"{second} is not there"
+    if platform.is_td and not measures_for_td(stage.image.data):
+        why = why or "this shim is from before TDX (15.8 and newer measure for it)"
     if why or data is None:
-        for register in (4, 7, 8, 9):
+        for register in (4, 7, 8, 9, 14):
             steps.unknown(register, "shim", why)
         return
-    steps.unknown(14, "shim", "lists of the machine owner's keys")
+    shim.measure_lists(steps, stage.image)
     shim.measure_level(steps, platform, stage.image)
     vendor = shim.Vendor(steps, platform, stage.image)
     image = vendor.start(data, second)
     try:
-        run_grub(steps, image, vendor, stage.volume, stage.device, stage.files, stage.systems)
+        place = Place(stage.volume, stage.device, stage.files, stage.systems)
+        run_grub(steps, image, vendor, place, is_td=platform.is_td)
     except NotUnderstoodError as error:
         for register in (4, 7, 8, 9):
             steps.unknown(register, "GRUB", f"what it does cannot be followed: {error}")
@@ -124,7 +128,7 @@ def _measure_shim(steps: Steps, platform: boot.Platform, stage: Stage) -> None:
 
 def _unknown(steps: Steps, path: str) -> None:
     why = "what this application starts and measures is not known"
-    for register in (4, 5, 7, 8, 9, 11, 12):
+    for register in (4, 5, 7, 8, 9, 11, 12, 14):
         steps.unknown(register, path, why)
 
 

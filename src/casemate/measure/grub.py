@@ -20,6 +20,7 @@ from casemate.measure.fat import Fat
 from casemate.measure.gpt import Read
 from casemate.measure.grub_script import Command, If, NotUnderstoodError, Script, Word, parse_script
 from casemate.measure.labels import FileSystem
+from casemate.measure.linux import measures_for_td
 from casemate.measure.pe import Pe
 from casemate.measure.registers import Steps
 from casemate.measure.shim import Vendor
@@ -39,20 +40,33 @@ _AWKWARD: Final = frozenset("\\'\" \t")
 class Dialect(msgspec.Struct, frozen=True):
     """How a version behaves. ``config_reads``: how often it opens grub.cfg. ``checked``, ``loaded``: how often the
     kernel is measured with Secure Boot (by shim) and without (by the firmware). ``options``: what ends the kernel's
-    load options; None when it does not start the kernel's EFI stub, which then measures nothing."""
+    load options; None when it does not start the kernel's EFI stub, which then measures nothing. ``for_td``: whether it
+    measures in a trust domain that has no TPM: 2.12 knows the protocol, and looks for a TPM before it uses it."""
 
     config_reads: int
     checked: int
     loaded: int
     options: str | None
+    for_td: bool
 
 
 DIALECTS: Final = {
-    "2.06": Dialect(1, 2, 0, None),
-    "2.12": Dialect(2, 1, 0, ""),
-    "2.14": Dialect(2, 1, 1, "\0"),
+    "2.06": Dialect(1, 2, 0, None, False),
+    "2.12": Dialect(2, 1, 0, "", False),
+    "2.14": Dialect(2, 1, 1, "\0", True),
 }
-"""Debian's, each compared with real boots."""
+"""Debian's, each compared with real boots; in a trust domain by their source (grub_tpm_present) and what their tpm
+module calls."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where GRUB was started from, and what it finds. ``device``: its name of the EFI system partition, ``hd0,gpt1``.
+    ``files``: of other partitions, by GRUB's full path. ``systems``: the file systems of the disk, in order."""
+
+    volume: Fat
+    device: str
+    files: Mapping[str, bytes]
+    systems: tuple[FileSystem, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -66,31 +80,19 @@ class Runner:
     """Runs a configuration.
 
     Args:
-        device: GRUB's name of the EFI system partition, ``hd0,gpt1``.
-        files: of other partitions, by GRUB's full path.
-        systems: the file systems of the disk, in order.
+        is_td: whether the registers of a trust domain take the place of a TPM.
     """
 
-    def __init__(
-        self,
-        steps: Steps,
-        dialect: Dialect,
-        vendor: Vendor,
-        volume: Fat,
-        device: str,
-        files: Mapping[str, bytes],
-        systems: tuple[FileSystem, ...] = (),
-    ) -> None:
+    def __init__(self, steps: Steps, dialect: Dialect, vendor: Vendor, place: Place, *, is_td: bool = False) -> None:
         self._steps = steps
+        self._own = Steps(steps.banks) if is_td and not dialect.for_td else steps
+        self._is_td = is_td
         self._dialect = dialect
         self._vendor = vendor
-        self._volume = volume
-        self._device = device
-        self._files = files
-        self._systems = systems
+        self._where = place
         self._count = self._depth = 0
         self._functions: dict[str, str] = {}
-        self.variables: dict[str, str] = {"root": device, "cmdpath": f"({device})/EFI/BOOT"}
+        self.variables: dict[str, str] = {"root": place.device, "cmdpath": f"({place.device})/EFI/BOOT"}
         self.entries: list[Entry] = []
         self.kernel: tuple[bytes, str] | None = None
         self.initrds: list[bytes] = []
@@ -168,7 +170,7 @@ class Runner:
         others = [item for item in rest if item not in kinds and item not in ("--no-floppy", f"--set={variable}")]
         if len(kinds) != 1 or len(others) != 1 or others[0].startswith("-") or not variable:
             raise NotUnderstoodError(f"the search {' '.join(rest)}")
-        for item in self._systems:
+        for item in self._where.systems:
             name = item.label if kinds[0] in ("--label", "-l") else item.identity
             if name is None:
                 raise NotUnderstoodError(f"the file system of {item.device}, which a search comes to")
@@ -184,7 +186,7 @@ class Runner:
             raise NotUnderstoodError(f"the module {' '.join(rest)}")
 
     def _measured(self, text: str) -> None:
-        self._steps.data(8, f"grub_cmd: {text}"[:120], text.encode())
+        self._own.data(8, f"grub_cmd: {text}"[:120], text.encode())
 
     def _expand(self, word: Word) -> list[str]:
         """The words that one gives: an unquoted variable splits at spaces, and is no word when it is empty."""
@@ -225,10 +227,10 @@ class Runner:
 
     def _exists(self, path: str, kind: str) -> bool:
         where, inside = self._place(path)
-        if where != self._device:
+        if where != self._where.device:
             raise NotUnderstoodError(f"whether {path} is there")
-        data = self._volume.file(inside)
-        is_directory = data is None and self._volume.names(inside) is not None
+        data = self._where.volume.file(inside)
+        is_directory = data is None and self._where.volume.names(inside) is not None
         if kind == "-s":
             return bool(data)
         return is_directory if kind == "-d" else data is not None or (kind == "-e" and is_directory)
@@ -243,8 +245,8 @@ class Runner:
 
     def _find(self, path: str) -> bytes | None:
         where, inside = self._place(path)
-        given = self._files.get(f"({where}){inside}")
-        return given if given is not None or where != self._device else self._volume.file(inside)
+        given = self._where.files.get(f"({where}){inside}")
+        return given if given is not None or where != self._where.device else self._where.volume.file(inside)
 
     def _read(self, path: str, times: int = 1) -> bytes:
         data = self._find(path)
@@ -252,7 +254,7 @@ class Runner:
             where, inside = self._place(path)
             raise NotUnderstoodError(f"the file ({where}){inside}, which is not at hand (--grub-file PATH=FILE)")
         for _ in range(times):
-            self._steps.data(9, path, data)
+            self._own.data(9, path, data)
         return data
 
     def config(self, path: str) -> bool:
@@ -265,7 +267,7 @@ class Runner:
         data = self._read(rest[0])
         self._vendor.check(data, rest[0], self._dialect.checked, self._dialect.loaded)
         text = " ".join(rest)
-        self._steps.data(8, f"kernel_cmdline: {text}"[:120], text.encode())
+        self._own.data(8, f"kernel_cmdline: {text}"[:120], text.encode())
         self.kernel, self.initrds = (data, text), []
 
     def start(self) -> None:
@@ -281,6 +283,8 @@ class Runner:
             if len(self.initrds) > 1:
                 raise NotUnderstoodError("several initrds, which the kernel measures as one")
             options = f"BOOT_IMAGE={text}{self._dialect.options}".encode("utf-16-le")
+            if self._is_td and not measures_for_td(data):
+                return
             boot.measure_linux(self._steps, data, options, self.initrds[0] if self.initrds else None)
 
     def _chosen(self) -> Entry:
@@ -295,15 +299,7 @@ class Runner:
         return found[0]
 
 
-def run_grub(
-    steps: Steps,
-    image: Pe,
-    vendor: Vendor,
-    volume: Fat,
-    device: str,
-    files: Mapping[str, bytes],
-    systems: tuple[FileSystem, ...],
-) -> None:
+def run_grub(steps: Steps, image: Pe, vendor: Vendor, place: Place, *, is_td: bool = False) -> None:
     """Everything that GRUB measures, from its start to the kernel's.
 
     Raises:
@@ -317,13 +313,13 @@ def run_grub(
     prefix = parts.get(_PREFIX, b"").split(b"\0")[0].decode("latin-1")
     if not prefix.startswith("/"):
         raise NotUnderstoodError(f"the prefix {prefix!r}")
-    if volume.names(f"{prefix}/{_MODULES}") is not None:
+    if place.volume.names(f"{prefix}/{_MODULES}") is not None:
         raise NotUnderstoodError(f"{prefix}/{_MODULES}, from which lists and modules are read")
-    runner = Runner(steps, dialect, vendor, volume, device, files, systems)
-    runner.variables["prefix"] = f"({device}){prefix}"
+    runner = Runner(steps, dialect, vendor, place, is_td=is_td)
+    runner.variables["prefix"] = f"({place.device}){prefix}"
     embedded = parts.get(_CONFIG, b"").rstrip(b"\0\n")
     if not embedded:
-        runner.config(f"({device}){prefix}/grub.cfg")
+        runner.config(f"({place.device}){prefix}/grub.cfg")
     elif embedded == b"normal (memdisk)/grub.cfg":
         text = Fat(_reader(parts.get(_MEMDISK, b""))).file("grub.cfg")
         runner.run(parse_script(_text(text or b"")))

@@ -1,5 +1,6 @@
-"""shim: what it measures of itself and of what it starts (rhboot/shim: sbat.c, tpm.c, verify in shim.c).
+"""shim: what it measures of itself and of what it starts (rhboot/shim: mok.c, sbat.c, tpm.c, verify in shim.c).
 
+PCR 14: what it trusts and revokes beside the firmware (MokList, MokListX), and whether the kernel may trust it, too;
 PCR 7: the revocation level (SbatLevel) and, under Secure Boot, the certificate that vouches for the second stage;
 PCR 4: the second stage. Its .vendor_cert begins with sizes and offsets of what it trusts and what it revokes;
 .sbatlevel with a version and the offsets of two levels, of which the first is applied by itself.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
+import uuid
 from typing import Final
 
 from casemate.errors import InputError
@@ -23,6 +25,10 @@ SECOND_STAGE: Final = "grubx64.efi"
 _ORIGINAL_LEVEL: Final = b"sbat,1,2021030218\n"
 _LEVEL: Final = re.compile(rb"sbat,1,(\d{10})\n")
 _RUNTIME_LIST: Final = "MokListRT"
+_X509: Final = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
+_SHA256: Final = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328")
+_FOLDER_FILES: Final = ("shim_certificate", "revocations")
+"""What shim takes in from its own folder, by the beginning of the name."""
 
 
 class Vendor:
@@ -83,10 +89,42 @@ def unpredictable(volume: Fat, folder: str, variables: Variables) -> str:
     """Why what shim does cannot be told; empty when it can."""
     if volume.file(f"{folder}/fbx64.efi") is not None:
         return "shim's fallback (fbx64.efi) writes boot entries and may restart"
+    taken = sorted(name for name in volume.names(folder) or () if name.lower().startswith(_FOLDER_FILES))
+    if taken:
+        return f"shim takes in {', '.join(taken)}"
     mine = sorted(name for vendor, name in variables if vendor == SHIM and name.startswith(("Mok", "Sbat")))
     if [name for name in mine if name != "SbatLevel"]:
         return f"the variable store holds {', '.join(mine)}, which changes what shim trusts"
     return ""
+
+
+def measure_lists(steps: Steps, image: Pe) -> None:
+    """What shim trusts and revokes by itself, while the variable store holds no lists of the machine's owner. A list
+    that would be empty has one digest of zeros."""
+    trusted, revoked = _vendor_lists(image)
+    steps.data(14, "MokList", _signature_list(_X509, trusted) if trusted[:1] == b"\x30" else trusted or _NOTHING)
+    steps.data(14, "MokListX", revoked or _NOTHING)
+    steps.data(14, "MokListTrusted", b"\x01")
+
+
+def _vendor_lists(image: Pe) -> tuple[bytes, bytes]:
+    """(what a vendor built in to be trusted: one certificate, or a list; what to be revoked)."""
+    section = image.section(".vendor_cert") or b""
+    if len(section) < 16:
+        raise InputError("shim's .vendor_cert", got=f"{len(section)} bytes")
+    trusted_size, revoked_size, trusted_at, revoked_at = struct.unpack_from("<IIII", section)
+    found = section[trusted_at : trusted_at + trusted_size], section[revoked_at : revoked_at + revoked_size]
+    if (len(found[0]), len(found[1])) != (trusted_size, revoked_size):
+        raise InputError("shim's .vendor_cert", got="a list that is cut off")
+    return found
+
+
+def _signature_list(kind: uuid.UUID, data: bytes) -> bytes:
+    """EFI_SIGNATURE_LIST with one entry, of shim's (UEFI specification, 32.4.1)."""
+    return kind.bytes_le + struct.pack("<III", 28 + 16 + len(data), 0, 16 + len(data)) + SHIM.bytes_le + data
+
+
+_NOTHING: Final = _signature_list(_SHA256, bytes(32))
 
 
 def measure_level(steps: Steps, platform: Platform, image: Pe) -> None:
@@ -115,9 +153,8 @@ def _date(level: bytes) -> bytes:
 
 def _vendor_certificate(image: Pe) -> bytes | None:
     """The one certificate that a vendor built in; None when it is none, or a list of them."""
-    section = image.section(".vendor_cert") or b""
-    if len(section) < 16:
+    try:
+        found, _ = _vendor_lists(image)
+    except InputError:
         return None
-    size, _, offset, _ = struct.unpack_from("<IIII", section)
-    found = section[offset : offset + size]
-    return found if len(found) == size and found[:1] == b"\x30" else None
+    return found if found[:1] == b"\x30" else None
