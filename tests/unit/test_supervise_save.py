@@ -62,6 +62,7 @@ def test_a_vm_that_was_not_started_as_saveable(make: Make) -> None:
     until(lambda: descriptors(vm) <= before)
     assert vm.ask("save") == {"error": "no pipe came along"}
     assert vm.ask("saved", end=True) == {"error": "nothing of yours was saved"}
+    assert vm.ask("overlays") == {"error": "nothing of yours was saved"}
     assert vm.ask("status")["phase"] == "running"
 
 

@@ -20,7 +20,7 @@ CONTROLS: tuple[Control, ...] = (
         checks=(Check("guest.security-updates", Empty()),),
         cuts=(S1,),
         scenarios=(VM,),
-        remedies=Remedies(host="build the image again, or apt upgrade in it; casemate image build does"),
+        remedies=Remedies(host="build the image again, or in it: apt upgrade, dnf upgrade; casemate image build does"),
         sources=(lecture("Mises à jour des machines virtuelles"), Source(_ANSSI, "R61")),
         limits="Compares versions with lists of at most 30 days of age; whose lists they are is the caller's to know.",
     ),
@@ -35,7 +35,10 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S1,),
         scenarios=(VM,),
         cost=Cost(features="versions change without a person"),
-        remedies=Remedies(host='apt install unattended-upgrades; APT::Periodic::Unattended-Upgrade "1"'),
+        remedies=Remedies(
+            host='apt install unattended-upgrades; APT::Periodic::Unattended-Upgrade "1"; or dnf install'
+            " dnf-automatic, apply_updates = yes, its timer enabled"
+        ),
         sources=(lecture("Mises à jour des machines virtuelles"), Source(_ANSSI, "R61")),
         limits="A fleet whose images are replaced instead of updated does not need it; waive it then.",
     ),
@@ -147,7 +150,9 @@ CONTROLS: tuple[Control, ...] = (
         checks=(Check("guest.entropy-daemons", Empty()),),
         cuts=(S1, S6),
         scenarios=(VM, OTHERS),
-        remedies=Remedies(host="apt purge haveged pollinate rng-tools5; give the VM a virtio-rng"),
+        remedies=Remedies(
+            host="apt purge haveged pollinate rng-tools5; dnf remove rng-tools; give the VM a virtio-rng"
+        ),
         sources=(
             lecture("Entropie: haveged estimates too much in a VM, pollinate asks a server; virtio-rng only"),
             Source("haveged", "README: kernels from 5.6 on"),
