@@ -144,13 +144,13 @@ def run(
     Raises:
         CasemateError: why it did not start; then it is not defined either.
     """
-    from casemate.engine import ending
-
     paths = _paths()
     definition = _define(paths, spec, timeout_s, remove_on_exit, policy_file)
     try:
         return _start(paths, definition, follow=follow)
     except Exception:  # an interrupt is none: then it stays defined, for it may be running
+        from casemate.engine import ending
+
         ending.forget(paths, definition)
         raise
 

@@ -183,3 +183,16 @@ def test_a_malformed_program_is_an_error() -> None:
         verdict_of(bad, "x86_64", 0)
     with pytest.raises(ValueError, match="s390x"):
         verdict_of(READ, "s390x", 0)
+
+
+def test_a_remembered_program_answers_for_itself_alone() -> None:
+    """Evaluated before under another architecture, other numbers or beside another filter: no answer is mixed up."""
+    other = assemble(LOAD_NR, (bpf.JEQ_K, 0, 1, 1), ALLOW, KILL)
+    for _ in range(2):
+        assert verdicts_at((READ,), AUDIT_ARCH_X86_64, (0,))[0].kind is VerdictKind.ALLOW
+        assert verdicts_at((READ,), AUDIT_ARCH_X86_64, (1,))[1].kind is VerdictKind.KILL
+        assert verdicts_at((other,), AUDIT_ARCH_X86_64, (1,))[1].kind is VerdictKind.ALLOW
+        assert verdicts_at((READ, other), AUDIT_ARCH_X86_64, (0, 1))[0].kind is VerdictKind.KILL
+        by_arch = assemble(LOAD_ARCH, (bpf.JEQ_K, 0, 1, AUDIT_ARCH_I386), KILL, ALLOW)
+        assert verdicts_at((by_arch,), AUDIT_ARCH_I386, (0,))[0].kind is VerdictKind.KILL
+        assert verdicts_at((by_arch,), AUDIT_ARCH_X86_64, (0,))[0].kind is VerdictKind.ALLOW

@@ -237,7 +237,7 @@ def test_a_damaged_definition_can_be_removed_and_nothing_else(paths: Paths) -> N
 
 
 def test_a_definition_that_cannot_be_written_leaves_nothing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, durable: bool) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write_atomic", full)

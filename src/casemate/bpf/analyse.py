@@ -155,18 +155,27 @@ def _combine(
     if not programs:
         raise ValueError("no filter, no verdict")
     ordered = tuple(sorted(set(values)))
-    tables = [answers(program, word, ordered, fixed) for program in programs]
+    tables = [_remembered(program, word, ordered, tuple(fixed.items())) for program in programs]
     if len(tables) == 1:
         return {
             value: UNKNOWN if got is None else judge_returns(got) for value, got in zip(ordered, tables[0], strict=True)
         }
     verdicts = {}
     for at, value in enumerate(ordered):
-        verdicts[value] = _stack([table[at] for table in tables])
+        verdicts[value] = _stack(tuple(table[at] for table in tables))
     return verdicts
 
 
-def _stack(answers_each: list[frozenset[int] | None]) -> Verdict:
+@lru_cache(maxsize=32)
+def _remembered(
+    program: Program, word: int, universe: tuple[int, ...], fixed: tuple[tuple[int, int], ...]
+) -> tuple[frozenset[int] | None, ...]:
+    """`answers`, once per program: VMs of one kind have the same, and a launch knows one of its two beforehand."""
+    return tuple(answers(program, word, universe, dict(fixed)))
+
+
+@lru_cache(maxsize=4096)
+def _stack(answers_each: tuple[frozenset[int] | None, ...]) -> Verdict:
     """The verdict of stacked filters: an answer of one counts if every other filter may answer as loosely."""
     known = [answers for answers in answers_each if answers is not None]
     if len(known) < len(answers_each):

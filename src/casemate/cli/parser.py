@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -48,6 +49,24 @@ exit codes:
 """
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse makes one for each argument, and would ask shutil, which brings three unpackers, how wide it may be."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """As `shutil.get_terminal_size` has it."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):  # closed, or no terminal
+        return 80
+
+
 class Parser(argparse.ArgumentParser):
     """Errors look like every other error of ours, and say where the help is."""
 
@@ -79,7 +98,7 @@ def build_parser(word: str | None = None) -> argparse.ArgumentParser:
         prog="casemate",
         description="Run virtual machines in a confined emulator, and prove that the confinement is in force.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
@@ -122,7 +141,7 @@ def add_command(commands: Commands, name: str, handler: str, text: str, epilog: 
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
         epilog=epilog,
     )

@@ -23,8 +23,11 @@ LOCK_DEADLINE_S = 20.0
 _FLOCK = struct.Struct("hhqqi0q")
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
+def write_atomic(path: str, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Write through a temporary file in the same directory, fsync, rename.
+
+    Args:
+        durable: False leaves fsync out, for what means nothing after a reboot.
 
     Raises:
         OSError: naming ``path``; the old file is untouched.
@@ -36,7 +39,8 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.rename(temporary, path)
@@ -48,9 +52,9 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
         raise
 
 
-def write_json(path: str, value: object) -> None:
+def write_json(path: str, value: object, *, durable: bool = True) -> None:
     """`write_atomic` of the JSON form of a struct or dictionary."""
-    write_atomic(path, msgspec.json.encode(value))
+    write_atomic(path, msgspec.json.encode(value), durable=durable)
 
 
 def read_bounded(path: str, limit: int = READ_MAX_BYTES) -> bytes:

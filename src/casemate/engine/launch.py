@@ -31,6 +31,7 @@ from casemate.engine.state import remove_cgroups
 from casemate.engine.uefi import observe_variables, variables_digest
 from casemate.errors import HostError, InputError, VmError
 from casemate.facts.fact import Facts, Known, Stage
+from casemate.facts.vmm_process_seccomp import evaluate_ahead
 from casemate.jail.policy import IdentityMode
 from casemate.jail.spawn import Spawned, kill_and_reap, spawn
 from casemate.plan.model import LaunchPlan
@@ -292,7 +293,9 @@ def _observe_beside(plan: LaunchPlan, startup: Startup, held: _Held, opened: Ope
 def _spawn(plan: LaunchPlan, program: bytes, sources: dict[str, int], staging: str) -> Spawned:
     """`spawn`, and when the kernel gives no namespaces the switch that forbids them."""
     try:
-        return spawn(plan.wall, program, sources, staging)
+        return spawn(
+            plan.wall, program, sources, staging, meanwhile=lambda: evaluate_ahead(program, os.uname().machine)
+        )
     except HostError as error:
         refused = error.__cause__
         if not isinstance(refused, OSError) or plan.wall.identity.mode is IdentityMode.ROOT:

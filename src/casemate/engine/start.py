@@ -385,7 +385,7 @@ def _launch_and_exec(paths: Paths, definition: Definition, prepared: Prepared, w
         )
         listener = listen(f"{runtime}/control.sock")
         running = running_state(definition, plan, launched, ourselves, started_at)
-        files.write_json(f"{runtime}/state.json", running)
+        files.write_json(f"{runtime}/state.json", running, durable=False)
         files.write_json(f"{data}/wall.json", wall_report(plan, launched, prepared.opened))
     except BaseException:
         _undo(plan, launched)
@@ -426,5 +426,5 @@ def _sign_record(
     except (CasemateError, OSError) as fault:
         running = msgspec.structs.replace(running, health=(f"no launch record: {fault}",))
         with contextlib.suppress(OSError):
-            files.write_json(f"{paths.vm_runtime(definition.id)}/state.json", running)
+            files.write_json(f"{paths.vm_runtime(definition.id)}/state.json", running, durable=False)
     return running

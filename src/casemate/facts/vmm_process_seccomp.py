@@ -100,6 +100,14 @@ def _named(decoded: list[Program], machine: str) -> tuple[int, tuple[str, ...], 
     return len(passing), tuple(sorted(passing & DANGEROUS)), foreign
 
 
+def evaluate_ahead(program: bytes, machine: str) -> None:
+    """Evaluate a filter that will be found in a process; `launch_seccomp_facts` then has to do so no more.
+
+    The kernel's bytes are what is judged: another program is evaluated when it is found.
+    """
+    _named([decode(program)], machine)
+
+
 def launch_seccomp_facts(base: str, tids: Iterable[int], machine: str) -> Facts:
     """The three of `NAMES` that a launch judges, in a third of the time: what no table knows is left to an audit."""
     wanted = NAMES[:3]

@@ -65,6 +65,7 @@ def spawn(
     staging: str,
     *,
     payload: Payload | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
     deadline_s: float = 10.0,
 ) -> Spawned:
     """Start ``wall.argv`` inside the wall and return once its filter is loaded (exec may still be waiting).
@@ -75,6 +76,7 @@ def spawn(
         sources: role -> descriptor, for everything that the wall's descriptors and copies name.
         staging: an existing, empty directory.
         payload: run this in the child instead of the program.
+        meanwhile: called once, while the child builds; the child waits when it takes longer than that.
         deadline_s: how long the steps may take in all.
 
     Raises:
@@ -105,6 +107,7 @@ def spawn(
     try:
         with ours:
             end = time.monotonic() + deadline_s
+            meanwhile()
             _serve(ours, wall, spawned, end)
             if payload is None and wall.has(Layer.SECCOMP):
                 spawned.listener = _take_listener(spawned, int(spawned.notes["listener"]), end)
