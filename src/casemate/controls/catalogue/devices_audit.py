@@ -77,7 +77,7 @@ CONTROLS: tuple[Control, ...] = (
         ),
         sources=(
             libvirt("formatdomain: firmware, loader, nvram"),
-            lecture("Démarrage sécurisé"),
+            lecture("Confidential Computing: TPM virtuels, Secure Boot"),
         ),
         limits="Judged by the names of the firmware files; what the variables say is looked at in VMs of Casemate only"
         " (dev.secure-boot).",
@@ -108,7 +108,7 @@ CONTROLS: tuple[Control, ...] = (
         remedies=Remedies(libvirt="<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"),
         sources=(
             libvirt("formatdomain: tpm"),
-            lecture("Démarrage sécurisé"),
+            lecture("Confidential Computing: TPM virtuels, Secure Boot"),
         ),
         limits="The state of an emulated TPM is a file of the host.",
     ),

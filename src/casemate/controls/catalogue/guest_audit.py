@@ -88,7 +88,7 @@ CONTROLS: tuple[Control, ...] = (
         scenarios=(VM,),
         remedies=Remedies(host="apt upgrade or dnf upgrade --security inside the guest"),
         sources=(
-            lecture("Mises à jour des machines virtuelles"),
+            lecture("Sécurité des machines virtuelles: mise à jour"),
             Source("ANSSI-BP-028 v2.0", "R61"),
         ),
         manual="Ask the package manager inside the guest.",
@@ -121,7 +121,7 @@ CONTROLS: tuple[Control, ...] = (
         remedies=Remedies(host="passwd -l root; PermitRootLogin no; sudo rules by command"),
         sources=(
             cve("CVE-2024-3446"),
-            lecture("Système invité"),
+            lecture("Sécurité des machines virtuelles: root"),
         ),
         manual="Look at sshd, su and sudo inside the guest: most flaws of emulators need a privileged user in "
         "the guest.",

@@ -21,7 +21,7 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S1,),
         scenarios=(VM,),
         remedies=Remedies(host="build the image again, or in it: apt upgrade, dnf upgrade; casemate image build does"),
-        sources=(lecture("Mises à jour des machines virtuelles"), Source(_ANSSI, "R61")),
+        sources=(lecture("Sécurité des machines virtuelles: mise à jour"), Source(_ANSSI, "R61")),
         limits="Compares versions with lists of at most 30 days of age; whose lists they are is the caller's to know.",
     ),
     Control(
@@ -39,7 +39,7 @@ CONTROLS: tuple[Control, ...] = (
             host='apt install unattended-upgrades; APT::Periodic::Unattended-Upgrade "1"; or dnf install'
             " dnf-automatic, apply_updates = yes, its timer enabled"
         ),
-        sources=(lecture("Mises à jour des machines virtuelles"), Source(_ANSSI, "R61")),
+        sources=(lecture("Sécurité des machines virtuelles: mise à jour"), Source(_ANSSI, "R61")),
         limits="A fleet whose images are replaced instead of updated does not need it; waive it then.",
     ),
     Control(
@@ -53,7 +53,7 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S1, S2),
         scenarios=(HOST, VM),
         remedies=Remedies(host="passwd -l root in the image"),
-        sources=(lecture("Système invité: pas de travail en root"), Source(_ANSSI, "R33")),
+        sources=(lecture("Sécurité des machines virtuelles: root"), Source(_ANSSI, "R33")),
     ),
     Control(
         id="guest.no-empty-password",
@@ -94,7 +94,7 @@ CONTROLS: tuple[Control, ...] = (
         scenarios=(HOST, VM),
         remedies=Remedies(host="PermitRootLogin no in /etc/ssh/sshd_config.d/"),
         sources=(
-            lecture("Système invité: pas de travail en root"),
+            lecture("Sécurité des machines virtuelles: root"),
             Source("OpenSSH", "sshd_config(5): PermitRootLogin"),
         ),
     ),
@@ -123,7 +123,7 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S1, S2),
         scenarios=(HOST,),
         remedies=Remedies(host="limit the rule to the commands that need it, without NOPASSWD: ALL"),
-        sources=(lecture("Système invité: pas de travail en root"), Source("ComplianceAsCode", "sudo_remove_nopasswd")),
+        sources=(lecture("Sécurité des machines virtuelles: root"), Source("ComplianceAsCode", "sudo_remove_nopasswd")),
         limits="cloud-init writes such a rule at first boot when the platform asks for it.",
     ),
     Control(
@@ -154,7 +154,7 @@ CONTROLS: tuple[Control, ...] = (
             host="apt purge haveged pollinate rng-tools5; dnf remove rng-tools; give the VM a virtio-rng"
         ),
         sources=(
-            lecture("Entropie: haveged estimates too much in a VM, pollinate asks a server; virtio-rng only"),
+            lecture("Entropie dans une machine virtuelle: « fausses bonnes idées » (haveged, pollinate)"),
             Source("haveged", "README: kernels from 5.6 on"),
         ),
     ),
@@ -185,7 +185,7 @@ CONTROLS: tuple[Control, ...] = (
         scenarios=(BLUE_PILL,),
         cost=Cost(features="unsigned modules, kexec of unsigned kernels, hibernation"),
         remedies=Remedies(host="lockdown=integrity on the kernel's command line"),
-        sources=(kernel("kernel_lockdown(7)"), lecture("Hyperviseur malveillant (Blue Pill)")),
+        sources=(kernel("kernel_lockdown(7)"), lecture("Scénario d'attaque: virtualisation à la volée (Blue Pill)")),
         limits="Secure Boot alone locks down only kernels built so (Debian's, Fedora's and Ubuntu's are).",
     ),
     Control(
@@ -214,7 +214,7 @@ CONTROLS: tuple[Control, ...] = (
         scenarios=(VM,),
         remedies=Remedies(host="datasource_list: [NoCloud, None] in /etc/cloud/cloud.cfg.d/"),
         sources=(
-            lecture("Provisionnement: qui répond sur le réseau devient root"),
+            lecture("Images de machines virtuelles: cloud-init, Ignition, user-data"),
             Source("cloud-init", "datasources: identification"),
         ),
     ),

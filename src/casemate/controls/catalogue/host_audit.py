@@ -21,7 +21,7 @@ from casemate.controls.model import (
 )
 
 _C, _H, _M, _L = Severity.CRITICAL, Severity.HIGH, Severity.MEDIUM, Severity.LOW
-_SECURE_USAGE: Final = Source("libvirt", "kbase: secureusage")
+_SECURE_USAGE: Final = Source("libvirt", "kbase/secureusage: disk image data access")
 _SVIRT: Final = Source("ComplianceAsCode", "selinux-booleans: sebool_virt_*")
 _APT: Final = "apt update && apt upgrade; then restart every VM that runs the old version"
 
@@ -73,7 +73,7 @@ def _update(control_id: str, family: str, what: str, severity: Severity, cuts: t
         severity,
         cuts,
         _APT,
-        (Source("ANSSI-BP-028 v2.0", "R61"), lecture("Mises à jour de l'hyperviseur")),
+        (Source("ANSSI-BP-028 v2.0", "R61"), lecture("Systeme d'exploitation: l'hôte est un système classique")),
         scenarios=(HOST, OTHERS),
         limits=f"Compares with the lists of security suites that are on this host (age: os.package-lists); {what} that "
         "no package brought is not seen.",
@@ -122,7 +122,7 @@ CONTROLS: Final = (
         _C,
         (S8,),
         "umount it, and look into images with guestfish (a VM of its own) or `casemate image`",
-        (_SECURE_USAGE, lecture("Images")),
+        (_SECURE_USAGE, lecture("Hôte et système de fichier: ne pas monter une image sur la machine hôte")),
         limits="Device mapper over an image is not followed back.",
     ),
     _host(

@@ -59,7 +59,7 @@ CONTROLS: tuple[Control, ...] = (
         remedies=Remedies(
             libvirt="<source><encryption format='luks'>…</encryption></source>", host="dm-crypt below the pool"
         ),
-        sources=(libvirt("formatstorageencryption"),),
+        sources=(libvirt("formatstorageencryption"), libvirt("kbase/secureusage: storage encryption")),
         limits="Encryption below the image (dm-crypt, the storage itself) does not show in the description.",
     ),
     Control(
@@ -73,7 +73,7 @@ CONTROLS: tuple[Control, ...] = (
         cuts=(S9,),
         scenarios=(VM,),
         remedies=Remedies(libvirt="<encryption format='luks'>", host="dm-crypt below the pool"),
-        sources=(lecture("Images de machines virtuelles: vol d'image"),),
+        sources=(lecture("Images de machines virtuelles: à considérer comme publiques"),),
         limits="Encryption below the image (dm-crypt) does not show in the description.",
     ),
     Control(

@@ -126,7 +126,10 @@ CONTROLS = (
         scenarios=(HOST, BLUE_PILL),
         cost=Cost(features="VirtualBox, VMware Workstation and their like beside KVM; KVM without VT-x (kvm_pvm)"),
         remedies=Remedies(host="rmmod the named module and uninstall its package"),
-        sources=(lecture("Virtualisation à la volée: Blue Pill"), kernel("arch/x86/kvm: vendor modules")),
+        sources=(
+            lecture("Scénario d'attaque: virtualisation à la volée (Blue Pill)"),
+            kernel("arch/x86/kvm: vendor modules"),
+        ),
         limits="By the names of known modules: one that hides itself does not show here.",
     ),
     Control(
@@ -157,7 +160,7 @@ CONTROLS = (
         cost=Cost(features="Xen guests beside KVM guests"),
         remedies=Remedies(host="boot the kernel without Xen; apt purge xen-utils-common xen-hypervisor-common"),
         sources=(
-            lecture("Xen: paravirtualisation"),
+            lecture("Eviter Xen"),
             Source("Google Cloud", "7 ways we harden our KVM hypervisor"),
             Source("The Register", "2017/01/30"),
         ),
@@ -211,7 +214,7 @@ CONTROLS = (
         remedies=Remedies(host="rmmod kvm_intel kvm_amd kvm; blacklist them in /etc/modprobe.d"),
         sources=(
             Source("ANSSI-BP-028 v2.0", "R2, note on DAT-24 R15"),
-            lecture("Virtualisation à la volée: Blue Pill"),
+            lecture("Scénario d'attaque: virtualisation à la volée (Blue Pill)"),
         ),
         limits="Looks for the usual VMMs in the usual places.",
     ),
@@ -244,7 +247,7 @@ CONTROLS = (
         remedies=Remedies(host="turn VT-x or SVM off and lock it in the firmware's set-up"),
         sources=(
             Source("ANSSI-BP-028 v2.0", "R2, note on DAT-24 R15"),
-            lecture("Virtualisation à la volée: Blue Pill"),
+            lecture("Scénario d'attaque: virtualisation à la volée (Blue Pill)"),
         ),
         limits="A hypervisor below this system can hide both flags: hk.no-outer-vmm and `casemate detect`.",
     ),

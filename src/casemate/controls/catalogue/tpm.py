@@ -28,7 +28,7 @@ CONTROLS = (
             libvirt="<backend type='emulator'><encryption secret='UUID'/></backend>",
             spec='[tpm] key = "NAME" keeps the key off the host\'s disk; without it one is kept beside the VM',
         ),
-        sources=(_SWTPM, libvirt("formatdomain: tpm, encryption"), lecture("Chiffrement, vTPM")),
+        sources=(_SWTPM, libvirt("formatdomain: tpm, encryption"), lecture("Confidential Computing: TPM virtuels")),
         limits="The host that runs swtpm can read its memory: a TPM emulated by the host is no hardware root.",
     ),
     Control(

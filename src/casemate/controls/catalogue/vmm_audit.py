@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from casemate.controls.catalogue.common import HOST, OTHERS, S3, S5, S7, S9, VM, cve
+from casemate.controls.catalogue.common import HOST, OTHERS, S3, S5, S7, S9, VM, cve, lecture
 from casemate.controls.catalogue.vmm_groups import INSTALLED, qemu_setting, vmm
 from casemate.controls.catalogue.vmm_qemu import CONFINEMENT
 from casemate.controls.expectations import (
@@ -88,7 +88,7 @@ _ACCESS: Final = (
         "Is there a user who may command libvirt (which is as good as root) and who is no administrator?",
         _C,
         "gpasswd -d USER libvirt; give such users an API that checks what they ask (libvirt's access driver polkit)",
-        (_DAEMON_CONF, Source("libvirt", "kbase: secureusage")),
+        (_DAEMON_CONF, lecture("Gestionnaire de machines virtuelles: accès au VMM = root")),
         cost=Cost(features="these users can no longer start VMs of the system"),
         limits="Administrator: member of sudo, wheel, admin or root. Groups of directory services are not looked at.",
     ),
@@ -210,7 +210,7 @@ _SECRETS: Final = (
         "migrate_tls_force = 1, with certificates in place",
         cuts=(S9,),
         scenarios=(VM,),
-        sources=(Source("libvirt", "kbase: secureusage"),),
+        sources=(Source("libvirt", "kbase/secureusage: guest migration network"),),
         cost=Cost(features="migration without certificates fails"),
     ),
     qemu_setting(
@@ -299,7 +299,7 @@ _SECRETS: Final = (
         "Can users read (passwords of consoles) or write the definitions of VMs?",
         _M,
         "chmod 0600 /etc/libvirt/qemu/*.xml",
-        (Source("libvirt", "kbase: secureusage"),),
+        (Source("ANSSI-BP-028 v2.0", "R50"),),
         cuts=(S7, S9),
         scenarios=(VM,),
     ),
@@ -321,7 +321,7 @@ _SECRETS: Final = (
         "Can somebody else change how VMs are confined?",
         _C,
         "chown root:root and chmod go-w what is listed",
-        (Source("libvirt", "kbase: secureusage"),),
+        (Source("ANSSI-BP-028 v2.0", "R50"),),
     ),
     vmm(
         "vmm.hooks",
