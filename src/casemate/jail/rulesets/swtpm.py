@@ -1,8 +1,8 @@
 """swtpm, from its exec on: two sockets that it inherits, one directory with its state.
 
-Traced with 0.7.1 of Debian 12 and 13 (libtpms 0.9 and 0.10, OpenSSL 3.0 and 3.5) while a TPM was made, used and opened
-again: tools/trace/trace_swtpm.py. No socket is made, no program started, no thread. swtpm loads a list of forbidden
-calls of its own on top of this one. What 0.8 to 0.10 need beside that is from their source.
+Traced with 0.7.1 of Debian 12 and 13 and 0.10.2 (libtpms 0.9 and 0.10, OpenSSL 3.0 to 3.6) while a TPM was made, used
+and opened again: tools/trace/trace_swtpm.py. No socket is made, no program started, no thread. swtpm loads a list of
+forbidden calls of its own on top of this one. What 0.8 and 0.9 need beside that is from their source.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 from casemate.jail.rules import Arg, Op, Origin, Phase, Rule
 from casemate.jail.rulesets.values import (
     ARCH_SET_FS,
+    ENOENT,
     ENOSYS,
     PR_SET_NO_NEW_PRIVS,
     PROT_EXEC,
@@ -35,6 +36,7 @@ _ALWAYS = (
     ("fstat", "how large the state is, newer glibc"),
     ("fchmod", "state files are their owner's alone"),
     ("rename", "new state replaces the old one whole"),
+    ("umask", "newer versions give state files their mode as they make them"),
     ("getpid", "OpenSSL: is this still the process that was seeded?"),
     ("getrandom", "seeds, nonces, initialisation vectors"),
     ("futex", "OpenSSL, once per part"),
@@ -65,6 +67,7 @@ RULES: tuple[Rule, ...] = (
     Rule("prctl", "before its own filter", (int_is(0, PR_SET_NO_NEW_PRIVS),), _START),
     Rule("prlimit64", "glibc reads the limit of the stack", (Arg(2, Op.EQ, 0),), _START),
     Rule("fcntl", "the lock file of its state", (int_is(1, _F_SETLK),)),
+    Rule("statfs", "libselinux's constructor looks for /sys/fs/selinux, which the jail has not", errno=ENOENT),
     Rule("clock_nanosleep", "newer versions wait for the lock of the state", origin=_SOURCE),
     # Not seen, and needed by other builds, versions or kernels.
     Rule("fsync", "newer versions: state and its directory reach the disk", origin=_SOURCE),
