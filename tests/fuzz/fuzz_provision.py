@@ -1,4 +1,5 @@
-"""Fuzz target (atheris): user-data, network-config, Ignition configs, LUKS headers and saved states from anybody.
+"""Fuzz target (atheris): user-data, network-config, Ignition configs, LUKS headers, saved states and their overlays,
+files of logins, and rpm's older databases, from anybody.
 
 The first byte chooses the reader. Each accepts, or raises its domain error; a message about a secret quotes nothing.
 
@@ -14,11 +15,17 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["casemate"]):
-    from casemate.engine.statefile import MAGIC, StateReader
-    from casemate.errors import ImageError, InputError
+    from casemate.engine.opening import Opened
+    from casemate.engine.savedoverlay import place_overlays
+    from casemate.engine.statefile import MAGIC, Header, Manifest, OverlayPiece, SavedOverlay, StateReader, StateWriter
+    from casemate.errors import CasemateError, ImageError, InputError
+    from casemate.facts.rpm_bdb import BdbFormatError, bdb_blobs
+    from casemate.facts.rpm_ndb import NdbFormatError, ndb_blobs
     from casemate.image.luks import ITERATIONS_MIN, parse_header
     from casemate.image.luks2 import parse_luks2
     from casemate.image.luks2_judge import Luks2Wanted, judge_luks2
+    from casemate.image.oci_login import find_login
+    from casemate.plan.model import OpenFile
     from casemate.provision.cloudinit import check_network_config, check_user_data
     from casemate.provision.ignition import check_ignition
 
@@ -97,7 +104,7 @@ def state(data: bytes) -> None:
         reader.wrapped()
         reader.unlock(None if reader.header.sealing == "none" else bytes(32))
         reader.scan()
-        for _ in reader.pieces():
+        for _ in (*reader.pieces(), *reader.overlay_pieces()):
             continue
     except InputError:
         return
@@ -105,7 +112,62 @@ def state(data: bytes) -> None:
         os.close(descriptor)
 
 
-READERS = (user_data, network_config, ignition, luks, state, luks2)
+def overlay(data: bytes) -> None:
+    """A state whose records are sound and whose overlay is any: its size, then pieces at any place."""
+    size, rest = int.from_bytes(data[:3], "little"), data[3:]
+    content, pieces = bytearray(size), []
+    while len(rest) > 5:
+        offset, length = int.from_bytes(rest[1:4], "little"), rest[4]
+        pieces.append(OverlayPiece(rest[0] & 1, offset, rest[5 : 5 + length]))
+        content[offset : offset + length] = pieces[-1].data
+        rest = rest[5 + length :]
+    descriptor = os.memfd_create("fuzz")
+    opened = Opened(by_role={"state": descriptor})
+    try:
+        writer = StateWriter(descriptor, Header("none"), None)
+        for piece in pieces:
+            writer.overlay(piece)
+        saved = {"overlay0": SavedOverlay(size, hashlib.sha256(content).hexdigest())}
+        writer.finish(Manifest("a", "b", "{}", "c", "d", "q35", "tcg", "7.2.0", {}, True, 0, saved))
+        reader = StateReader(descriptor, "fuzz")
+        reader.unlock(None)
+        planned = OpenFile("overlay0", "", "overlay", "qcow2", 1 << 20)
+        place_overlays(reader, reader.scan().overlays, (planned,), opened, "/dev/shm")
+        if os.pread(opened.by_role["overlay0"], 4, 0) != b"QFI\xfb":
+            raise RuntimeError("something else than an overlay was accepted")
+    except CasemateError:
+        return
+    finally:
+        opened.close()
+
+
+def login(data: bytes) -> None:
+    """Whatever the message, no secret is in it."""
+    for content in (data, b'{"auths": {"r": {"identitytoken": "' + SENTINEL + b'", ' + data):
+        try:
+            find_login(content, "r", "a/b", "fuzz")
+        except InputError as fault:
+            if SENTINEL.decode() in str(fault):
+                raise RuntimeError("a secret in a message") from fault
+
+
+def rpm(data: bytes) -> None:
+    """Both formats; no file gives more than it has."""
+    descriptor = os.memfd_create("fuzz")
+    try:
+        os.write(descriptor, data)
+        for read, error in ((ndb_blobs, NdbFormatError), (bdb_blobs, BdbFormatError)):
+            try:
+                total = sum(map(len, read(descriptor)))
+            except error:
+                continue
+            if total > 16 * len(data):
+                raise RuntimeError(f"{total} bytes out of {len(data)}")
+    finally:
+        os.close(descriptor)
+
+
+READERS = (user_data, network_config, ignition, luks, state, luks2, overlay, login, rpm)
 
 
 def one_input(data: bytes) -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from tests.support.fuzzing import rss_limit_mb
+from tests.unit.test_rpm_old_databases import write_ndb
+from tests.unit.test_updates_rpm import header
 
 from casemate.engine.statefile import MAGIC, Header, Manifest, StateWriter
 from casemate.image.luks import HEADER_BYTES, ITERATIONS_MIN
 from casemate.image.luks_keys import create
+from casemate.image.overlay import write_empty_qcow2
 
 LUKS2 = b"""{"keyslots":{"0":{"type":"luks2","key_size":64,"af":{"type":"luks1","stripes":4000,"hash":"sha256"},
 "area":{"type":"raw","offset":"32768","size":"258048","encryption":"aes-xts-plain64","key_size":64},"kdf":{"type":
@@ -37,6 +40,25 @@ def saved(path: Path) -> bytes:
     return path.read_bytes()[len(MAGIC) :]
 
 
+def overlay_seed() -> bytes:
+    """An empty overlay, as `fuzz_provision.overlay` takes it: size, then a piece for each part that is not zero."""
+    descriptor = os.memfd_create("overlay")
+    write_empty_qcow2(descriptor, 1 << 20)
+    content = os.pread(descriptor, 1 << 20, 0)
+    os.close(descriptor)
+    pieces = b"".join(
+        b"\0" + at.to_bytes(3, "little") + b"\x80" + content[at : at + 128]
+        for at in range(0, len(content), 128)
+        if content[at : at + 128].strip(b"\0")
+    )
+    return len(content).to_bytes(3, "little") + pieces
+
+
+def ndb_seed(path: Path) -> bytes:
+    write_ndb(path, [header("a", "1", "1")])
+    return path.read_bytes()[:128] + path.read_bytes()[4096:]
+
+
 def test_provision(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -47,6 +69,9 @@ def test_provision(tmp_path: Path) -> None:
         create(b"key", ITERATIONS_MIN)[1][:HEADER_BYTES],
         saved(tmp_path / "state"),
         LUKS2,
+        overlay_seed(),
+        b'{"auths": {"r": {"auth": "dTpw"}}, "credHelpers": {"r": "x"}, "credsStore": "x"}',
+        ndb_seed(tmp_path / "Packages.db"),
     )
     for number, seed in enumerate(seeds):
         (corpus / str(number)).write_bytes(bytes([number]) + seed)
