@@ -134,11 +134,13 @@ class Liar(http.server.BaseHTTPRequestHandler):
             self.answer(200, json.dumps({"token": said}).encode())
 
     def challenge(self, kind: str, scheme: str = "https") -> None:
-        realm = f'Bearer realm="{scheme}://127.0.0.1:{PORT}/token/{kind}",service="liar",scope="registry:catalog:*"'
+        place = f"127.0.0.1:{PORT}/token/{kind}" if kind != "elsewhere" else f"127.0.0.2:{ELSEWHERE_PORT}/moved"
+        realm = f'Bearer realm="{scheme}://{place}",service="liar",scope="registry:catalog:*"'
         self.answer(401, WWW_Authenticate=realm)
 
     def give_manifest(self, kind: str, reference: str) -> None:
         challenges = {"token-again": "again", "token-bomb": "bomb", "token-injects": "injects", "token-none": "none"}
+        challenges["asks"] = "elsewhere"
         kinds = {"good": "good", "bearer": "login", "identity": "login", "realm-moves": "moves"}
         if kind in kinds and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.challenge(kinds[kind])
@@ -158,8 +160,9 @@ class Liar(http.server.BaseHTTPRequestHandler):
             self.forever(b" ", 0.05)
         elif kind in {"missing", "busy"}:
             self.answer({"missing": 404, "busy": 503}[kind])
-        elif kind == "to-http":
-            self.answer(302, Location="http://127.0.0.1:1/")
+        elif kind in {"to-http", "moved-asks"}:
+            there = f"https://127.0.0.2:{ELSEWHERE_PORT}/v2/asks/manifests/1.0"
+            self.answer(302, Location="http://127.0.0.1:1/" if kind == "to-http" else there)
         elif kind in {"for-many", "for-others"} and not reference.startswith("sha256:"):
             data = index(*MANY) if kind == "for-many" else index("arm64", "riscv64")
             self.answer(200, data, Content_Type=INDEX)
@@ -311,6 +314,7 @@ def logins(directory: Path, chain: Path) -> dict[str, str]:
         "store": ("bearer", LoginChoice(store)),
         "realm-moves": ("realm-moves", LoginChoice(known)),
         "good-with-login": ("good", LoginChoice(known)),
+        "moved-asks": ("moved-asks", LoginChoice(known)),
         "helper-missing": ("basic", LoginChoice(missing)),
         "helper-unasked": ("plain", LoginChoice(missing)),
         "stale": ("bearer", LoginChoice(stale)),

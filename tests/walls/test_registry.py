@@ -65,6 +65,7 @@ def test_registries_that_want_a_login(cases: dict[str, Any], name: str) -> None:
         ("identity-for-basic", "refuses the login"),
         ("open-to-all", "has a password in it and is open to others"),
         ("no-file", "cannot open the file of logins"),
+        ("moved-asks", "the registry does not give oci://127.0.0.1:5000/moved-asks:latest; got HTTP 401"),
         ("nobody", "needs a login, or is not there"),
     ],
 )

@@ -235,7 +235,8 @@ class _Client:
                 return self._read(response, max_bytes), kind
         except HTTPError as error:
             with error:
-                if error.code in {401, 403}:
+                if error.code in {401, 403} and _host_of(error.geturl()) == _host_of(url):
+                    # One who was only pointed to must not name the realm that gets the login (as CVE-2020-15157 did).
                     return _challenge_of(error.headers.get_all("WWW-Authenticate", []))
                 raise self._no_answer(error.code) from None
         except URLError as error:
@@ -303,6 +304,12 @@ def _challenge_of(headers: list[str]) -> _Challenge:
             found.append(_Challenge(match[1], dict(_PARAMETER.findall(header[match.end() : end]))))
     order = [one for wanted in ("bearer", "basic") for one in found if one.wants(wanted)]
     return next(iter((*order, *found)), _Challenge("nothing", {}))
+
+
+def _host_of(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).netloc.lower()
 
 
 def _declared_type(data: bytes) -> str:
