@@ -42,7 +42,7 @@ from casemate.controls.model import (
     Verdict,
 )
 from casemate.errors import ExitCode
-from casemate.facts.fact import Facts, Known, Stage, Unknown
+from casemate.facts.fact import NO_LIMIT, Facts, Known, Stage, Unknown
 
 ROOT = Path(__file__).parent.parent.parent
 TOMORROW = datetime.date(2026, 1, 2)
@@ -201,6 +201,12 @@ def test_hostile_values_cannot_drive_a_terminal_or_flood_it() -> None:
     assert len(finding.evidence) < 600
     assert "\\x1b[2J\\n\\u202e" in finding.evidence
     assert show(("a\nb", "c")) == "a\\nb, c"
+
+
+def test_no_limit_is_shown_as_a_word() -> None:
+    assert show(NO_LIMIT) == "unlimited"
+    finding = judge((control(checks=(Check("a", Equals(0)),)),), live(a=NO_LIMIT), stage=Stage.OBSERVED)[0]
+    assert (finding.verdict, finding.why) == (Verdict.FAIL, "a: unlimited")
 
 
 def test_predicates_at_their_edges() -> None:

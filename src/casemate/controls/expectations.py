@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import msgspec
 
-from casemate.facts.fact import Value
+from casemate.facts.fact import NO_LIMIT, Value
 
 
 class Equals(msgspec.Struct, frozen=True, tag="equals"):
@@ -216,6 +216,8 @@ def show(value: Value) -> str:
         if len(text) > 4 * SHOWN_MAX_CHARS or not text.isprintable():
             text = ", ".join([show_text(element) for element in value])
         text = text or "(none)"
+    elif value == NO_LIMIT:
+        return "unlimited"
     else:
         text = show_text(str(value)) or "(empty)"
     return text if len(text) <= SHOWN_MAX_CHARS else f"{text[:SHOWN_MAX_CHARS]}… ({len(text)} characters)"

@@ -6,6 +6,7 @@ Unknown is a value of its own: no reader of facts can mistake it for a pass.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,10 @@ class Stage(enum.StrEnum):
 
     DECLARED = "declared"
     OBSERVED = "observed"
+
+
+NO_LIMIT: Final = 1 << 62
+"""A number in the place of a limit where there is none."""
 
 
 class Known(msgspec.Struct, frozen=True, tag="known"):

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from casemate.facts.cgroup import CgroupPlace, build_layout
-from casemate.facts.fact import Facts, Known, Unknown
+from casemate.facts.fact import NO_LIMIT, Facts, Known, Unknown
 from casemate.facts.mountinfo import Mount
 from casemate.facts.process import ProcessFacts
 from casemate.facts.root import Root
 
-_NO_LIMIT_V1: Final = 1 << 62
-"""Version 1 shows "no limit" of memory as the largest multiple of the page size below 2**63."""
 # controller -> (file of version 1, file of version 2) whose limit matters
 _LIMIT_FILES: Final = {
     "memory": ("memory.limit_in_bytes", "memory.max"),
@@ -33,7 +31,7 @@ def limit_facts(base: str, process: ProcessFacts) -> Facts:
         facts["proc.rlimit-core"] = Unknown(process.unknown.get("limits", "not readable").lower())
     else:
         hard = process.limits["core"][1]
-        facts["proc.rlimit-core"] = Known(_NO_LIMIT_V1 if hard is None else hard, f"{base}/limits: Max core file size")
+        facts["proc.rlimit-core"] = Known(NO_LIMIT if hard is None else hard, f"{base}/limits: Max core file size")
     if process.writable_code is None:
         facts["proc.wx-maps"] = Unknown(process.unknown.get("writable_code", "not read").lower())
     else:
@@ -148,4 +146,5 @@ def _effective(place: CgroupPlace, file: str, read: Callable[[str], str]) -> str
 
 def _is_open(text: str) -> bool:
     words = text.split()
-    return not words or words[0] in ("max", "-1") or (words[0].isdigit() and int(words[0]) >= _NO_LIMIT_V1)
+    # Version 1 shows "no limit" of memory as the largest multiple of the page size below 2**63.
+    return not words or words[0] in ("max", "-1") or (words[0].isdigit() and int(words[0]) >= NO_LIMIT)
