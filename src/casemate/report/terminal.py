@@ -292,5 +292,6 @@ def _rows(block: Block, width: int) -> RenderableType:
     if block.unknown:
         label = [Text("unknown", style=STYLES["unknown"]), Text("")]
         names = Text(", ".join(block.unknown), style="dim")
-        grid.add_row(*label, *([names] if narrow else [Text(f"{len(block.unknown)} controls"), names]))
+        count = "1 control" if len(block.unknown) == 1 else f"{len(block.unknown)} controls"
+        grid.add_row(*label, *([names] if narrow else [Text(count), names]))
     return grid
