@@ -242,6 +242,7 @@ def surface(
     *,
     pid: int | None = None,
     measure: bool = False,
+    accel: str = "auto",
     report: Callable[[str], None] = lambda step: None,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> dict[str, Any]:
@@ -252,6 +253,7 @@ def surface(
             a command line; or a whole QEMU command line.
         pid: a running QEMU in place of a target.
         measure: boot a guest with four devices and count the work per packet and block; then nothing has to be named.
+        accel: of that guest: ``kvm``, ``tcg``, or ``auto``, KVM where it executes guests.
         report: told one line per long step. progress: told (done, how many, what comes next) while it counts.
 
     Raises:
@@ -270,10 +272,11 @@ def surface(
         from casemate.engine.measure import measure as count
         from casemate.engine.paths import default_paths, prepare
         from casemate.engine.policy_file import read_policy
+        from casemate.spec.model import AccelChoice
 
         paths = default_paths()
         prepare(paths)
-        document["measured"] = count(paths, read_policy(None), report=report, progress=progress)
+        document["measured"] = count(paths, read_policy(None), AccelChoice(accel), report=report, progress=progress)
         if not document["rows"]:
             document["accel"] = document["measured"]["accel"]
     return document

@@ -55,6 +55,13 @@ def add(commands: Commands) -> None:
         help="boot a guest in our wall with e1000, virtio-net, IDE and virtio-blk, and count the work of each packet "
         "and block; without TARGET only that",
     )
+    surface.add_argument(
+        "--accel",
+        choices=("auto", "kvm", "tcg"),
+        default="auto",
+        metavar="NAME",
+        help="for --measure: kvm, tcg, or auto (default): KVM where it executes guests, with exits by reason",
+    )
     add_json(surface)
     detect = add_command(
         commands,

@@ -20,7 +20,12 @@ def surface(arguments: argparse.Namespace) -> int:
     """Show one machine, measure, or both."""
     with output.working("surface") as report, _progress() as progress:
         document = assess.surface(
-            arguments.target, pid=arguments.pid, measure=arguments.measure, report=report, progress=progress
+            arguments.target,
+            pid=arguments.pid,
+            measure=arguments.measure,
+            accel=arguments.accel,
+            report=report,
+            progress=progress,
         )
     if arguments.svg:
         assess.write_pictures(arguments.svg, document)

@@ -23,6 +23,7 @@ from casemate.engine.measure_guest import measure_guest
 from casemate.engine.measure_run import Running, measuring_vm
 from casemate.engine.paths import Paths
 from casemate.errors import VmError
+from casemate.spec.model import AccelChoice
 
 PACKET_BYTES: Final = (64, 512, 1514)
 BLOCK_BYTES: Final = (4096, 16384, 65536)
@@ -35,7 +36,7 @@ _MAC: Final = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01"
 _ETHERTYPE: Final = b"\x88\xb5"
 """For local experiments (IEEE 802): the guest's kernel takes the frame and drops it."""
 
-NO_EXITS: Final = "unknown: counted under TCG, where there are no exits; this host's KVM executes no guests"
+NO_EXITS: Final = "unknown: counted under TCG, where there are no exits; KVM tells them where it executes guests"
 EXITS: Final = "KVM's own counters (QMP query-stats), the guest's timer and its waiting included"
 NO_VHOST: Final = "not measured: its worker is in the host's kernel; /dev/vhost-net is not handed to a VM of ours"
 
@@ -96,6 +97,7 @@ def all_workloads(units: int = UNITS) -> tuple[Workload, ...]:
 def measure(
     paths: Paths,
     policy: HostPolicy,
+    accel: AccelChoice = AccelChoice.AUTO,
     *,
     workloads: Sequence[Workload] = (),
     report: Callable[[str], None] = lambda step: None,
@@ -104,6 +106,7 @@ def measure(
     """Boot the guest and count.
 
     Args:
+        accel: with ``auto`` KVM where it executes guests.
         workloads: which; all without any.
         report: told one line per long step before the guest runs.
         progress: told (done, how many, what comes next).
@@ -117,7 +120,7 @@ def measure(
     chosen = tuple(workloads) or all_workloads()
     guest = measure_guest(paths.cache, report)
     report("booting the measuring guest")
-    with measuring_vm(paths, guest, policy) as running:
+    with measuring_vm(paths, guest, policy, accel) as running:
         counts = tuple(_counted(running, chosen, progress))
     return measured_document(counts, running.qemu_version, guest.release, running.accel)
 
