@@ -399,6 +399,15 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
         {("provision", "provision.both")},
     ),
     (
+        "an encrypted disk inside qcow2 that a save would lose",
+        KERNEL
+        + "[machine]\nsaveable = true\n"
+        + '[[disk]]\npath = "a"\nformat = "qcow2"\nmode = "persistent"\nencryption = "luks"\nkey = "k"\n'
+        + '[[disk]]\npath = "b"\nformat = "raw"\nmode = "persistent"\nencryption = "luks"\nkey = "k"\n'
+        + '[secrets.k]\nfile = "k"\nuse = "disk"\n',
+        {("disk[0].encryption", "disk.encryption")},
+    ),
+    (
         "encrypted disks: an overlay, without a key, with an unknown key, and a key for none",
         KERNEL
         + '[[disk]]\npath = "a"\nformat = "raw"\nencryption = "luks"\nkey = "k"\n'

@@ -57,7 +57,7 @@ FAULT_IDS: dict[str, str] = {
     "waiver.expired": "a waiver whose last day is over",
     "passthrough.duplicate": "a PCI function given twice",
     "passthrough.expired": "a passthrough whose last day is over",
-    "disk.encryption": "an encrypted disk that is an overlay",
+    "disk.encryption": "an encrypted disk that is an overlay, or qcow2 in a VM that can be saved",
     "disk.key": "an encrypted disk without a key, a key without one, or a secret that is the key of no disk",
     "secret.source": "a secret with no source, or with several",
     "secret.identity": "an age file without an identity, or an identity without an age file",

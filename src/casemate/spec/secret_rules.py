@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 from casemate.spec.faults import Faults
-from casemate.spec.model import DiskMode, Encryption, MachineType, Secret, SecretUse, Spec
+from casemate.spec.model import DiskFormat, DiskMode, Encryption, MachineType, Secret, SecretUse, Spec
 
 SOURCES = ("file", "descriptor", "systemd_creds", "command", "age")
 FW_CFG_PREFIX = "opt/io.systemd.credentials/"
@@ -52,6 +52,10 @@ def check_encryption(spec: Spec, _today: datetime.date, faults: Faults) -> None:
             faults.add(f"{where}.key", "disk.key", message)
         if encrypted and disk.mode is DiskMode.OVERLAY:
             message = 'goes with mode = "persistent" or "read-only": an overlay would be plain text'
+            faults.add(f"{where}.encryption", "disk.encryption", message)
+        if encrypted and disk.format is DiskFormat.QCOW2 and spec.machine.saveable:
+            # block/qcow2.c opens the image anew when a guest goes on after a save; the emulator has forgotten the key.
+            message = 'inside qcow2 does not go with saveable = true; format = "raw" does'
             faults.add(f"{where}.encryption", "disk.encryption", message)
     for name in sorted(keys - used):
         faults.add(f"secrets.{name}", "disk.key", "is the key of no disk")
