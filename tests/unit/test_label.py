@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -156,3 +157,11 @@ def test_the_policy_module_has_every_type_of_the_code_and_is_closed_by_categorie
     assert "typepermissive" not in text
     assert "(allow casemate_tcg_t self (process (execmem)))" in text
     assert text.count("execmem") == 1
+
+
+def test_the_policy_lets_an_emulator_use_every_kind_of_base() -> None:
+    """QEMU locks each image that it opens, also one that it only reads (fcntl, file.locking)."""
+    policy = (DATA / "casemate.cil").read_text(encoding="ascii")
+    for kind in labels.SHARED_TYPES:
+        (rights,) = re.findall(rf"\(allow casemate_domain {kind} \(file \(([a-z ]+)\)\)\)", policy)
+        assert {"read", "getattr", "lock", "ioctl"} <= set(rights.split()), kind

@@ -262,7 +262,7 @@ def _noted(descriptor: int, ours: str, known: dict[tuple[int, int], LabelledFile
 def _readable(context: str) -> bool:
     """Types without categories that the policy module lets every VM read."""
     parts = context.split(":")
-    return len(parts) == 4 and parts[3] == "s0" and parts[2] in {label.CONTENT_TYPE, "virt_content_t", "usr_t"}
+    return len(parts) == 4 and parts[3] == "s0" and parts[2] in label.SHARED_TYPES
 
 
 def _get(file: int | str) -> str:

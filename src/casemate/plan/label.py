@@ -24,6 +24,8 @@ PAIRS: Final = CATEGORIES * (CATEGORIES - 1) // 2
 DOMAIN: Final = {"kvm": "casemate_t", "tcg": "casemate_tcg_t"}
 IMAGE_TYPE: Final = "casemate_image_t"
 CONTENT_TYPE: Final = "casemate_content_t"
+SHARED_TYPES: Final = frozenset({CONTENT_TYPE, "virt_content_t", "usr_t"})
+"""Types of files that every VM may read; they keep their label."""
 PROGRAM_TYPE: Final = "casemate_exec_t"
 STATIC_PROFILE: Final = "casemate-emulator"
 
