@@ -205,6 +205,7 @@ def test_unit_loads_no_filter_that_would_blind_the_read_back(rootless: bool) -> 
 def test_unit_of_root_works_after_a_reboot_and_under_apparmor() -> None:
     unit = unit_for("/srv/a.img")
     assert "RuntimeDirectory=casemate\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes\n" in unit
+    assert "\nEnvironment=TMPDIR=/run/casemate\n" in unit.replace('"', "")  # ProtectSystem=strict closes /tmp
     assert "CAP_MAC_ADMIN" in unit
     assert not {"CAP_SYS_MODULE", "CAP_SYSLOG", "CAP_SYS_BOOT", "CAP_BPF"} & set(re.findall("CAP_[A-Z_]+", unit))
     assert "RuntimeDirectory" not in unit_for("/srv/a.img", rootless=True)

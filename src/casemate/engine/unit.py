@@ -84,6 +84,8 @@ def _hardening(definition: Definition, paths: Paths, rootless: bool) -> list[str
         f"RuntimeDirectory={_word(os.path.relpath(paths.runtime, '/run'))}",
         "RuntimeDirectoryMode=0700",
         "RuntimeDirectoryPreserve=yes",
+        "# ProtectSystem=strict closes /tmp; roots of helpers are mounted over an empty directory.",
+        f"Environment={_word(f'TMPDIR={paths.runtime}')}",
         "ReadWritePaths=" + " ".join(_word(f"-{path}") for path in writable),
         "ReadWritePaths=-/sys/fs/cgroup",
         "InaccessiblePaths=-/usr/lib/modules -/dev/kmsg",
