@@ -29,15 +29,16 @@ pytestmark = [
 RUN_S = 5400
 LIMITS = "limits-read in-cgroup born-there read-back cpu-enforced pids-enforced memory-enforced dies-of-memory"
 PROMISES = {  # story -> what it must show, each name after that of its story unless said otherwise
-    "root": f"starts {LIMITS} end-told cgroup-removed",
-    "unit": "made starts status journal read-back owns-vm dies-with-main restarts-after-failure restart stop"
+    "root": f"starts survives-logout {LIMITS} end-told cgroup-removed",
+    "unit": "made starts status journal read-back network owns-vm dies-with-main restarts-after-failure restart stop"
     " no-cgroup-left exit-read",
     "filtered": "refused nothing-left",
     "tpm": "starts labels read-back same-cgroup gone",
     "verity": "enabled immutable runs told boots read-error changed-not-run verify-told",
     "user": f"starts mac {LIMITS} cgroup-removed",
     "plain": "starts fails-openly doctor nothing-left",
-    "user-unit": "starts status read-back survives-logout restart stop no-cgroup-left ends-with-manager after-logout",
+    "user-unit": "starts status read-back network survives-logout restart stop no-cgroup-left ends-with-manager"
+    " after-logout",
     "logout": "ends-detached told nothing-left",
 }
 OTHERS = {

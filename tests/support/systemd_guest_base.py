@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -83,6 +84,23 @@ def wait_until(holds: Callable[[], object], deadline_s: float = 120) -> bool:
 
 def alive(pid: object) -> bool:
     return bool(pid) and Path(f"/proc/{pid}").exists()
+
+
+TPM = "[tpm]\nenabled = true\n"
+
+
+def network(port: int) -> str:
+    """A network through passt, with a port of the guest published."""
+    return f'[network]\nmode = "user"\negress = "none"\npublish = ["{port}:80"]\n'
+
+
+def reachable(port: int) -> bool:
+    """Whether somebody takes connections at the published port; the guest has no network driver and says nothing."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=20).close()
+    except OSError:
+        return False
+    return True
 
 
 def write_spec(path: str, name: str, more: str = "") -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.systemd_guest_base import (
+    TPM,
     UNIFIED,
     alive,
     casemate,
@@ -14,6 +16,8 @@ from tests.support.systemd_guest_base import (
     check,
     inspect,
     limits,
+    network,
+    reachable,
     read,
     run,
     say,
@@ -24,7 +28,7 @@ from tests.support.systemd_guest_base import (
 
 
 def root_vm() -> None:
-    done = casemate("run", "-d", write_spec("/srv/a.toml", "a"))
+    done = run("su", "-l", "root", "-c", f"casemate run -d {write_spec('/srv/a.toml', 'a')}")
     if not check("root-starts", done.returncode == 0, done.stderr):
         return
     document = inspect("a")
@@ -34,6 +38,9 @@ def root_vm() -> None:
         {k: v for k, v in verdicts(document).items() if v not in {"pass", "not-applicable"}},
     )
     directories = document["cgroups"]
+    time.sleep(15)
+    sessions = run("loginctl", "--no-legend", "list-sessions").stdout
+    check("root-survives-logout", alive(document["pid"]), sessions)
     limits("root", document)
     casemate("wait", "a")
     ended = inspect("a")
@@ -46,7 +53,7 @@ def root_vm() -> None:
 def unit_story() -> None:
     """A unit of the system: started, read, killed, restarted, stopped."""
     name = "casemate-web"
-    made = casemate("create", write_spec("/srv/web.toml", "web"))
+    made = casemate("create", write_spec("/srv/web.toml", "web", network(8080) + TPM))
     text = casemate("unit", "web")
     Path(f"/etc/systemd/system/{name}.service").write_text(text.stdout, encoding="utf-8")
     verified = run("systemd-analyze", "verify", f"/etc/systemd/system/{name}.service")
@@ -68,6 +75,7 @@ def unit_story() -> None:
     check("unit-journal", "Started" in journal and "casemate" in journal.lower(), journal)
     check("unit-read-back", verdicts(document).get("proc.cgroup") == "pass" and document["state"] == "running")
     owner = run("systemctl", "show", "-P", "ControlGroup", name).stdout.strip()
+    check("unit-network", reachable(8080), sorted(item["name"] for item in document["helpers"]))
     check("unit-owns-vm", read(f"/proc/{pid}", "cgroup").startswith(f"0::{owner}/"), read(f"/proc/{pid}", "cgroup"))
     run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", name)
     check("unit-dies-with-main", wait_until(lambda: not alive(pid), 60))
@@ -96,7 +104,7 @@ def filtered_start() -> None:
 
 def tpm_story() -> None:
     """A VM with a TPM: swtpm is confined by its wall; its label is that of whoever started the VM."""
-    done = casemate("run", "-d", write_spec("/srv/tpm.toml", "tpm", "[tpm]\nenabled = true\n"))
+    done = casemate("run", "-d", write_spec("/srv/tpm.toml", "tpm", TPM))
     if not check("tpm-starts", done.returncode == 0, done.stderr):
         return
     document = inspect("tpm")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.support.systemd_guest_base import (
     BASE,
+    TPM,
     UNIFIED,
     USER,
     alive,
@@ -17,6 +18,8 @@ from tests.support.systemd_guest_base import (
     check,
     inspect,
     limits,
+    network,
+    reachable,
     read,
     run,
     say,
@@ -82,7 +85,7 @@ def without_delegation() -> None:
 def user_unit() -> None:
     """A unit of the user's own manager: it outlives the login that started it, for as long as somebody lingers."""
     prepare()
-    spec = write_spec("/srv/uweb.toml", "uweb")
+    spec = write_spec("/srv/uweb.toml", "uweb", network(8081) + TPM)
     run("loginctl", "enable-linger", USER)
     made = as_user(
         f"mkdir -p ~/.config/systemd/user && casemate create {spec}"
@@ -98,6 +101,7 @@ def user_unit() -> None:
     pid = document["pid"]
     check("user-unit-status", str(pid) in made.stdout, made.stdout)
     check("user-unit-read-back", verdicts(document).get("proc.cgroup") == "pass", document["cgroups"])
+    check("user-unit-network", reachable(8081), sorted(item["name"] for item in document["helpers"]))
     time.sleep(15)  # logind waits ten seconds before it ends a user's manager that nobody needs
     sessions = run("loginctl", "--no-legend", "list-sessions").stdout
     check("user-unit-survives-logout", alive(pid) and USER not in sessions, sessions)

@@ -21,7 +21,7 @@ STORE_MIB = 64
 _ROOT_MIB = 900
 _PACKAGES = (
     "systemd-sysv,udev,dbus,dbus-user-session,libpam-systemd,linux-image-cloud-amd64,python3,qemu-system-x86,"
-    "libseccomp2,procps,uidmap,apparmor,swtpm,e2fsprogs"
+    "libseccomp2,procps,uidmap,apparmor,swtpm,passt,iproute2,e2fsprogs"
 )
 _UNIT = "casemate-guest.service"
 # What no test looks at and costs whole seconds where the emulator translates every instruction.
