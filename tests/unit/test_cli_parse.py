@@ -106,7 +106,10 @@ def test_help_names_every_exit_code() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ps", "--frob"], "unrecognized arguments: --frob"),
+        (["ps", "--frob"], "unrecognized arguments: --frob\n  next: casemate ps --help"),
+        (["image", "ls", "--frob"], "unrecognized arguments: --frob\n  next: casemate image ls --help"),
+        (["prove", "--witout", "seccomp", "x"], "did you mean --without?\n  next: casemate prove --help"),
+        (["--frob", "ps"], "unrecognized arguments: --frob\n  next: casemate --help"),
         (["stpo"], "there is no 'stpo'; did you mean stop?"),
         (["run", "--vcpus", "two", "builtin"], "argument --vcpus: invalid int value: 'two'"),
         (["run", "--timeout-s", "-1", "builtin"], "is not a number of seconds above 0"),

@@ -180,4 +180,4 @@ def _keep_what_follows_dashes(parser: Parser) -> None:
             parser.error("there is no command after --")
         return found, extra
 
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]

@@ -59,7 +59,7 @@ def _fill_when_used(group: Parser) -> None:
         fill(group)
         return parse(args, namespace)
 
-    group.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
+    group.parse_known_args = parse_known_args  # type: ignore[method-assign]
 
 
 def fill(group: Parser) -> None:

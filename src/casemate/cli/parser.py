@@ -12,6 +12,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn, TypeAlias
 
     Commands: TypeAlias = argparse._SubParsersAction["Parser"]
@@ -80,6 +81,20 @@ class Parser(argparse.ArgumentParser):
         close = difflib.get_close_matches(str(value), words, 1)
         hint = f"; did you mean {close[0]}?" if close else f"; expected {', '.join(words)}"
         raise argparse.ArgumentError(action, f"there is no {value!r}{hint}")
+
+    def parse_known_args(  # type: ignore[override]  # its overloads name the namespace's type, which is ours
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """What a command does not know is its own fault, and its own help says what it knows."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            import difflib
+
+            flags = [word for word in self._option_string_actions if word.startswith("--")]
+            close = difflib.get_close_matches(rest[0].partition("=")[0], flags, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         from casemate.cli.output import print_error
@@ -330,7 +345,7 @@ def _look_commands(commands: Commands) -> None:
     logs = add_command(commands, "logs", "listing:logs", "print the console's log of a VM")
     _vm(logs)
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the VM ends")
-    logs.add_argument("--tail", type=_count, metavar="N", help="only the last N lines")
+    logs.add_argument("-n", "--tail", type=_count, metavar="N", help="only the last N lines")
     logs.add_argument("--emulator", action="store_true", help="the emulator's own messages instead")
     console = add_command(commands, "console", "runs:console", "attach to the console of a running VM; Ctrl-] leaves")
     _vm(console)
