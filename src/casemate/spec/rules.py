@@ -231,7 +231,7 @@ RULES: tuple[Rule, ...] = (
     Rule((), _passthrough),
     Rule(("machine.type",), check_secrets),
     Rule(("provision",), check_provision),
-    Rule(("disk", "secrets"), check_encryption),
+    Rule(("disk", "machine.saveable", "secrets"), check_encryption),
     Rule(("confidential.kind", "machine"), check_board),
     Rule(("confidential.kind", "boot"), check_measured_boot),
     Rule(("confidential.kind",), check_channels),
