@@ -159,6 +159,12 @@ def test_a_file_of_gitleaks() -> None:
     assert engine.scan(b"key ONE_aaaaaaaaaaaaaaaaaaaa rest") == []
 
 
+def test_a_file_of_which_nothing_can_be_taken_is_an_error() -> None:
+    """Otherwise a scan that looked for none of it would pass."""
+    with pytest.raises(InputError, match="no rule that can be taken"):
+        read_rules(b'[[rules]]\nid = "x"\nregex = "("\n', "gitleaks.toml")
+
+
 @pytest.mark.parametrize(
     ("path", "rule"),
     [

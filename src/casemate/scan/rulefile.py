@@ -80,7 +80,7 @@ def read_rules(data: bytes, source: str) -> tuple[tuple[Rule, ...], tuple[str, .
         raise InputError(f"{source}: a rule is not a table")
     if ours is not None:
         return tuple(_own(entry, source, number) for number, entry in enumerate(entries, 1)), ()
-    return _gitleaks(document, entries)
+    return _gitleaks(document, entries, source)
 
 
 def _own(entry: dict[str, Any], source: str, number: int) -> Rule:
@@ -160,7 +160,7 @@ def _number(entry: dict[str, Any], key: str, most: float, default: float = 0) ->
 # ---- gitleaks -------------------------------------------------------------------------------------------------------
 
 
-def _gitleaks(document: dict[str, Any], entries: list[Any]) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+def _gitleaks(document: dict[str, Any], entries: list[Any], source: str) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
     rules: dict[str, Rule] = {}
     left: list[str] = []
     common, faults = _allowed(document)
@@ -176,6 +176,8 @@ def _gitleaks(document: dict[str, Any], entries: list[Any]) -> tuple[tuple[Rule,
             left.append(f"{rule.id}: twice in the file, the first one is used")
         else:
             rules[rule.id] = rule
+    if not rules:
+        raise InputError(f"{source} has no rule that can be taken", got=left[-1][:200], expected="one at least")
     return tuple(rules.values()), tuple(left)
 
 
