@@ -29,7 +29,7 @@ from casemate.facts.fact import Facts, Known, Unknown
 from casemate.facts.memory_root import MemoryRoot, MemoryTree
 from casemate.facts.root import Root
 from casemate.facts.rpm_packages import Package
-from casemate.facts.updates import collect_updates
+from casemate.facts.updates import KEPT_MARK, STATUS, _versions, collect_updates
 
 THERE = [name for name, words in SHELLS if shutil.which(words[0])]
 
@@ -138,7 +138,7 @@ def test_a_capture_judges_updates_as_the_host_is_judged(
     assert values(then) == values(live)
     assert values(live)["updates.qemu"] == ("qemu-kvm 17:9.1.0-15.el9 -> 17:9.1.0-15.el9_6.2",)
     answer = capture.manifest.answers["rpm"]
-    assert answer.splitlines()[0] == f"all {len(INSTALLED)}"
+    assert answer.splitlines()[0] == f"all {len(INSTALLED)} kept {rpm_answer.MARK}"
     assert "bash" not in answer
     assert not any(b"bash" in data for data in taken_from(root).files.values())
 
@@ -172,6 +172,7 @@ def test_without_the_answer_of_rpm_nothing_is_known(tmp_path: Path) -> None:
         ("", "begins with"),
         ("all x", "begins with"),
         ("all 0", "not one package"),
+        ("all 5 kept 0123456789ab\nqemu 1-1 x", "kept other packages"),
         ("all 1\na 1-1 x\nb 1-1 x", "2 packages of 1"),
         ("all 9999999", "at most"),
         ("all 3\nqemu 1-1", "no package"),
@@ -292,6 +293,19 @@ def test_a_text_that_is_cut_off_is_not_taken_for_whole(shell: str, through: str)
         FILTERS[through].apply(whole[:-9], name)
 
 
+def test_what_another_version_did_not_keep_is_not_absent(tmp_path: Path) -> None:
+    """A later version may ask for more packages: a capture that left them out says nothing about them."""
+    kept = FILTERS["packages"].apply(b"Package: libvirt0\nStatus: install ok installed\nVersion: 1\n", STATUS)
+    assert kept.startswith(f"{KEPT_MARK}\n".encode())
+    found = collect_updates(memory({STATUS: kept}), now_s=NOW)
+    assert found["updates.has-qemu"] == Known(False, f"{STATUS}: none")
+    other = kept.replace(KEPT_MARK.encode(), b"Package: (kept: 0123456789ab)")
+    found = collect_updates(memory({STATUS: other}), now_s=NOW)
+    assert {type(fact) for fact in found.values()} == {Unknown}
+    with pytest.raises(ValueError, match="kept other packages"):
+        _versions(other, "")
+
+
 def test_a_debian_host_asks_no_rpm(tmp_path: Path) -> None:
     base = tmp_path / "h"
     root = host(base)
@@ -308,4 +322,4 @@ def test_the_review_shows_what_rpm_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert _show(collect_capture(root, "web7", "test"), as_json=False) == 0
     assert "rpm  qemu-kvm 17:9-1 x86_64" in capsys.readouterr().out
     assert _show(collect_capture(root, "web7", "test"), as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["answers"]["rpm"].startswith("all 1\n")
+    assert json.loads(capsys.readouterr().out)["answers"]["rpm"].startswith("all 1 kept ")

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from casemate.audit.capture_advisories import AWK, DAMAGED, kept_advisories
-from casemate.facts.updates import FAMILIES, unpacked
+from casemate.facts.updates import FAMILIES, KEPT_MARK, unpacked
 
 REDACTED: Final = "redacted"
 _SPARED: Final = "\x02"
@@ -68,7 +68,6 @@ PRIVATE_KEY: Final = "-----BEGIN [A-Z ]*PRIVATE KEY-----"
 _PACKAGE: Final = "|".join(FAMILIES.values()).replace(r"\d", "[0-9]")
 _MODULES: Final = r"/(kvm|vhost)[a-z0-9_-]*\.ko"
 _SLASH: Final = r"\/"
-_FIRST_STANZA: Final = "Package: (only what runs VMs was kept)"
 
 
 def _sed(redactions: tuple[Redaction, ...]) -> str:
@@ -182,7 +181,7 @@ def _packages(data: bytes, name: str) -> bytes:
         ValueError: it is packed in a way that nobody here understands, or is damaged.
     """
     wanted = re.compile(rf"Package: ({_PACKAGE})".encode())
-    rows, keep = [_FIRST_STANZA.encode()], False
+    rows, keep = [KEPT_MARK.encode()], False
     for row in unpacked(data, name.rpartition("_Packages")[2] if "_Packages" in name else "").split(b"\n"):
         if row.startswith(b"Package: "):
             keep = wanted.fullmatch(row) is not None
@@ -237,7 +236,7 @@ FILTERS: Final[dict[str, Filter]] = {
     "release-head": Filter(_release_head, "sed -n -e '/^SHA256:/q' -e '/^ /!p'", "lists of files, signatures"),
     "packages": Filter(
         _packages,
-        f'{{ unpack_as "$1" || printf "\\n%s\\n" "Package: {DAMAGED}"; }} | awk \'BEGIN {{ print "{_FIRST_STANZA}" }}'
+        f'{{ unpack_as "$1" || printf "\\n%s\\n" "Package: {DAMAGED}"; }} | awk \'BEGIN {{ print "{KEPT_MARK}" }}'
         f" /^Package: {DAMAGED}$/{{ exit 1 }}"
         f' /^Package: /{{ keep = $0 ~ /^Package: ({_quoted(_PACKAGE)})$/; if (keep) print "" }}'
         " keep && /^(Package|Status|Version|Architecture):/'",

@@ -40,6 +40,7 @@ def script(tool: str) -> str:
         "RPM_PROGRAM": rpm_answer.PROGRAM,
         "RPM_QUERY": rpm_answer.QUERY,
         "RPM_KEPT": rpm_answer.KEPT,
+        "RPM_MARK": rpm_answer.MARK,
         "RPM_NAME": rpm_answer.NAME,
         "RPM_DEADLINE": str(rpm_answer.DEADLINE_S),
         "TOOL": "".join(c for c in tool if c.isalnum() or c in " .+-"),

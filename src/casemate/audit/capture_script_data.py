@@ -271,7 +271,7 @@ answer=$(uname -m)
 : >"$work/rpm"
 if [ ! -e DPKG_STATUS ] && [ -x RPM_PROGRAM ]; then # busybox has another rpm
     if ${bounded:+timeout RPM_DEADLINE} RPM_PROGRAM -qa --qf 'RPM_QUERY' >"$raw" 2>/dev/null; then
-        { awk 'END { print "all " NR }' "$raw"; awk '$1 ~ /^(RPM_KEPT)$/' "$raw" | sort; } >"$work/rpm"
+        { awk 'END { print "all " NR " kept RPM_MARK" }' "$raw"; awk '$1 ~ /^(RPM_KEPT)$/' "$raw" | sort; } >"$work/rpm"
     fi
 fi
 awk -F "$tab" -v now="$now" -v host="$host" -v uid="$(id -u)" -v machine="$answer" -v work="$work" '

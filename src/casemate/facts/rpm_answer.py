@@ -1,11 +1,12 @@
 """What `rpm -qa` says, in one fixed form: for databases that only rpm reads, and for captures of other hosts.
 
 The first line counts what is installed, ``all N``; then one line for each package, ``NAME EPOCH:VERSION-RELEASE ARCH``
-(no epoch where there is none). A capture keeps the count and the packages that run VMs.
+(no epoch where there is none). A capture keeps the count and the packages that run VMs: ``all N kept MARK``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -32,7 +33,9 @@ KEPT: Final = "|".join(FAMILIES.values())
 DEADLINE_S: Final = 60
 _OUTPUT_BYTES: Final = 16 << 20
 _KEPT: Final = re.compile(KEPT)
-_COUNT: Final = re.compile(r"all ([0-9]{1,7})")
+_COUNT: Final = re.compile(r"all ([0-9]{1,7})(?: kept ([0-9a-f]{12}))?")
+MARK: Final = hashlib.sha256(KEPT.encode()).hexdigest()[:12]
+"""Tells which packages stayed in an answer: what another version did not keep was not absent."""
 
 
 def host_packages(root: Root, folder: str) -> tuple[Package, ...] | Unknown:
@@ -59,6 +62,8 @@ def read_answer(text: str) -> tuple[Package, ...] | Unknown:
     count = _COUNT.fullmatch(head)
     if count is None:
         return Unknown(f"rpm -qa: an answer that begins with {head[:40]!r}")
+    if count[2] not in (None, MARK):
+        return Unknown("rpm -qa: captured by a version that kept other packages")
     if count[1] == "0":
         return Unknown("rpm -qa: not one package is in its database")
     if not len(rows) <= int(count[1]) <= MAX_PACKAGES:
@@ -80,7 +85,7 @@ def kept_answer(packages: Iterable[Package]) -> str:
     """The answer as a capture keeps it."""
     every = tuple(packages)
     rows = sorted(f"{item.name} {item.evr} {item.arch or '(none)'}" for item in every if _KEPT.fullmatch(item.name))
-    return "\n".join((f"all {len(every)}", *rows))
+    return "\n".join((f"all {len(every)} kept {MARK}", *rows))
 
 
 def answer_of(root: Root) -> str | None:

@@ -30,6 +30,7 @@ _MAX_STATUS_BYTES: Final = 64 << 20
 _MAX_LIST_BYTES: Final = 64 << 20
 _MAX_RELEASE_BYTES: Final = 8 << 20
 _KEPT_MAX: Final = 16
+_MARK_CHARS: Final = 64
 _DAY_S: Final = 86_400
 # What is older than this says nothing about what waits today.
 MAX_AGE_DAYS: Final = 30
@@ -44,6 +45,9 @@ FAMILIES: Final[dict[str, str]] = {
     "helpers": r"swtpm|swtpm-tools|swtpm-libs|libtpms0|passt|libslirp0|virtiofsd|libspice-server1|libvirglrenderer1",
     "microcode": r"intel-microcode|amd64-microcode",
 }
+_KEPT: Final = "Package: (kept: "
+KEPT_MARK: Final = f"{_KEPT}{hashlib.sha256(repr(sorted(FAMILIES.items())).encode()).hexdigest()[:12]})"
+"""What a list begins with of which a capture kept these families; another version may have kept others."""
 _WANTED: Final = re.compile(rf"^Package: ({'|'.join(FAMILIES.values())})$", re.MULTILINE)
 _IN_FAMILY: Final = {family: re.compile(pattern) for family, pattern in FAMILIES.items()}
 _FIELD: Final = re.compile(r"^([A-Za-z-]+): (.*)$", re.MULTILINE)
@@ -118,8 +122,15 @@ def _installed(root: Root) -> dict[str, str] | Unknown | _Rpm:
         return Unknown(f"{STATUS}: {error.strerror or error}")
     if not text.startswith("Package: "):
         return Unknown(f"{STATUS}: does not begin with a package")
+    if _was_kept_otherwise(text[:_MARK_CHARS]):
+        return Unknown(f"{STATUS}: captured by a version that kept other packages")
     found = stanzas(text)
     return {n: f["Version"] for n, f in found.items() if f.get("Status", "").endswith(" installed")}
+
+
+def _was_kept_otherwise(head: str) -> bool:
+    """Whether a capture holds only a part of the list, and another part than is asked for."""
+    return head.startswith(_KEPT) and not head.startswith(f"{KEPT_MARK}\n")
 
 
 def _other_manager(root: Root) -> Unknown | _Rpm:
@@ -253,7 +264,10 @@ def _forget_old(folder: Path) -> None:
 # Hosts of one fleet have the very same lists, so that many captures have the very same bytes.
 @lru_cache(maxsize=4)
 def _versions(data: bytes, suffix: str) -> dict[str, str]:
-    found = stanzas(unpacked(data, suffix).decode("utf-8", "backslashreplace"))
+    text = unpacked(data, suffix).decode("utf-8", "backslashreplace")
+    if _was_kept_otherwise(text[:_MARK_CHARS]):
+        raise ValueError("captured by a version that kept other packages")
+    found = stanzas(text)
     return {name: fields["Version"] for name, fields in found.items()}
 
 
