@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import pwd
 
 from casemate.engine.files import take_lock
 from casemate.engine.paths import Paths
 from casemate.errors import HostError
 from casemate.facts.root import Root
-from casemate.facts.subid import nth_id, read_subids, total_ids
 from casemate.jail.policy import Identity, IdentityMode
 
 
@@ -27,6 +25,10 @@ def claim(paths: Paths, reserved: range) -> tuple[Identity, int]:
     """
     if os.geteuid() == 0:
         return _first_free(paths, reserved, _root_identity)
+    import pwd
+
+    from casemate.facts.subid import nth_id, read_subids, total_ids
+
     uid = os.getuid()
     root = Root()
     try:

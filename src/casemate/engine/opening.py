@@ -18,9 +18,7 @@ from casemate.engine.content import Promise
 from casemate.engine.paths import Paths
 from casemate.engine.uefi import own_variables, read_enrolled
 from casemate.errors import HostError, InputError
-from casemate.image.headers import inspect_image
 from casemate.image.opening import FileIdentity, identity_of, open_image, open_regular_file, verify_unchanged
-from casemate.image.overlay import write_empty_qcow2
 from casemate.plan.confidential import FIRMWARE_ROLE
 from casemate.plan.model import OpenFile
 from casemate.spec.model import Boot, Disk, DiskFormat, DiskMode, Spec
@@ -109,6 +107,8 @@ def guest_size_bytes(descriptor: int, disk: Disk) -> int:
         from casemate.image.luks import inspect_luks
 
         return inspect_luks(descriptor, disk.path)[1]
+    from casemate.image.headers import inspect_image  # here: not every VM has a disk
+
     return inspect_image(descriptor, disk.path, disk.format.value).virtual_size_bytes
 
 
@@ -217,6 +217,8 @@ def nameless_file(directory: str) -> int:
 
 def _new_overlay(directory: str, size_bytes: int) -> int:
     """An empty qcow2 file without a name."""
+    from casemate.image.overlay import write_empty_qcow2
+
     descriptor = nameless_file(directory)
     try:
         write_empty_qcow2(descriptor, size_bytes)

@@ -11,18 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from casemate.jail.rules import Profile, Rule
-from casemate.jail.rulesets import (
-    passt,
-    qemu_base,
-    qemu_confidential,
-    qemu_devices,
-    qemu_img,
-    qemu_kvm,
-    qemu_tcg,
-    reader,
-    supervisor,
-    swtpm,
-)
+from casemate.jail.rulesets import qemu_base, qemu_confidential, qemu_devices, qemu_kvm, qemu_tcg
 
 ACCELERATORS: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType({"tcg": qemu_tcg.RULES, "kvm": qemu_kvm.RULES})
 DEVICES: Final[tuple[str, ...]] = tuple(qemu_devices.PARTS)
@@ -58,24 +47,34 @@ def qemu_profile(accel: str, devices: frozenset[str]) -> Profile:
 
 def passt_profile() -> Profile:
     """The allowlist of passt, from its exec on; passt loads a filter of its own on top."""
+    from casemate.jail.rulesets import passt
+
     return Profile(name="passt", rules=passt.RULES, parts=("passt",))
 
 
 def swtpm_profile() -> Profile:
     """The allowlist of swtpm, from its exec on; swtpm loads a filter of its own on top."""
+    from casemate.jail.rulesets import swtpm
+
     return Profile(name="swtpm", rules=swtpm.RULES, parts=("swtpm",))
 
 
 def supervisor_profile() -> Profile:
     """The allowlist of the supervisor once it has nothing left to start."""
+    from casemate.jail.rulesets import supervisor
+
     return Profile(name="supervisor", rules=supervisor.RULES, parts=("supervisor",))
 
 
 def qemu_img_profile() -> Profile:
     """The allowlist of qemu-img while it converts an image between two sockets."""
+    from casemate.jail.rulesets import qemu_img
+
     return Profile(name="qemu-img", rules=qemu_img.RULES, parts=("qemu_img",))
 
 
 def reader_profile() -> Profile:
     """The allowlist of another reader of images: a Python with a library of its own."""
+    from casemate.jail.rulesets import reader
+
     return Profile(name="reader", rules=reader.RULES, parts=("reader",))
