@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,8 +158,9 @@ def checker(place: str, scratch: Path) -> tuple[str, ...]:
     environment = scratch / "khc"
     made = subprocess.run([sys.executable, "-m", "venv", str(environment)], capture_output=True, check=False)
     pip = [str(environment / "bin" / "pip"), "install", "-q", "kernel-hardening-checker"]
-    if made.returncode == 0 and subprocess.run(pip, capture_output=True, check=False, timeout=60).returncode == 0:
-        return (str(environment / "bin" / "kernel-hardening-checker"),)
+    with suppress(subprocess.TimeoutExpired):
+        if made.returncode == 0 and subprocess.run(pip, capture_output=True, check=False, timeout=60).returncode == 0:
+            return (str(environment / "bin" / "kernel-hardening-checker"),)
     print("kernel-hardening-checker is not to be had; --khc DIR names a checkout of it", file=sys.stderr)
     return ()
 
