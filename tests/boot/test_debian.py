@@ -6,6 +6,7 @@ on the host, is reached through a published port, and shuts down when the power 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import threading
@@ -79,14 +80,18 @@ def server(address: str, answer: bytes) -> Iterator[int]:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    """Free on 127.0.0.1, and the next one on ::1."""
+    for _ in range(64):
+        with socket.create_server(("127.0.0.1", 0)) as probe, contextlib.suppress(OSError):
+            port: int = probe.getsockname()[1]
+            socket.create_server(("::1", port + 1), family=socket.AF_INET6).close()
+            return port
+    raise AssertionError("no two ports are free")
 
 
-def ask(port: int) -> str:
+def ask(port: int, address: str) -> str:
     """What the guest's greeter says through the published port."""
-    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+    with socket.create_connection((address, port), 30) as connection:
         connection.settimeout(30)
         connection.sendall(b"hello\n")
         said = b""
@@ -96,11 +101,12 @@ def ask(port: int) -> str:
 
 
 def specification(directory: Path, boot: str, disk: Path, address: str, port: int) -> Path:
-    """A TOML file: 2 CPUs, a persistent disk, one address of the host allowed, the greeter published."""
+    """A TOML file: 2 CPUs, a persistent disk, one address of the host allowed, the greeter published, both families."""
     file = directory / "debian.toml"
     file.write_text(
         f'name = "debian"\n{boot}\n[[disk]]\npath = "{disk.name}"\nformat = "raw"\nmode = "persistent"\n'
-        f'[network]\nmode = "user"\negress = "list"\nallow = ["{address}/32"]\npublish = ["{port}:{GREETER_PORT}"]\n'
+        f'[network]\nmode = "user"\negress = "list"\nallow = ["{address}/32"]\nipv6 = true\n'
+        f'publish = ["{port}:{GREETER_PORT}", "[::1]:{port + 1}:{GREETER_PORT}"]\n'
     )
     return file
 
@@ -125,7 +131,10 @@ def use_network(shell: GuestShell, address: str, port: int) -> None:
         gateway = shell.last("ip -4 route show default | cut -d' ' -f3")
         for unreachable in (gateway, "169.254.169.254"):
             shell.run(f"timeout 10 bash -c 'cat </dev/tcp/{unreachable}/{host_port}' 2>/dev/null; test $? -ne 0")
-    assert ask(port) == GREETING
+    assert ask(port, "127.0.0.1") == GREETING
+    shell.run("for i in $(seq 60); do ip -6 route show default | grep -q via && break; sleep 1; done")
+    assert "inet6 fdca:5e00:0:1:" in shell.last("ip -6 -o address show scope global | head -n 1")
+    assert ask(port + 1, "::1") == GREETING
 
 
 def read_from_image(disk: Path, offset_bytes: int, path: str) -> str:

@@ -249,7 +249,7 @@ CASES: list[tuple[str, str | bytes, set[tuple[str, str]]]] = [
     ("IPv6 without a network", KERNEL + "[network]\nipv6 = true", {("network.ipv6", "ipv6.needs-user")}),
     (
         "IPv6 that is off",
-        USER + 'publish = ["80:80", "[::1]:80:80"]\negress = "list"\nallow = ["9.9.9.9", "2001:db8::/32"]',
+        USER + 'publish = ["80:80", "[::1]:81:80"]\negress = "list"\nallow = ["9.9.9.9", "2001:db8::/32"]',
         {("network.publish[1]", "ipv6.off"), ("network.allow[1]", "ipv6.off")},
     ),
     ("one port", USER + 'publish = ["80"]', {("network.publish[0]", "publish.syntax")}),
@@ -546,9 +546,11 @@ def test_paths() -> None:
         kernel("vmlinuz", "relative")
 
 
-def test_bind_addresses_that_do_not_meet_may_share_a_port() -> None:
-    text = USER + 'publish = ["127.0.0.1:80:80", "127.0.0.2:80:80", "80:80/udp", "[::1]:80:80"]\nipv6 = true'
-    assert len(parse_spec(text, "vm.toml", BASE, today=TODAY).network.publish) == 4
+def test_a_number_is_published_once_per_protocol() -> None:
+    """passt of 2023 ends with "Overlapping port specifier", on whatever address the second one is."""
+    text = USER + 'ipv6 = true\npublish = ["127.0.0.1:80:80", "127.0.0.2:80:80", "80:80/udp", "[::1]:80:81"]'
+    twice = {("network.publish[1]", "publish.duplicate"), ("network.publish[3]", "publish.duplicate")}
+    assert faults_of(text) == twice
 
 
 def test_check_spec_judges_specs_made_in_code() -> None:

@@ -19,7 +19,6 @@ from casemate.spec.model import (
     Firmware,
     MachineType,
     NetworkMode,
-    Publish,
     SecretUse,
     Spec,
 )
@@ -31,7 +30,6 @@ MICROVM_TRANSPORTS = 8
 MICROVM_MAX_DISKS = 4
 """As many as there is room for beside rng, network, serial and a seed."""
 
-_WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - compared with, never bound
 
 T = TypeVar("T")
 Check = Callable[[Spec, datetime.date, Faults], None]
@@ -177,17 +175,15 @@ def _same_block(spec: Spec, _today: datetime.date, faults: Faults) -> None:
 
 
 def _same_port(spec: Spec, _today: datetime.date, faults: Faults) -> None:
-    ports: dict[tuple[str, int, bool], list[tuple[int, Publish]]] = {}
+    """passt keeps one entry per protocol and number, whatever the address (conf_ports in its conf.c)."""
+    first: dict[tuple[str, int], int] = {}
     for index, port in _sound(spec.network.publish):
-        others = ports.setdefault((port.protocol, port.host_port, ":" in port.address), [])
-        for other_index, other in others:
-            if port.address == other.address or _WILDCARDS & {port.address, other.address}:
-                message = (
-                    f"host port {port.host_port}/{port.protocol} is already taken by network.publish[{other_index}]"
-                )
-                faults.add(f"network.publish[{index}]", "publish.duplicate", message)
-                break
-        others.append((index, port))
+        key = (port.protocol, port.host_port)
+        if key in first:
+            taken = f"host port {port.host_port}/{port.protocol} is already taken by network.publish[{first[key]}]"
+            message = f"{taken}; a number is published once, on one address"
+            faults.add(f"network.publish[{index}]", "publish.duplicate", message)
+        first.setdefault(key, index)
 
 
 def _waivers(spec: Spec, today: datetime.date, faults: Faults) -> None:
