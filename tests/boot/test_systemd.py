@@ -29,7 +29,7 @@ pytestmark = [
 RUN_S = 5400
 LIMITS = "limits-read in-cgroup born-there read-back cpu-enforced pids-enforced memory-enforced dies-of-memory"
 PROMISES = {  # story -> what it must show, each name after that of its story unless said otherwise
-    "root": f"starts survives-logout {LIMITS} end-told cgroup-removed",
+    "root": f"starts survives-logout io-read io-enforced {LIMITS} end-told cgroup-removed",
     "unit": "made starts status journal read-back network owns-vm dies-with-main restarts-after-failure restart stop"
     " no-cgroup-left exit-read",
     "filtered": "refused nothing-left",

@@ -18,7 +18,7 @@ BASE = "/opt/casemate"
 USER = "ada"
 UNIFIED = Path("/sys/fs/cgroup")
 MIB = 1 << 20
-LIMITS = {"memory_mib": 64, "overhead_mib": 128, "cpu_percent": 100, "pids": 80}
+LIMITS = {"memory_mib": 64, "overhead_mib": 256, "cpu_percent": 100, "pids": 80}
 Answer = subprocess.CompletedProcess[str]
 
 
@@ -180,6 +180,14 @@ def hog_memory() -> int:
         block = mmap.mmap(-1, MIB)
         block.write(b"\1" * MIB)
         kept.append(block)
+    return 0
+
+
+def hog_disk() -> int:
+    block = mmap.mmap(-1, MIB)
+    file = os.open("/srv/hog", os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600)
+    for index in range(8):
+        os.pwrite(file, block, index * MIB)
     return 0
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.systemd_guest_base import (
+    MIB,
     TPM,
     UNIFIED,
     alive,
     casemate,
     cgroups_of_vms,
     check,
+    hog_disk,
     inspect,
+    joined,
     limits,
     network,
     reachable,
@@ -26,9 +30,30 @@ from tests.support.systemd_guest_base import (
     write_spec,
 )
 
+DISK = """read_mib_s = 4
+write_mib_s = 2
+[[disk]]
+path = "/srv/data.raw"
+format = "raw"
+mode = "persistent"
+"""
+
+
+def traffic(directory: str) -> None:
+    """io.max of the device that /srv lies on, for whoever is in the VM's cgroup."""
+    number = os.stat("/srv").st_dev
+    wanted = f"{os.major(number)}:{os.minor(number)} rbps={4 * MIB} wbps={2 * MIB} riops=max wiops=max"
+    check("root-io-read", read(directory, "io.max") == wanted, read(directory, "io.max"))
+    began = time.monotonic()
+    status = joined(directory, hog_disk)
+    took_s = time.monotonic() - began
+    check("root-io-enforced", status == 0 and took_s > 3, f"8 MiB at 2 MiB/s: {took_s:.1f} s, status {status}")
+
 
 def root_vm() -> None:
-    done = run("su", "-l", "root", "-c", f"casemate run -d {write_spec('/srv/a.toml', 'a')}")
+    with open("/srv/data.raw", "wb") as file:
+        file.truncate(16 * MIB)
+    done = run("su", "-l", "root", "-c", f"casemate run -d {write_spec('/srv/a.toml', 'a', DISK)}")
     if not check("root-starts", done.returncode == 0, done.stderr):
         return
     document = inspect("a")
@@ -41,6 +66,7 @@ def root_vm() -> None:
     time.sleep(15)
     sessions = run("loginctl", "--no-legend", "list-sessions").stdout
     check("root-survives-logout", alive(document["pid"]), sessions)
+    traffic((directories or ["/nonexistent"])[0])
     limits("root", document)
     casemate("wait", "a")
     ended = inspect("a")

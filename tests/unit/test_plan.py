@@ -198,6 +198,19 @@ def test_cgroup_version_1_and_none() -> None:
     assert any("not delegated" in warning for warning in none.warnings)
 
 
+def test_traffic_of_disks_is_limited_by_the_host_too_where_it_can_be() -> None:
+    parents = dict.fromkeys(("memory", "cpu", "pids", "io"), "/sys/fs/cgroup/casemate")
+    host = msgspec.structs.replace(KVM_HOST, cgroup=CgroupBase(2, parents), disk_devices=("254:0", "8:0"))
+    made = plan("microvm-disks", host).wall.cgroup
+    words = "rbps=104857600 wbps=52428800"
+    written = [text for path, text in made.writes if path == "/sys/fs/cgroup/casemate/0123456789abcdef/io.max"]
+    assert written == [f"254:0 {words}", f"8:0 {words}"]
+    assert made.limits[-1] == f"io.max=254:0 {words}, io.max=8:0 {words}"
+    unlimited = plan("microvm-tcg", host).wall.cgroup
+    assert "io" in unlimited.controllers
+    assert not any("io.max" in text for text in (*unlimited.limits, *dict(unlimited.writes)))
+
+
 def test_the_guest_memory_is_inside_the_limit() -> None:
     made = plan("microvm-tcg", HOST)
     limit = int(next(text for text in made.wall.cgroup.limits if text.startswith("memory.max=")).split("=")[1])

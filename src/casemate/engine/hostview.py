@@ -18,6 +18,7 @@ from casemate.engine.paths import Paths
 from casemate.engine.state import boot_id
 from casemate.engine.uefi import find_firmware
 from casemate.errors import HostError
+from casemate.facts.block_device import whole_device
 from casemate.facts.closure import cached_closure
 from casemate.facts.firmware import firmware_files
 from casemate.facts.kvm import cached_probe, refused_cpu_flags
@@ -30,7 +31,7 @@ from casemate.facts.vfio import read_function, unsafe_interrupts
 from casemate.plan.argv import PROGRAM, PROGRAM_S390
 from casemate.plan.model import Emulator, Host, Mac
 from casemate.spec.confidential import Kind
-from casemate.spec.model import AccelChoice, MachineType, Spec
+from casemate.spec.model import AccelChoice, DiskMode, MachineType, Spec
 from casemate.sys.landlock import landlock_abi
 from casemate.sys.process import PR_SCHED_CORE, prctl
 
@@ -53,6 +54,7 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
             facts = describe_emulator(find_qemu(root), Path(paths.cache), root)
         if spec.confidential is None:  # for one everything that is missing is told together
             check_emulator(facts, spec.machine.type.value)  # first: what an old one lacks is only a consequence
+    base = cgroups.find_base(root)
     host = Host(
         machine=os.uname().machine,
         **_kvm(spec, paths),  # type: ignore[arg-type]
@@ -60,7 +62,7 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
         landlock_abi=landlock_abi(),
         core_sched=_has_core_sched(),
         lsms=_lsms(mac),
-        cgroup=cgroups.find_base(root),
+        cgroup=base,
         uefi=find_firmware(spec.boot, root) if spec.has_flash else None,
         passt=_program("passt"),
         swtpm=_program("swtpm") if spec.tpm.enabled else None,
@@ -69,10 +71,33 @@ def collect(spec: Spec, paths: Paths) -> tuple[Host, Emulator]:
         pci=tuple(read_function(root, item.address) for item in spec.passthrough),
         unsafe_interrupts=unsafe_interrupts(root) if spec.passthrough else None,
         confidential=_confidential(spec, paths, root),
+        disk_devices=_disk_devices(spec, paths, root) if "io" in base.parents else (),
     )
     if facts is None:
         return host, Emulator(PROGRAM_S390, (), (), {}, {}, {})
     return host, _emulator(spec, facts, paths, root)
+
+
+def _disk_devices(spec: Spec, paths: Paths, root: Root) -> tuple[str, ...]:
+    """Devices below the disks of a VM whose traffic is limited, and below its overlays.
+
+    Raises:
+        HostError: one cannot be told.
+    """
+    if spec.limits.read_mib_s is None and spec.limits.write_mib_s is None:
+        return ()
+    places = [disk.path for disk in spec.disks]
+    if any(disk.mode is DiskMode.OVERLAY for disk in spec.disks):
+        places.append(paths.data)
+    try:
+        found = [whole_device(root, place) for place in places]
+    except (OSError, ValueError) as fault:
+        raise HostError(
+            "the device below a disk cannot be told, so its traffic cannot be limited",
+            got=str(fault),
+            next_step="leave read_mib_s and write_mib_s out of [limits]",
+        ) from fault
+    return tuple(dict.fromkeys(device for device in found if device is not None))
 
 
 def _confidential(spec: Spec, paths: Paths, root: Root) -> ConfidentialHost | None:

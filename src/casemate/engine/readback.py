@@ -134,8 +134,12 @@ def _cgroup(base: str, process: ProcessFacts, wall: Wall) -> Facts:
     for path, text in wall.cgroup.writes:
         try:
             with open(path, encoding="ascii") as file:
-                found = file.read(256).strip()
+                found = file.read(65536).strip()
         except FileNotFoundError:
+            continue
+        if path.endswith("/io.max"):
+            if not _has_io_limit(found, text):
+                wrong.append(f"{path}: {found[:256]}")
             continue
         # Version 1 rounds memory limits down to whole pages.
         if found != text and not (found.isdigit() and text.isdigit() and 0 <= int(text) - int(found) < 4096):
@@ -148,6 +152,13 @@ def _cgroup(base: str, process: ProcessFacts, wall: Wall) -> Facts:
         "proc.cgroup": Known(wall.cgroup.limits, source),
         "proc.cgroup-controllers": Known(wall.cgroup.controllers, source),
     }
+
+
+def _has_io_limit(found: str, wanted: str) -> bool:
+    """io.max has a line per device, with words for what is not limited as well."""
+    device, *words = wanted.split()
+    lines = [line.split() for line in found.splitlines()]
+    return any(line[0] == device and set(words) <= set(line[1:]) for line in lines if line)
 
 
 def _own_report(base: str, spawned: Spawned) -> Facts:

@@ -85,7 +85,7 @@ class Host(msgspec.Struct, frozen=True):
     ``kvm_refused_flags``: irqchip mode -> CPU flags that QEMU must leave out because KVM refuses their MSRs.
     ``kvm_device``: owner, group and mode of /dev/kvm, empty where it is not used. ``confidential``: what is
     there for the kind that the specification asks for, None when it asks for none. ``kvm_smm``: KVM emulates
-    system management mode.
+    system management mode. ``disk_devices``: ``MAJOR:MINOR`` of the devices below the disks, where traffic is limited.
     """
 
     machine: str
@@ -108,6 +108,7 @@ class Host(msgspec.Struct, frozen=True):
     unsafe_interrupts: bool | None = None
     kvm_smm: bool = True
     confidential: ConfidentialHost | None = None
+    disk_devices: tuple[str, ...] = ()
     swtpm: str | None = None
 
 

@@ -125,11 +125,13 @@ def build_landlock(spec: Spec, board: Board) -> tuple[LandlockPath, ...]:
     return tuple(paths)
 
 
-def build_cgroup(spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int) -> CgroupPlan:
-    """Limits for memory, cpu and pids in the host's cgroup version; of io only the accounts are kept there.
+def build_cgroup(
+    spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int, disk_devices: tuple[str, ...] = ()
+) -> CgroupPlan:
+    """Limits for memory, cpu and pids, and in version 2 for io where the specification asks.
 
-    What a disk may carry is counted by the emulator's own throttle (``argv``): ``io.max`` knows whole devices of the
-    host alone, no files, and none at all where a file system has no device.
+    ``io.max`` knows whole devices of the host and no files: it is what an emulator that was taken over cannot pass, for
+    each of ``disk_devices``. What the guest's disks may carry together is counted by the emulator's throttle (`argv`).
     """
     if base.version == 0:
         return CgroupPlan(why_none=base.why_none)
@@ -142,8 +144,9 @@ def build_cgroup(spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int) -> C
         "memory": (("memory.max", str(memory)), ("memory.swap.max", "0"), ("memory.oom.group", "1")),
         "cpu": (("cpu.max", f"{quota} {period}"),),
         "pids": (("pids.max", str(pids)),),
-        "io": (),
+        "io": tuple(("io.max", text) for text in _io_limits(spec, disk_devices)),
     }
+    limits |= {"io": ", ".join(f"io.max={text}" for _, text in files["io"])}
     if base.version == 1:
         files = {
             "memory": (("memory.limit_in_bytes", str(memory)),),
@@ -160,9 +163,15 @@ def build_cgroup(spec: Spec, base: CgroupBase, vm_id: str, boot_bytes: int) -> C
     return CgroupPlan(
         directories=tuple(directories),
         writes=tuple(writes),
-        limits=tuple(limits[name] for name in controllers if name in limits),
+        limits=tuple(limits[name] for name in controllers if limits[name]),
         controllers=controllers,
     )
+
+
+def _io_limits(spec: Spec, disk_devices: tuple[str, ...]) -> tuple[str, ...]:
+    wanted = {"rbps": spec.limits.read_mib_s, "wbps": spec.limits.write_mib_s}
+    words = " ".join(f"{name}={mib * _MIB}" for name, mib in wanted.items() if mib is not None)
+    return tuple(f"{device} {words}" for device in disk_devices) if words else ()
 
 
 def build_wall(
@@ -191,7 +200,7 @@ def build_wall(
         rlimits=build_rlimits(spec, files),
         landlock_abi=host.landlock_abi,
         landlock=build_landlock(spec, board),
-        cgroup=build_cgroup(spec, host.cgroup, vm_id, boot_bytes),
+        cgroup=build_cgroup(spec, host.cgroup, vm_id, boot_bytes, host.disk_devices),
         descriptors=descriptors,
         profile=profile,
         core_cookie=host.core_sched,
