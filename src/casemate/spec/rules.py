@@ -150,10 +150,10 @@ def _ipv6_wanted(spec: Spec, _today: datetime.date, faults: Faults) -> None:
         return
     for index, port in _sound(spec.network.publish):
         if is_ipv6(port.address):
-            faults.add(f"network.publish[{index}]", "ipv6.off", f"[{port.address}] needs network.ipv6 = true")
+            faults.add(f"network.publish[{index}]", "ipv6.off", f"[{port.address}] needs ipv6 = true, or --ipv6")
     for index, block in _sound(spec.network.allow):
         if is_ipv6(block):
-            faults.add(f"network.allow[{index}]", "ipv6.off", f"{block} needs network.ipv6 = true")
+            faults.add(f"network.allow[{index}]", "ipv6.off", f"{block} needs ipv6 = true, or --ipv6")
 
 
 def _allow_list(spec: Spec, _today: datetime.date, faults: Faults) -> None:
