@@ -39,7 +39,8 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True):
     ``kind``: one of `expected.KINDS`; None: the confidential guest's, Nitro for an EIF, SEV-SNP when a CPU model is
     given, else the TPM's registers. ``variables``: the variable store that the VM starts with. ``reference_log``: of a
     trusted boot of the same firmware and machine. ``qemu``: version of the emulator, which some firmwares make a
-    difference of. ``files``: what GRUB reads from file systems that are not read here, GRUB's path to file.
+    difference of. ``address_bits``: of a physical address, that the VM's CPU reports. ``files``: what GRUB reads from
+    file systems that are not read here, GRUB's path to file.
     ``others``: tried by ``reported``, input to file (or text, for ``cmdline``). ``reported``: ``HEX`` or ``NAME=HEX``.
     """
 
@@ -53,6 +54,7 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True):
     banks: tuple[str, ...] = ("sha256",)
     reference_log: str | None = None
     qemu: str | None = None
+    address_bits: int | None = None
     files: Mapping[str, str] = {}
     others: Sequence[tuple[str, str]] = ()
     reported: str | None = None
@@ -213,7 +215,8 @@ def _from_spec(spec: Spec, choices: Choices, described: dict[str, str | int]) ->
 
 def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str | int]) -> dict[str, Any]:
     """Firmware, variables, disk and reference of a machine with a TPM."""
-    from casemate.spec.model import Firmware
+    from casemate.measure.early import ADDRESS_BITS
+    from casemate.spec.model import Firmware, MachineType
 
     if spec is None:
         raise InputError("the registers of a TPM follow from what boots", expected="a specification")
@@ -238,6 +241,10 @@ def _from_machine(spec: Spec | None, choices: Choices, described: dict[str, str 
     if choices.qemu is not None:
         fields["plain_kernel"] = _major(choices.qemu) >= _PLAIN_KERNEL_QEMU
         described["qemu"] = choices.qemu
+    if choices.address_bits is not None and spec.machine.type is MachineType.Q35:
+        if choices.address_bits not in ADDRESS_BITS:
+            raise InputError("--address-bits", got=str(choices.address_bits), expected="36 to 52")
+        fields["address_bits"] = described["address-bits"] = choices.address_bits
     return fields | _boot_fields(spec, choices, described)
 
 

@@ -31,6 +31,8 @@ from casemate.cli.main import main
 from casemate.engine.paths import default_paths
 from casemate.evidence.event_log import parse_event_log, replay
 from casemate.image.builtin import BuiltinGuest, find_builtin
+from casemate.measure.early import is_known
+from casemate.measure.volumes import parse_volumes
 
 pytestmark = pytest.mark.boot
 
@@ -184,7 +186,7 @@ def test_what_casemate_runs_is_what_casemate_measured(
     disk = uki_disk(tmp_path / "disk", sign_efi(uki, keys.db, tmp_path / "signed.efi"))
     spec = tmp_path / "spec.toml"
     spec.write_text(
-        'name = "measured"\n[machine]\ntype = "q35"\nmemory_mib = 512\n[tpm]\nenabled = true\n'
+        'name = "measured"\n[machine]\ntype = "q35"\naccel = "tcg"\nmemory_mib = 512\n[tpm]\nenabled = true\n'
         f'[boot]\nfirmware = "uefi-secure"\n[boot.keys]\npk = "{keys.pk.certificate}"\n'
         f'kek = ["{keys.kek.certificate}"]\ndb = ["{keys.db.certificate}"]\n'
         f'[[disk]]\npath = "{disk}"\nformat = "raw"\n'
@@ -207,6 +209,12 @@ def test_what_casemate_runs_is_what_casemate_measured(
     log = tmp_path / "log"
     log.write_bytes(real.log)
     check(document(capsys, str(spec), "--reference-log", str(log)), real, (0, *REGISTERS))
+    if is_known(parse_volumes((OVMF / "OVMF_CODE_4M.secboot.fd").read_bytes()).early):
+        check(document(capsys, str(spec), "--address-bits", "40"), real, (0, *REGISTERS))
+        for other in ("36", "41"):
+            values = document(capsys, str(spec), "--address-bits", other)["values"]
+            assert isinstance(values, dict)
+            assert values["sha256.0"] != real.pcrs["sha256"][0].hex()
     # Keys of another store, and Secure Boot off, are what this boot would then have reported otherwise.
     line = ["measure", str(spec), "--variables", str(OVMF / "OVMF_VARS_4M.fd")]
     off = document(capsys, *line[1:])["values"]

@@ -61,6 +61,12 @@ def _add_machine(measure: argparse.ArgumentParser) -> None:
         help="the log of a boot that you trust, of the same firmware and machine; it gives PCR 0, or RTMR 0",
     )
     measure.add_argument(
+        "--address-bits",
+        type=int,
+        metavar="N",
+        help="TPM: of a physical address, as the VM's CPU reports them (40 under TCG; with KVM the host's, see lscpu)",
+    )
+    measure.add_argument(
         "--qemu", metavar="VERSION", help="TPM: that will run it, where OVMF makes a difference of it (kernels given)"
     )
     measure.add_argument(

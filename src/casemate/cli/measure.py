@@ -28,6 +28,7 @@ def measure(arguments: argparse.Namespace) -> int:
             kernel_hashes=not arguments.no_kernel_hashes,
             banks=tuple(dict.fromkeys(arguments.bank or ("sha256",))),
             reference_log=arguments.reference_log,
+            address_bits=arguments.address_bits,
             qemu=arguments.qemu,
             files=dict(_pair("--grub-file", text) for text in arguments.grub_file),
             others=[_pair("--other", text) for text in arguments.other],

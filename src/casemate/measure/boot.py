@@ -16,6 +16,7 @@ import msgspec
 from casemate.errors import InputError
 from casemate.evidence.event_log import EV_NO_ACTION, EventLog
 from casemate.measure import linux, stub
+from casemate.measure.early import VERSION, Machine, early_volume, is_known
 from casemate.measure.pe import Pe, parse_pe
 from casemate.measure.registers import SEPARATOR, Prediction, Step, Steps
 from casemate.measure.secureboot import is_enforcing, measure_authority, measure_variables, vouches
@@ -30,13 +31,18 @@ _EARLY_VOLUME: Final = (
     "its first code writes what it finds out about the machine into the volume before measuring it; "
     "an event log of one boot of the same firmware and machine gives it (--reference-log)"
 )
+_ADDRESS_BITS: Final = (
+    "its first code writes what it finds out about the machine into the volume before measuring it, "
+    "among that how many address bits the CPU has (--address-bits)"
+)
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
     """``variables``: of the store that the VM starts with. ``memory_bytes``: guest RAM. ``foreign_roms``: whether
     devices bring option ROMs that are not known. ``plain_kernel``: whether QEMU offers a kernel also as it is (10.0
     and newer); None: not known. ``is_td``: whether RTMRs of TDX take the place of a TPM. ``reference``: an event log of
-    a boot that is trusted, for what the firmware alone decides (PCR 0)."""
+    a boot that is trusted, for what the firmware alone decides (PCR 0). ``machine``: for firmware that is known to
+    write what it finds out about it into what it measures; None: not known."""
 
     volumes: Volumes
     variables: Variables
@@ -45,6 +51,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     plain_kernel: bool | None = None
     is_td: bool = False
     reference: EventLog | None = None
+    machine: Machine | None = None
 
     @property
     def is_enforcing(self) -> bool:
@@ -117,15 +124,27 @@ def begin(platform: Platform, banks: tuple[str, ...]) -> Steps:
     if not platform.is_td and not platform.volumes.has_tpm:
         raise InputError("this firmware has no TPM driver", got="nothing would be measured", expected="OVMF with TPM")
     steps = Steps(banks)
-    if platform.reference is None:
-        steps.unknown(0, "firmware", _EARLY_VOLUME)
-    else:
-        steps.found += _from_reference(platform.reference, platform.volumes, banks)
+    _measure_firmware(steps, platform)
     steps.unknown(1, "configuration", _BOOT_VARIABLES)
     if platform.foreign_roms:
         steps.unknown(2, "option ROMs", "a device of the host is passed through, and may bring one")
     measure_variables(steps, platform.variables, capable=platform.volumes.has_secure_boot)
     return steps
+
+
+def _measure_firmware(steps: Steps, platform: Platform) -> None:
+    """PCR 0 before its separator."""
+    volumes = platform.volumes
+    if platform.reference is not None:
+        steps.found += _from_reference(platform.reference, volumes, steps.banks)
+    elif not is_known(volumes.early):
+        steps.unknown(0, "firmware", _EARLY_VOLUME)
+    elif platform.machine is None:
+        steps.unknown(0, "firmware", _ADDRESS_BITS)
+    else:
+        steps.data(0, "version of the firmware", VERSION)
+        steps.data(0, "first code, with what it finds out", early_volume(volumes.early, platform.machine))
+        steps.data(0, "drivers", volumes.main)
 
 
 def _from_reference(log: EventLog, volumes: Volumes, banks: tuple[str, ...]) -> list[Step]:

@@ -14,12 +14,14 @@ import msgspec
 
 from casemate.errors import InputError
 from casemate.evidence.event_log import EV_NO_ACTION, Event, EventLog
+from casemate.measure.early import ADDRESS_BITS
 from casemate.measure.expected import Expected
 from casemate.measure.inputs import Inputs, measured
 from casemate.measure.registers import Prediction, Step, extended
 from casemate.measure.vmsa import CPUS
 
 VCPUS_TRIED: Final = 256
+MACHINE_VCPUS_TRIED: Final = 64
 FEATURES_TRIED: Final = (0x1, 0x21, 0x9, 0x11, 0x5, 0x25, 0x201, 0x221)
 """SEV_FEATURES: SNP alone; with debug swap; with restricted or alternate injection; reflecting #VC, alone and with
 debug swap; with a secure TSC, alone and with debug swap."""
@@ -83,8 +85,17 @@ def _boot_changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
         if inputs.kernel is not None and plain is not inputs.plain_kernel:
             yield f"QEMU {'10.0 or newer' if plain else 'older than 10.0'}", replace(inputs, plain_kernel=plain)
     for mib in MEMORY_TRIED_MIB:
-        if inputs.kernel is not None and mib << 20 != inputs.memory_bytes:
+        if (inputs.kernel is not None or inputs.address_bits is not None) and mib << 20 != inputs.memory_bytes:
             yield f"{mib} MiB of memory", replace(inputs, memory_bytes=mib << 20)
+
+    if inputs.address_bits is None:
+        return
+    for bits in ADDRESS_BITS:
+        if bits != inputs.address_bits:
+            yield f"{bits} address bits in place of {inputs.address_bits}", replace(inputs, address_bits=bits)
+    for vcpus in range(1, MACHINE_VCPUS_TRIED + 1):
+        if vcpus != inputs.vcpus:
+            yield f"{vcpus} vCPUs in place of {inputs.vcpus}", replace(inputs, vcpus=vcpus)
 
 
 def _sev_changes(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:

@@ -15,6 +15,7 @@ from casemate.evidence.policy import Policy
 from casemate.evidence.se import parse_image
 from casemate.measure import boot, expected
 from casemate.measure.disk import Disk, predict_disk
+from casemate.measure.early import Machine
 from casemate.measure.eif import measure_eif
 from casemate.measure.expected import Expected
 from casemate.measure.gpt import Read
@@ -40,7 +41,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     ``kernel``: None when the guest boots from its disk. ``memory_bytes``: guest RAM. ``cpu``: QEMU's model.
     ``features``: SEV_FEATURES. ``kernel_hashes``: whether SEV firmware is to check the kernel. ``secure_boot_off``: as
     if it were switched off in the store. ``foreign_roms``: devices of the host are passed through, with option ROMs of
-    their own. ``plain_kernel``: whether QEMU offers the kernel also as it is; None: not known. ``two_passes``: whether
+    their own. ``plain_kernel``: whether QEMU offers the kernel also as it is; None: not known. ``address_bits``: of a
+    physical address, as the CPU of a q35 without sleep states reports them; None: not known. ``two_passes``: whether
     the host adds pages of a trust domain before it measures them. ``reference``: an event log that is trusted, for what
     firmware and machine alone decide. ``wanted``: what evidence has to say beside it.
     """
@@ -61,6 +63,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     secure_boot_off: bool = False
     foreign_roms: bool = False
     plain_kernel: bool | None = None
+    address_bits: int | None = None
     two_passes: bool = False
     reference: EventLog | None = None
     banks: tuple[str, ...] = ("sha256",)
@@ -123,6 +126,7 @@ def _predict(inputs: Inputs) -> Prediction:
         plain_kernel=True if is_td else inputs.plain_kernel,
         is_td=is_td,
         reference=None if is_td else inputs.reference,
+        machine=_machine(inputs),
     )
     banks = ("sha384",) if is_td else inputs.banks
     if inputs.kernel is not None:
@@ -130,6 +134,12 @@ def _predict(inputs: Inputs) -> Prediction:
     if inputs.disk is not None:
         return predict_disk(platform, inputs.disk, banks)
     raise InputError("nothing to boot", expected="a kernel, or a disk")
+
+
+def _machine(inputs: Inputs) -> Machine | None:
+    if inputs.address_bits is None:
+        return None
+    return Machine(inputs.memory_bytes, inputs.vcpus, inputs.address_bits)
 
 
 def _td(inputs: Inputs, described: dict[str, str | int]) -> Expected:
