@@ -81,14 +81,10 @@ def test_inside_qcow2(cli: Cli, tmp_path: Path) -> None:
     said = run_disk_test(cli, tmp_path, disk, key, image_format="qcow2")
     assert f"disk before {hashlib.sha256(content[: 1 << 20]).hexdigest()}" in said
     assert "disk ok" in said
-    written = re.search(r"disk after ([0-9a-f]{64})", said)
-    assert written is not None
-    cli.ok("image", "rekey", disk, "--key-file", key, "--new-key-file", key_file(tmp_path / "new"))
-    assert f"disk before {written[1]}" in run_disk_test(cli, tmp_path, disk, tmp_path / "new", image_format="qcow2")
     whole = bytearray(disk.read_bytes())
     whole[65536 + 8 : 65536 + 40] = b"cipher_null".ljust(32, b"\0")
     disk.write_bytes(whole)
-    assert "cipher_null" in run_disk_test(cli, tmp_path, disk, tmp_path / "new", code=2, image_format="qcow2")
+    assert "cipher_null" in run_disk_test(cli, tmp_path, disk, key, code=2, image_format="qcow2")
 
 
 def test_an_image_that_is_not_encrypted_as_it_says_never_starts(cli: Cli, tmp_path: Path) -> None:
