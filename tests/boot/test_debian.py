@@ -7,6 +7,7 @@ on the host, is reached through a published port, and shuts down when the power 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import threading
@@ -27,6 +28,7 @@ from tests.support.debian_image import (
     debian_images,
 )
 from tests.support.guest_shell import LOGIN_S, GuestShell
+from tests.support.ipv6 import has_ipv6
 
 pytestmark = pytest.mark.boot
 
@@ -84,7 +86,8 @@ def free_port() -> int:
     for _ in range(64):
         with socket.create_server(("127.0.0.1", 0)) as probe, contextlib.suppress(OSError):
             port: int = probe.getsockname()[1]
-            socket.create_server(("::1", port + 1), family=socket.AF_INET6).close()
+            if has_ipv6():
+                socket.create_server(("::1", port + 1), family=socket.AF_INET6).close()
             return port
     raise AssertionError("no two ports are free")
 
@@ -102,11 +105,12 @@ def ask(port: int, address: str) -> str:
 
 def specification(directory: Path, boot: str, disk: Path, address: str, port: int) -> Path:
     """A TOML file: 2 CPUs, a persistent disk, one address of the host allowed, the greeter published, both families."""
+    publish = [f"{port}:{GREETER_PORT}", *([f"[::1]:{port + 1}:{GREETER_PORT}"] if has_ipv6() else [])]
     file = directory / "debian.toml"
     file.write_text(
         f'name = "debian"\n{boot}\n[[disk]]\npath = "{disk.name}"\nformat = "raw"\nmode = "persistent"\n'
-        f'[network]\nmode = "user"\negress = "list"\nallow = ["{address}/32"]\nipv6 = true\n'
-        f'publish = ["{port}:{GREETER_PORT}", "[::1]:{port + 1}:{GREETER_PORT}"]\n'
+        f'[network]\nmode = "user"\negress = "list"\nallow = ["{address}/32"]\n'
+        f"ipv6 = {str(has_ipv6()).lower()}\npublish = {json.dumps(publish)}\n"
     )
     return file
 
@@ -132,6 +136,8 @@ def use_network(shell: GuestShell, address: str, port: int) -> None:
         for unreachable in (gateway, "169.254.169.254"):
             shell.run(f"timeout 10 bash -c 'cat </dev/tcp/{unreachable}/{host_port}' 2>/dev/null; test $? -ne 0")
     assert ask(port, "127.0.0.1") == GREETING
+    if not has_ipv6():
+        return
     shell.run("for i in $(seq 60); do ip -6 route show default | grep -q via && break; sleep 1; done")
     assert "inet6 fdca:5e00:0:1:" in shell.last("ip -6 -o address show scope global | head -n 1")
     assert ask(port + 1, "::1") == GREETING

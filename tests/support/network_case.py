@@ -110,10 +110,13 @@ def datagrams(guest: Guest, wanted: list[tuple[str, str, int]]) -> Iterator[str]
 def attack_host(guest: Guest, *, ipv6: bool) -> list[str]:
     """Servers on every address of the host; at which of them anything of the guest arrived."""
     heard = []
-    with socket.socket(socket.AF_INET6) as tcp, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp:
-        for server in (tcp, udp):  # of both families
-            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            server.bind(("::", 0))
+    everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    family = family_of(everywhere)
+    with socket.socket(family) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
+        for server in (tcp, udp):
+            if family == socket.AF_INET6:  # of both families
+                server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            server.bind((everywhere, 0))
         tcp.listen(64)
         ours = ["127.0.0.1", "127.1.2.3", GATEWAY, "0.0.0.0", *sys.argv[2:]]
         if ipv6:

@@ -7,6 +7,7 @@ import select
 import socket
 
 import pytest
+from tests.support.ipv6 import needs_ipv6
 
 from casemate.engine.egress_datagrams import (
     PEER_TTL_S,
@@ -69,6 +70,7 @@ def where6(sock: socket.socket) -> Endpoint:
     return endpoint_of(socket.AF_INET6, sock.getsockname())
 
 
+@needs_ipv6
 def test_by_ipv6_only_listed_senders_get_in() -> None:
     """Each of the four words of an address counts; as many senders as are remembered fit."""
     with udp6() as mine, udp6() as friend, udp6() as stranger:
@@ -88,6 +90,7 @@ def test_by_ipv6_only_listed_senders_get_in() -> None:
         assert arrives(mine) is None
 
 
+@needs_ipv6
 def test_a_datagram_of_the_other_family_is_a_strangers() -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as mine, udp() as four:
         mine.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -101,6 +104,7 @@ def test_a_datagram_of_the_other_family_is_a_strangers() -> None:
         assert arrives(mine) is None
 
 
+@needs_ipv6
 def test_a_published_ipv6_port_answers_who_wrote_by_way_of_the_gateway() -> None:
     with udp6() as mine, udp6() as client:
         published = Published("udp", "::1", where6(mine).port)
@@ -115,6 +119,7 @@ def test_a_published_ipv6_port_answers_who_wrote_by_way_of_the_gateway() -> None
             desk.agree(mine, "udp", gateway._replace(port=gateway.port ^ 1))
 
 
+@needs_ipv6
 def test_the_other_family_is_refused_and_no_name_is_looked_up() -> None:
     desk = destinations(Policy("internet", gateway6="fe80::1"))
     with udp() as four, udp6() as six:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.hosts import HOST, ROOT_IDENTITY, plan_of
+from tests.support.ipv6 import has_ipv6
 
 from casemate.engine.network import check_ipv6, make_policy
 from casemate.engine.resolver import host_resolver
@@ -223,7 +224,7 @@ def test_the_routing_table_knows_its_own_host() -> None:
     table = RouteTable()
     assert table.kind(socket.AF_INET, socket.inet_aton("127.0.0.1")) == RTN_LOCAL
     assert table.kind(socket.AF_INET, socket.inet_aton("127.5.5.5")) == RTN_LOCAL
-    if os.path.exists("/proc/net/if_inet6"):
+    if has_ipv6():
         assert table.kind(socket.AF_INET6, bytes(15) + b"\1") == RTN_LOCAL
     try:
         other = table.kind(socket.AF_INET, socket.inet_aton("8.8.8.8"))

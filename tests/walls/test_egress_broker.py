@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Never
 
 import pytest
+from tests.support.ipv6 import needs_ipv6
 
 from casemate.bpf.syscalls import numbers
 from casemate.engine.egress import Broker
@@ -246,6 +247,7 @@ def every_way_out_by_ipv6(ports: dict[str, int]) -> dict[str, Any]:
     return said
 
 
+@needs_ipv6
 @pytest.mark.parametrize("policy", [Policy("none", gateway6="fe80::1"), INTERNET6], ids=["none", "internet"])
 def test_no_way_out_by_ipv6(policy: Policy, targets6: Targets) -> None:
     said, _ = run(every_way_out_by_ipv6, targets6, policy)
@@ -257,6 +259,7 @@ def test_no_way_out_by_ipv6(policy: Policy, targets6: Targets) -> None:
     assert not targets6.reached()
 
 
+@needs_ipv6
 def test_a_socket_says_the_port_that_was_asked_for(targets: Targets) -> None:
     """passt of 2025 gives a UDP flow up whose socket has another port; the host's port is the kernel's choice."""
     wanted = free_port(socket.SOCK_DGRAM)

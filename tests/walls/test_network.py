@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from tests.support.frames import GATEWAY, GATEWAY_MAC, GUEST, GUEST6, Guest, packed
+from tests.support.ipv6 import has_ipv6, needs_ipv6
 from tests.support.network_case import free_port, gone, plan, start
 
 from casemate.engine.network import check_kernel, observe_walls
@@ -67,7 +68,10 @@ BEHIND6 = (
 PEER = """
 import socket, threading
 def tcp(port):
-    server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    if socket.has_dualstack_ipv6():
+        server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    else:
+        server = socket.create_server(("0.0.0.0", port))
     while True:
         connection, _ = server.accept()
         threading.Thread(target=echo, args=(connection,), daemon=True).start()
@@ -119,13 +123,15 @@ def world() -> Iterator[str]:
             *(f"{a}/32" for a in (OTHER_PUBLIC, METADATA, SHARED, RESOLVER)),
         ):
             ip("-n", peer, "address", "add", address, "dev", "v1")
-        ip("-n", host, "address", "add", f"{HOST6}/64", "dev", "v0", "nodad")
-        for address in (f"{NEIGHBOUR6}/64", *(f"{a}/128" for a in BEHIND6)):
-            ip("-n", peer, "address", "add", address, "dev", "v1", "nodad")
+        if has_ipv6():
+            ip("-n", host, "address", "add", f"{HOST6}/64", "dev", "v0", "nodad")
+            for address in (f"{NEIGHBOUR6}/64", *(f"{a}/128" for a in BEHIND6)):
+                ip("-n", peer, "address", "add", address, "dev", "v1", "nodad")
         for name, device in ((host, "v0"), (host, "lo"), (peer, "v1"), (peer, "lo")):
             ip("-n", name, "link", "set", device, "up")
         ip("-n", host, "route", "add", "default", "via", PUBLIC)
-        ip("-n", host, "route", "add", "default", "via", NEIGHBOUR6)
+        if has_ipv6():
+            ip("-n", host, "route", "add", "default", "via", NEIGHBOUR6)
         ip("netns", "exec", host, "sh", "-c", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range")
         server = subprocess.Popen(["ip", "netns", "exec", peer, sys.executable, "-c", PEER], stdout=subprocess.PIPE)
         assert server.stdout is not None
@@ -262,6 +268,7 @@ def test_the_guest_reaches_exactly_what_the_policy_says(world: str, egress: str,
 
 
 @needs_namespaces
+@needs_ipv6
 @pytest.mark.parametrize(
     ("egress", "user"), [("none", "root"), ("internet", "root"), ("internet", "rootless"), ("list", "rootless")]
 )
@@ -406,13 +413,16 @@ def test_newer_kernels_are_taken(release: str) -> None:
 
 
 def test_the_live_network_is_what_the_plan_declares(tmp_path: Path) -> None:
-    ports = (
+    ports: tuple[Publish, ...] = (
         Publish(host_port=free_port(socket.SOCK_STREAM), guest_port=80),
         Publish(host_port=free_port(socket.SOCK_DGRAM), guest_port=81, protocol="udp", address="0.0.0.0"),
-        Publish(host_port=free_port(socket.SOCK_STREAM, "::1"), guest_port=82, address="::1"),
-        Publish(host_port=free_port(socket.SOCK_DGRAM, "::1"), guest_port=83, protocol="udp", address="::"),
     )
-    planned = plan("internet", publish=ports, ipv6=True)
+    if has_ipv6():
+        ports += (
+            Publish(host_port=free_port(socket.SOCK_STREAM, "::1"), guest_port=82, address="::1"),
+            Publish(host_port=free_port(socket.SOCK_DGRAM, "::1"), guest_port=83, protocol="udp", address="::"),
+        )
+    planned = plan("internet", publish=ports, ipv6=has_ipv6())
     net = start(planned, str(tmp_path))
     try:
         observed = observe_network(planned, net)
