@@ -251,7 +251,7 @@ def test_doctor_reports_this_host(cli: Cli) -> None:
     assert done.returncode in {0, 3}
     document = json.loads(done.stdout)
     assert document["schema"] == "casemate.doctor/1"
-    assert set(document) == {"schema", "ok", "groups", "kvm", "facts"}
+    assert set(document) == {"schema", "ok", "groups", "kvm", "emulation", "facts"}
     assert document["ok"] is (done.returncode == 0)
     checks = [check for group in document["groups"] for check in group["checks"]]
     assert {check["status"] for check in checks} <= {"ok", "limited", "missing"}

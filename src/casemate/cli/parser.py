@@ -224,6 +224,7 @@ def _host_commands(commands: Commands) -> None:
     doctor = add_command(
         commands, "doctor", "host:doctor", "show what this host can do, and how to mend what it cannot"
     )
+    doctor.add_argument("--kvm", action="store_true", help="what KVM offers, emulates itself and how fast it is")
     add_json(doctor)
     plan = add_command(
         commands, "plan", "plans:plan", "show everything about a launch, and start nothing", epilog=_PLAN_EPILOG

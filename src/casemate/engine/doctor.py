@@ -20,8 +20,9 @@ from casemate.errors import HostError
 from casemate.facts.fact import Facts, Known, Value
 from casemate.facts.firmware import Wanted, choose_uefi
 from casemate.facts.host import HostFacts, collect_host
-from casemate.facts.kvm import cached_probe, summary_lines
-from casemate.facts.kvm_report import Verdict
+from casemate.facts.kvm import cached_probe
+from casemate.facts.kvm_components import in_kernel_components
+from casemate.facts.kvm_report import KvmReport, Verdict
 from casemate.facts.qemu import describe_emulator, find_qemu
 from casemate.facts.root import Root
 from casemate.facts.subid import total_ids
@@ -55,10 +56,10 @@ def diagnose(paths: Paths) -> dict[str, Any]:
     root = Root()
     directories = (paths.runtime, paths.data, paths.cache)
     host = collect_host(root, os.geteuid(), directories)
-    kvm, kvm_lines = _kvm(paths)
+    report = cached_probe(Path(paths.cache) / "kvm.json")
     groups = (
         ("Emulator", _emulator(paths, root)),
-        ("Acceleration", (kvm, _confidential(paths, root))),
+        ("Acceleration", (_kvm(report), _confidential(paths, root))),
         ("Wall", _wall(host, root)),
         ("Identity", (_identity(host),)),
         ("Network, firmware, TPM", (*_helpers(host), *_secure_boot(root, paths))),
@@ -70,7 +71,8 @@ def diagnose(paths: Paths) -> dict[str, Any]:
         "schema": DOCTOR_SCHEMA,
         "ok": not any(check.required and check.status == "missing" for check in checks),
         "groups": [{"name": name, "checks": msgspec.to_builtins(members)} for name, members in groups],
-        "kvm": kvm_lines,
+        "kvm": msgspec.to_builtins(report),
+        "emulation": msgspec.to_builtins(in_kernel_components(report)),
         "facts": msgspec.to_builtins(host.facts),
     }
 
@@ -135,10 +137,9 @@ def _emulator(paths: Paths, root: Root) -> tuple[Check, ...]:
     )
 
 
-def _kvm(paths: Paths) -> tuple[Check, list[str]]:
-    report = cached_probe(Path(paths.cache) / "kvm.json")
+def _kvm(report: KvmReport) -> Check:
     usable = report.verdict is Verdict.USABLE
-    check = Check(
+    return Check(
         id="kvm",
         title="KVM",
         status="ok" if usable else "limited",
@@ -146,7 +147,6 @@ def _kvm(paths: Paths) -> tuple[Check, list[str]]:
         why="" if usable else "VMs run under TCG: slower, and TCG is not a security boundary",
         next_step=report.next_step,
     )
-    return check, summary_lines(report)
 
 
 def _confidential(paths: Paths, root: Root) -> Check:

@@ -1,7 +1,7 @@
 """The KVM probe: does /dev/kvm execute guest code, at what speed, and what does KVM offer.
 
 ``probe_kvm`` asks in a child with a deadline; ``cached_probe`` keeps the answer for as long as nothing it rests on has
-changed; ``kvm_facts`` and ``summary_lines`` present a report. Types and judgement: kvm_report. Questions: kvm_collect.
+changed; ``kvm_facts`` makes facts of a report. Types and judgement: kvm_report. Questions: kvm_collect.
 """
 
 from __future__ import annotations
@@ -261,39 +261,3 @@ def kvm_facts(report: KvmReport, root: Path = Path("/")) -> Facts:
     )
     facts["kvm.hypercalls-in-kernel"] = known(handled if report.hypercalls else None, "hypercall guests")
     return facts
-
-
-def summary_lines(report: KvmReport) -> list[str]:
-    """A report in a few plain lines, the verdict first."""
-    lines = [f"kvm: {report.verdict} - {report.why}"]
-    if report.next_step:
-        lines.append(f"  next: {report.next_step}")
-    if report.api_version is not None:
-        present = sum(1 for item in report.extensions if item.value)
-        lines.append(
-            f"  API {report.api_version}, {present} of {len(report.extensions)} extensions, "
-            f"vCPUs {report.limits.max_vcpus}, memory slots {report.limits.memory_slots}"
-        )
-    for chip in report.irqchips:
-        parts = [name for name in ("pic", "ioapic", "pit", "local_apic") if getattr(chip, name)]
-        state = f"in the kernel: {', '.join(parts) or 'nothing'}" if chip.available else f"not available: {chip.error}"
-        refused = f"; refuses MSR {', '.join(chip.msrs_refused)}" if chip.msrs_refused else ""
-        flags = refused_cpu_flags(chip)
-        refused += f" (QEMU needs -cpu host,{','.join('-' + flag for flag in flags)})" if flags else ""
-        lines.append(f"  irqchip {chip.mode}: {state}{refused}")
-    if report.cpuid is not None:
-        shown = [name for name in ("tsc_deadline", "x2apic", "vmx", "svm") if getattr(report.cpuid, name)]
-        lines.append(
-            f"  guest CPUID: {report.cpuid.vendor}, {', '.join(shown) or 'none of tsc_deadline x2apic vmx svm'}"
-        )
-    for run in report.guests:
-        ran = "ran" if run.instructions_per_s is None else f"{run.instructions_per_s:,} instructions/s"
-        exits = f", {run.exits_per_s:,} exits/s" if run.exits_per_s and run.name in ("port-io", "mmio") else ""
-        lines.append(f"  guest {run.name}: {run.error or ran + exits}")
-    for call in report.hypercalls:
-        place = {True: "in the kernel", False: "by user space", None: "nowhere"}[call.in_kernel]
-        answer = call.fault or f"returned {call.return_value}, handled {place}, {call.cost_ns} ns"
-        patched = ", instruction patched" if call.patched else ""
-        lines.append(f"  {call.instruction} {call.name} ({call.cpu_mode}): {answer}{patched}")
-    lines.extend(f"  failed: {failure.step}: {failure.error} {failure.message}" for failure in report.failures)
-    return lines
