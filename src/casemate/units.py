@@ -124,11 +124,6 @@ def parse_utc(text: str) -> float:
     raise ValueError(f"{_quoted(text)} is not an RFC 3339 time; expected for example 2026-10-01T12:00:00Z")
 
 
-def utc_date(epoch_s: float) -> datetime.date:
-    """The UTC date of a moment, which expiry is judged by."""
-    return datetime.datetime.fromtimestamp(epoch_s, tz=datetime.UTC).date()
-
-
 def _quoted(text: str) -> str:
     """Text in a message: at most 40 characters, no control characters."""
     return '"' + "".join(char if char.isprintable() else "?" for char in text[:40]) + '"'

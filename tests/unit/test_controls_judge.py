@@ -26,7 +26,7 @@ from casemate.controls.expectations import (
     SubsetOf,
     show,
 )
-from casemate.controls.judge import complaints, judge, refusal_error, refusals, verified_live
+from casemate.controls.judge import judge, refusal_error, refusals, verified_live
 from casemate.controls.model import (
     AppliedWaiver,
     AttackStep,
@@ -155,7 +155,6 @@ def test_a_waiver_covers_fail_and_unknown_and_remembers_which(facts: Facts, unde
     assert (finding.verdict, finding.underlying) == (Verdict.WAIVED, underlying)
     assert "waived until 2026-01-02: the driver needs it" in finding.why
     assert refusals((finding,)) == ()
-    assert complaints((finding,)) == (finding,)
 
 
 def test_a_waiver_changes_nothing_else() -> None:
@@ -168,10 +167,9 @@ def test_a_waiver_changes_nothing_else() -> None:
     assert judge((control(),), declared, stage=Stage.DECLARED, waivers=(waiver,))[0].pending
 
 
-def test_report_controls_are_said_aloud_and_refuse_nothing() -> None:
+def test_report_controls_refuse_nothing() -> None:
     findings = judge((control(gate=Gate.REPORT),), live(a=2), stage=Stage.OBSERVED)
     assert refusals(findings) == ()
-    assert complaints(findings) == findings
 
 
 def test_verified_live_counts_observed_passes_among_what_applies() -> None:

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.cli.main import main
-from casemate.facts.detect import cpu_indicators, detect, detect_facts, judge, matches
+from casemate.facts.detect import cpu_indicators, detect, judge, matches
 from casemate.facts.detect_cpu import ask_cpu, decode_answers, summarise
 from casemate.facts.detect_model import About, Indicator, Strength, Trap, Verdict
-from casemate.facts.fact import Known, Unknown
 from casemate.facts.root import Root
 
 METAL = {"proc/cpuinfo": "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vmx\n"}
@@ -68,10 +67,6 @@ def test_bare_metal_is_no_trace_and_an_empty_tree_is_unknown(tmp_path: Path) -> 
     empty = detect(Root(tmp_path / "empty"))
     assert (empty.verdict, empty.hypervisor) == (Verdict.UNKNOWN, "unknown")
     assert not matches(empty, "none")
-    assert isinstance(detect_facts(Root(tmp_path / "empty"))["host.hypervisor"], Unknown)
-    fact = detect_facts(Root(tmp_path / "metal"))["host.hypervisor"]
-    assert isinstance(fact, Known)
-    assert fact.value == "none"
 
 
 def test_a_cloud_vendor_alone_is_only_a_suspicion(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.cli.host import print_kvm
-from casemate.facts.fact import Known, Unknown
-from casemate.facts.kvm import kvm_facts, nested_parameter, refused_cpu_flags
+from casemate.facts.kvm import refused_cpu_flags
 from casemate.facts.kvm_collect import decode_cpuid, failure_of
 from casemate.facts.kvm_components import Handler, in_kernel_components, vhost_drivers
 from casemate.facts.kvm_names import CAPABILITIES, EXIT_REASONS, PV_FEATURES, bit_names, exit_name
@@ -238,7 +237,7 @@ def test_name_tables_have_no_doubles() -> None:
     assert exit_name(999) == "exit-999"
 
 
-# facts, components, text ------------------------------------------------------------------------------------------
+# components, text ------------------------------------------------------------------------------------------
 
 
 def _tree(root: Path, files: dict[str, str]) -> Path:
@@ -249,71 +248,9 @@ def _tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"sys/module/kvm_intel/parameters/nested": "Y\n"}, "Y"),
-        ({"sys/module/kvm_intel/parameters/nested": "1\n"}, "Y"),
-        ({"sys/module/kvm_amd/parameters/nested": "0\n"}, "N"),
-        ({"sys/module/kvm_amd/parameters/nested": "N\n", "sys/module/kvm_intel/parameters/nested": "Y\n"}, "Y"),
-        ({"sys/module/kvm_amd/parameters/nested": "maybe\n"}, None),
-        ({"sys/module/kvm_pvm/parameters/verbose": "N\n"}, None),
-        ({}, None),
-    ],
-)
-def test_nested_parameter(tmp_path: Path, files: dict[str, str], expected: str | None) -> None:
-    fact = nested_parameter(_tree(tmp_path, files))
-    if expected is None:
-        assert isinstance(fact, Unknown)
-    else:
-        assert isinstance(fact, Known)
-        assert fact.value == expected
-
-
-def test_facts_of_a_healthy_report(tmp_path: Path) -> None:
-    facts = kvm_facts(report(), tmp_path)
-    expected = {
-        "kvm.verdict": "usable",
-        "kvm.api-version": 12,
-        "kvm.instructions-per-second": 3_000_000_000,
-        "kvm.irqchip-split": True,
-        "kvm.max-vcpus": 1024,
-    }
-    for name, value in expected.items():
-        fact = facts[name]
-        assert isinstance(fact, Known)
-        assert fact.value == value
-    assert isinstance(facts["kvm.tsc-deadline"], Unknown)  # no CPUID in this report
-    assert isinstance(facts["kvm.nested"], Unknown)
-
-
-def test_facts_of_an_absent_device_are_unknown_with_the_reason(tmp_path: Path) -> None:
-    facts = kvm_facts(fatal("open", errno.ENOENT, limits=Limits()), tmp_path)
-    known = {name for name, fact in facts.items() if isinstance(fact, Known)}
-    assert known == {"kvm.verdict", "kvm.why"}
-    split = facts["kvm.irqchip-split"]
-    assert isinstance(split, Unknown)
-    assert "ENOENT" in split.why
-
-
-def test_refused_msrs_become_cpu_flags(tmp_path: Path) -> None:
+def test_refused_msrs_become_cpu_flags() -> None:
     chip = Irqchip(IrqchipMode.USERSPACE, True, msrs_refused=("0x4b564d06", "0x10a", "0xdead"))
     assert refused_cpu_flags(chip) == ("arch-capabilities", "kvm-asyncpf-int")
-    found = report(irqchips=(chip,))
-    fact = kvm_facts(found, tmp_path)["kvm.cpu-flags-refused-off"]
-    assert isinstance(fact, Known)
-    assert fact.value == ("arch-capabilities", "kvm-asyncpf-int")
-
-
-def test_hypercalls_from_ring_3_do_not_count_as_served(tmp_path: Path) -> None:
-    calls = (
-        Hypercall("vmcall", CpuMode.KERNEL, 5, "KICK_CPU", 0, True, False, 900),
-        Hypercall("vmmcall", CpuMode.KERNEL, 5, "KICK_CPU", None, None, True, None, "it never returned"),
-        Hypercall("vmmcall", CpuMode.USER, 5, "KICK_CPU", -1, True, False, 900),
-    )
-    fact = kvm_facts(report(hypercalls=calls), tmp_path)["kvm.hypercalls-in-kernel"]
-    assert isinstance(fact, Known)
-    assert fact.value == ("vmcall KICK_CPU",)
 
 
 def test_components_follow_what_was_measured(tmp_path: Path) -> None:

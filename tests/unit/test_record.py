@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,8 @@ import pytest
 
 from casemate.controls.model import Verdict
 from casemate.engine.keys import KEY_NAME, HostKey, load_or_create_key
+from casemate.engine.paths import Paths
+from casemate.engine.verification import verify
 from casemate.errors import HostError, InputError
 from casemate.evidence.record import (
     DOMAIN,
@@ -25,7 +28,6 @@ from casemate.evidence.record import (
     LaunchRecord,
     RecordedFinding,
     canonical_json,
-    chain_check,
     link_of,
     parse_public_key,
     public_key_text,
@@ -192,38 +194,89 @@ def test_verdicts_are_those_of_the_judge() -> None:
 # --- the chain -----------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_chain(key: HostKey) -> None:
-    records = chain(key, 4)
-    assert [r.vm_id for r in chain_check(records, key.public)] == ["vm0", "vm1", "vm2", "vm3"]
+@pytest.fixture
+def host(tmp_path: Path, key: HostKey) -> Paths:
+    """Directories of a host whose key is ``key``."""
+    return Paths(str(tmp_path / "run"), str(tmp_path), str(tmp_path / "cache"))
 
 
-def test_a_chain_from_an_anchor(key: HostKey) -> None:
-    records = chain(key, 4)
-    second = verify_record(records[1], key.public)
-    anchor = link_of(records[1], second)
-    assert len(chain_check(records[2:], key.public, anchor=anchor)) == 2
-    with pytest.raises(InputError, match="sequence 3"):
-        chain_check(records[2:], key.public)
+def keep(host: Paths, signed: Sequence[bytes], end: ChainLink) -> None:
+    """Lay signed records down, oldest first, with the note of where their chain ends."""
+    directory = Path(host.data) / "records"
+    directory.mkdir(exist_ok=True)
+    for number, data in enumerate(signed, start=1):
+        (directory / f"{number:08d}-vm.json").write_bytes(data)
+    (directory / "chain.json").write_bytes(msgspec.json.encode(end))
+
+
+def end_of(key: HostKey, signed: Sequence[bytes]) -> ChainLink:
+    return link_of(signed[-1], verify_record(signed[-1], key.public))
+
+
+def faults(host: Paths) -> list[str]:
+    """What is said of the chain's records and end that do not hold."""
+    found = verify(host, (), None)
+    assert found["chain"] is True
+    assert found["ok"] is not any(not item["ok"] for item in found["records"])
+    return [item["why"] for item in found["records"] if not item["ok"]]
+
+
+def test_a_whole_chain(key: HostKey, host: Paths) -> None:
+    signed = chain(key, 4)
+    keep(host, signed, end_of(key, signed))
+    found = verify(host, (), None)
+    assert found["ok"]
+    assert [item["id"] for item in found["records"]] == ["vm0", "vm1", "vm2", "vm3"]
 
 
 @pytest.mark.parametrize("order", [[1, 2, 3], [0, 2, 3], [0, 2, 1, 3], [0, 0, 1], [0, 1, 1]])
-def test_missing_repeated_and_reordered_records_are_seen(key: HostKey, order: list[int]) -> None:
-    records = chain(key, 4)
-    with pytest.raises(InputError, match="missing, repeated or out of order"):
-        chain_check([records[i] for i in order], key.public)
+def test_missing_repeated_and_reordered_records_are_seen(key: HostKey, host: Paths, order: list[int]) -> None:
+    signed = chain(key, 4)
+    keep(host, [signed[i] for i in order], end_of(key, [signed[i] for i in order]))
+    assert "records are missing or out of order" in faults(host)[0]
 
 
-def test_a_replaced_record_is_seen_by_the_next_one(key: HostKey) -> None:
-    records = chain(key, 3)
-    second = verify_record(records[1], key.public)
-    records[1] = sign_record(msgspec.structs.replace(second, name="other"), key.private)
-    with pytest.raises(InputError, match=r"sequence 3.*was replaced"):
-        chain_check(records, key.public)
+def test_records_that_were_cut_off_are_seen(key: HostKey, host: Paths) -> None:
+    signed = chain(key, 4)
+    keep(host, signed[:3], end_of(key, signed))
+    (why,) = faults(host)
+    assert why == "the chain ends at record 3, but the note says 4: records were cut off or added"
 
 
-def test_an_empty_chain_proves_nothing(key: HostKey) -> None:
-    with pytest.raises(InputError, match="no records"):
-        chain_check([], key.public)
+@pytest.mark.parametrize("note", [None, b"", b"{", b'{"sequence":"3","sha256":""}'])
+def test_a_chain_without_a_note_of_its_end_does_not_hold(key: HostKey, host: Paths, note: bytes | None) -> None:
+    signed = chain(key, 3)
+    keep(host, signed, end_of(key, signed))
+    path = Path(host.data) / "records/chain.json"
+    path.unlink()
+    if note is not None:
+        path.write_bytes(note)
+    (why,) = faults(host)
+    assert why.startswith("the note of the chain's end cannot be read")
+
+
+def test_a_replaced_record_is_seen_by_the_next_one(key: HostKey, host: Paths) -> None:
+    signed = chain(key, 3)
+    second = verify_record(signed[1], key.public)
+    end = end_of(key, signed)
+    signed[1] = sign_record(msgspec.structs.replace(second, name="other"), key.private)
+    keep(host, signed, end)
+    assert faults(host) == ["the record before it was replaced: its digest is not the one named here"]
+
+
+def test_a_changed_record_is_one_fault_and_the_chain_goes_on_behind_it(key: HostKey, host: Paths) -> None:
+    signed = chain(key, 3)
+    end = end_of(key, signed)
+    signed[1] = signed[1].replace(b'"web"', b'"wab"')
+    keep(host, signed, end)
+    first, second = faults(host)
+    assert "a signature that this key did not make" in first
+    assert second == "the record before it was replaced: its digest is not the one named here"
+
+
+def test_an_empty_chain_proves_nothing(key: HostKey, host: Paths) -> None:
+    with pytest.raises(InputError, match="no launch records"):
+        verify(host, (), None)
 
 
 # --- the key -------------------------------------------------------------------------------------------------------

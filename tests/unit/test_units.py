@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-
 import pytest
 
 from casemate import units
@@ -103,7 +101,6 @@ def test_rfc3339() -> None:
     assert units.format_utc(1_790_856_000.9) == "2026-10-01T12:00:00Z"
     assert units.parse_utc("2026-10-01T12:00:00Z") == 1_790_856_000
     assert units.parse_utc("2026-10-01T14:00:00.5+02:00") == 1_790_856_000.5
-    assert units.utc_date(1_790_856_000) == datetime.date(2026, 10, 1)
 
 
 @pytest.mark.parametrize(

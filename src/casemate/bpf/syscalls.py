@@ -60,11 +60,6 @@ def names(arch: str) -> Mapping[int, str]:
     return MappingProxyType({number: name for name, number in numbers(arch).items()})
 
 
-def syscall_name(nr: int, arch: str) -> str | None:
-    """The name of call ``nr``, None when the table has none; ValueError for an architecture without a table."""
-    return names(arch).get(nr)
-
-
 def number_of(name: str, arch: str) -> int:
     """The number of a call; ValueError when ``arch`` has no call of that name."""
     table = numbers(arch)

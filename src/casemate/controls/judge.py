@@ -82,16 +82,6 @@ def refusals(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(f for f in findings if f.gate is Gate.LAUNCH and f.verdict in stops and not f.pending)
 
 
-def complaints(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The findings that do not stop a launch and still must be said aloud: report-gate fail or unknown, and waived."""
-    loud = (Verdict.FAIL, Verdict.UNKNOWN)
-    return tuple(
-        f
-        for f in findings
-        if f.verdict is Verdict.WAIVED or (f.gate is Gate.REPORT and f.verdict in loud and not f.pending)
-    )
-
-
 def verified_live(findings: Sequence[Finding]) -> tuple[int, int]:
     """(controls that passed on observed facts, controls that apply): the "k of N verified live" of a report."""
     applicable = [f for f in findings if f.verdict is not Verdict.NOT_APPLICABLE]

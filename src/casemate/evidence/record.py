@@ -19,7 +19,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
@@ -169,40 +168,6 @@ def verify_record(data: bytes, public_key: bytes) -> LaunchRecord:
     # 6. The record names this key, its spec has its digest, it has findings.
     _check_content(record, public_key, InputError)
     return record
-
-
-def chain_check(
-    records: Sequence[bytes], public_key: bytes, *, anchor: ChainLink | None = None
-) -> tuple[LaunchRecord, ...]:
-    """Verify records, oldest first, and that each follows the one before.
-
-    Args:
-        anchor: where the chain was when it was last checked; None: it starts at the host's first record.
-
-    Raises:
-        InputError: a record is faulty, missing, repeated or out of order; or there are none.
-    """
-    if not records:
-        raise InputError("chain of launch records", got="no records", expected="at least one")
-    link = anchor or ChainLink()
-    verified = []
-    for position, data in enumerate(records, start=1):
-        record = verify_record(data, public_key)
-        if record.sequence != link.sequence + 1:
-            raise InputError(
-                f"record {position} of the chain",
-                got=f"sequence {record.sequence}",
-                expected=f"sequence {link.sequence + 1}: records are missing, repeated or out of order",
-            )
-        if record.previous != link.sha256:
-            raise InputError(
-                f"record {position} of the chain (sequence {record.sequence})",
-                got=f"previous {record.previous}",
-                expected=f"{link.sha256}: the record before was replaced",
-            )
-        link = link_of(data, record)
-        verified.append(record)
-    return tuple(verified)
 
 
 def public_key_text(public_key: bytes, comment: str = "casemate-launch-record") -> str:

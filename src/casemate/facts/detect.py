@@ -14,7 +14,6 @@ from casemate.facts.detect_cpu import TRAPS_TICKS, CpuAnswers, ask_cpu
 from casemate.facts.detect_data import FORGED_BY_OTHERS, LIMITS, SIGNATURES
 from casemate.facts.detect_files import look_at_files, shown
 from casemate.facts.detect_model import About, Detection, Indicator, Strength, Trap, Verdict
-from casemate.facts.fact import Fact, Facts, Known, Unknown
 from casemate.facts.root import Root
 
 _ORDER: Final = (Strength.PROOF, Strength.STRONG, Strength.WEAK)
@@ -132,33 +131,6 @@ def judge(
         trap=trap,
         limits=LIMITS,
     )
-
-
-def detect_facts(root: Root) -> Facts:
-    """Facts for controls: ``host.hypervisor`` (a name, ``none``), ``host.hypervisor-signs``, ``host.hypervisor-odd``
-    (contradictions), ``host.container``.
-
-    Unknown, never ``none``, where too little could be read.
-    """
-    found = detect(root)
-    source = f"{sum(1 for item in found.indicators if item.about is not About.INSIDE)} indicators (casemate detect)"
-    why = "; ".join(found.unread)[:400] or "nothing to look at"
-    known = found.verdict is not Verdict.UNKNOWN
-    signs = tuple(
-        f"{item.strength.value}: {item.value} [{item.source}]"
-        for item in found.indicators
-        if item.about in (About.HYPERVISOR, About.PLATFORM)
-    )
-    hypervisor: Fact = Known(found.hypervisor, source) if known else Unknown(why)
-    seen_namespaces = namespaces_are_initial(list(found.indicators)) is not None
-    return {
-        "host.hypervisor": hypervisor,
-        "host.hypervisor-signs": Known(signs, source) if known else Unknown(why),
-        "host.hypervisor-odd": Known(found.contradictions, source) if known else Unknown(why),
-        "host.container": Known(found.container or "none", source)
-        if seen_namespaces or found.container
-        else Unknown("namespaces and markers of a container could not be read"),
-    }
 
 
 def matches(found: Detection, expected: str) -> bool:

@@ -1,7 +1,7 @@
 """The KVM probe: does /dev/kvm execute guest code, at what speed, and what does KVM offer.
 
 ``probe_kvm`` asks in a child with a deadline; ``cached_probe`` keeps the answer for as long as nothing it rests on has
-changed; ``kvm_facts`` makes facts of a report. Types and judgement: kvm_report. Questions: kvm_collect.
+changed. Types and judgement: kvm_report. Questions: kvm_collect.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from casemate.facts.fact import Fact, Facts, Known, Unknown, Value
 from casemate.facts.kvm_names import MSR_CPU_FLAGS
 from casemate.facts.kvm_report import (
     REPORT_FORMAT,
-    CpuMode,
     Failure,
     Irqchip,
-    IrqchipMode,
     KvmReport,
     Verdict,
     judge_report,
@@ -187,77 +184,9 @@ def _read_line(path: Path) -> str | None:
     return lines[0].strip() if lines else None
 
 
-def nested_parameter(root: Path = Path("/")) -> Fact:
-    """``nested`` of the loaded vendor modules: Y when any of them allows it. Absent is unknown, never a pass."""
-    seen: list[tuple[str, str]] = []
-    for module in ("kvm_intel", "kvm_amd"):
-        path = root / "sys/module" / module / "parameters/nested"
-        text = _read_line(path)
-        if text is not None:
-            seen.append((str(path), text))
-    if not seen:
-        return Unknown("no nested parameter of kvm_intel or kvm_amd under /sys/module: another or no vendor module")
-    on = [path for path, text in seen if text in ("Y", "y", "1")]
-    odd = [f"{path}: {text[:40]!r}" for path, text in seen if text not in ("Y", "y", "1", "N", "n", "0")]
-    if odd and not on:
-        return Unknown(f"unreadable value in {odd[0]}")
-    return Known("Y", on[0]) if on else Known("N", ", ".join(path for path, _ in seen))
-
-
 def refused_cpu_flags(chip: Irqchip) -> tuple[str, ...]:
     """CPU flags to switch off (``-cpu host,-FLAG``) so that QEMU does not abort in this interrupt controller mode.
 
     An MSR in ``chip.msrs_refused`` that has no flag here is still a reason to expect an abort.
     """
     return tuple(sorted(MSR_CPU_FLAGS[msr] for msr in chip.msrs_refused if msr in MSR_CPU_FLAGS))
-
-
-def kvm_facts(report: KvmReport, root: Path = Path("/")) -> Facts:
-    """A report as facts ``kvm.*``. What the probe did not find out is Unknown with the verdict's reason."""
-    source = f"probe of {report.device}"
-
-    def known(value: Value | None, where: str) -> Fact:
-        return Unknown(f"{where} not measured: {report.why}") if value is None else Known(value, f"{source}: {where}")
-
-    facts: Facts = {
-        "kvm.verdict": Known(report.verdict.value, source),
-        "kvm.why": Known(report.why, source),
-        "kvm.api-version": known(report.api_version, "KVM_GET_API_VERSION"),
-        "kvm.max-vcpus": known(report.limits.max_vcpus, "KVM_CAP_MAX_VCPUS"),
-        "kvm.memory-slots": known(report.limits.memory_slots, "KVM_CAP_NR_MEMSLOTS"),
-        "kvm.nested": nested_parameter(root),
-    }
-    for fact, guest in (
-        ("kvm.instructions-per-second", "count-kernel"),
-        ("kvm.user-instructions-per-second", "count-user"),
-        ("kvm.real-instructions-per-second", "count-real"),
-    ):
-        run = report.guest(guest)
-        facts[fact] = known(run.instructions_per_s if run else None, f"guest {guest}")
-    for fact, guest in (("kvm.port-exits-per-second", "port-io"), ("kvm.mmio-exits-per-second", "mmio")):
-        run = report.guest(guest)
-        facts[fact] = known(run.exits_per_s if run else None, f"guest {guest}")
-    for mode, name in ((IrqchipMode.KERNEL, "kernel"), (IrqchipMode.SPLIT, "split"), (IrqchipMode.USERSPACE, "off")):
-        chip = report.irqchip(mode)
-        facts[f"kvm.irqchip-{name}"] = known(chip.available if chip else None, f"interrupt controllers {mode}")
-        facts[f"kvm.msrs-refused-{name}"] = known(
-            chip.msrs_refused if chip and chip.available else None, f"MSR round trip {mode}"
-        )
-        facts[f"kvm.cpu-flags-refused-{name}"] = known(
-            refused_cpu_flags(chip) if chip and chip.available else None, f"MSR round trip {mode}"
-        )
-    cpuid = report.cpuid
-    for fact, value in (
-        ("kvm.tsc-deadline", cpuid.tsc_deadline if cpuid else None),
-        ("kvm.guest-vmx", cpuid.vmx if cpuid else None),
-        ("kvm.guest-svm", cpuid.svm if cpuid else None),
-        ("kvm.pv-features", cpuid.kvm_features if cpuid else None),
-    ):
-        facts[fact] = known(value, "KVM_GET_SUPPORTED_CPUID")
-    handled = tuple(
-        f"{call.instruction} {call.name}"
-        for call in report.hypercalls
-        if call.in_kernel and call.cpu_mode is CpuMode.KERNEL
-    )
-    facts["kvm.hypercalls-in-kernel"] = known(handled if report.hypercalls else None, "hypercall guests")
-    return facts

@@ -99,12 +99,6 @@ def installed_matching(pattern: str) -> tuple[Package, ...]:
     return tuple(Package(row[1], row[2]) for row in rows if len(row) == 3 and row[0] == "ii")
 
 
-def owner_of(path: str) -> str | None:
-    """Name of the installed package that owns ``path``, ``None`` when dpkg knows none."""
-    status, output = run_program(("dpkg-query", "-S", path))
-    return output.split(":", 1)[0].strip() if status == 0 and ":" in output else None
-
-
 def is_intact(name: str) -> bool:
     """Whether dpkg finds the installed package's files as it recorded them (documentation left out by policy does not
     count).

@@ -16,7 +16,6 @@ import base64
 import binascii
 import datetime
 import fnmatch
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -260,8 +259,3 @@ def _time(text: str, where: str) -> datetime.datetime:
         return plain.replace(tzinfo=datetime.UTC) if text.endswith("Z") else plain.astimezone()
     except (ValueError, OverflowError, OSError):
         raise refuse(where, f"the time {text[:40]!r}", expected="YYYYMMDD[HHMM[SS]][Z]") from None
-
-
-def message_digest(hash_algorithm: str, message: bytes) -> bytes:
-    """Digest of a message in memory."""
-    return hashlib.new(hash_algorithm, message).digest()
