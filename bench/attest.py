@@ -154,7 +154,9 @@ def ours() -> list[Row]:
         tdx()
         assert truth_of_signed(quote, collateral, THEN)[1].status == "UpToDate"
 
-    rows.append(measured("TDX without SEPT_VE_DISABLE: dcap-qvl, then ours, collateral cached", by_both, 1000))
+    rows.append(
+        measured("TDX without SEPT_VE_DISABLE: dcap-qvl, then ours, collateral and platform cached", by_both, 1000)
+    )
     nitro = true(read("nitro/sp2.bin"), Inputs())
     rows += [
         measured("Nitro, whole chain, cold", cold(nitro), 200),

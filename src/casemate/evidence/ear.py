@@ -30,7 +30,21 @@ PROFILES: Final[Mapping[str, tuple[str, str]]] = {
 
 _PARTS: Final = (
     ("runtime-opaque", 96, ("debug",)),
-    ("configuration", 96, ("debug", "vmpl", "policy-bits", "migration-agent", "migratable", "sept-ve", "smt")),
+    (
+        "configuration",
+        96,
+        (
+            "debug",
+            "vmpl",
+            "policy-bits",
+            "migration-agent",
+            "migratable",
+            "sept-ve",
+            "service-td",
+            "attribute-bits",
+            "smt",
+        ),
+    ),
     ("hardware", 32, ("tcb", "advisory", "provisional", "platform", "mitigation", "product", "mrseam")),
     (
         "instance-identity",

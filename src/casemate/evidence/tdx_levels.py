@@ -12,6 +12,7 @@ Values in, a status out; signatures and times are judged elsewhere (`tdx_signed.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import struct
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ _OF_PARTS: Final = frozenset({"UpToDate", "OutOfDate", "Revoked"})
 _TO_CONFIGURE: Final = frozenset({"ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"})
 COMPONENTS: Final = 16
 _ENCLAVE_BYTES: Final = 384
+_LONGEST: Final = 4096
 _Form = TypeVar("_Form")
 
 
@@ -167,6 +169,14 @@ def platform_key(certificate: Certificate) -> PlatformKey:
         InputError: it has none, or not all of it.
     """
     _, value = certificate.extensions.get(SGX, (False, b""))
+    if len(value) > _LONGEST:
+        raise InputError("Intel's extension of a PCK certificate", got=f"{len(value)} bytes")
+    return _platform_key(value)
+
+
+@functools.lru_cache(maxsize=128)
+def _platform_key(value: bytes) -> PlatformKey:
+    """Remembered: every quote of one platform brings the same."""
     try:
         parts = _entries(der.whole(value, der.SEQUENCE))
         tcb = _entries(der.expect(parts[f"{SGX}.2"], der.SEQUENCE))

@@ -49,6 +49,7 @@ _SIGNER: Final = "Intel SGX TCB Signing"
 _PLATFORM: Final = "Intel SGX PCK Certificate"
 _REMEMBERED: Final = 8
 _REMEMBERED_BYTES: Final = 128 << 10
+_CHAIN_BYTES: Final = 16 << 10
 
 
 class _Collateral(msgspec.Struct, frozen=True):
@@ -119,12 +120,19 @@ _remembered: Final[Callable[[bytes], _Collateral]] = functools.lru_cache(maxsize
 
 
 def _certificates(pem: bytes) -> tuple[Certificate, ...]:
-    """A chain from its first certificate on."""
+    """A chain from its first certificate on; remembered, for every quote of one platform brings the same."""
+    return _chain_of(pem) if len(pem) <= _CHAIN_BYTES else _parsed(pem)
+
+
+def _parsed(pem: bytes) -> tuple[Certificate, ...]:
     blocks = [block for label, block in pem_blocks(pem) if label == "CERTIFICATE"]
     if not blocks:
         return ()
     leaf, *others = (parse_many(blocks[0])[0], *(parse_authority(block) for block in blocks[1:]))
     return order(leaf, others)
+
+
+_chain_of: Final[Callable[[bytes], tuple[Certificate, ...]]] = functools.lru_cache(maxsize=64)(_parsed)
 
 
 def _time_faults(found: _Collateral, platform: tuple[Certificate, ...], moment: datetime.datetime) -> Iterator[Reason]:

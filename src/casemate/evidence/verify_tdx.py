@@ -41,7 +41,7 @@ def tdx_parts(data: bytes, inputs: Inputs, policy: Policy) -> TdxParts:
     """Truth and policy of one quote, without its report data: those belong to whoever asked for it."""
     quote = tdx.parse_tdx(data)
     found, status = truth_of_tdx(quote, inputs.collateral, moment_of(inputs))
-    # dcap-qvl asks Intel's two lists, in their time, for every certificate; without an answer of theirs it refuses.
+    # Intel's two lists are asked, in their time, for every certificate; without an answer of theirs nothing is true.
     revocation = Revocation.CHECKED if status.status and not found else Revocation.UNKNOWN
     reasons = [*found, *wants_tdx(quote, status, policy.tdx), *wants_revocation(revocation, policy)]
     claims: dict[str, Claim] = {
@@ -62,6 +62,8 @@ def tdx_parts(data: bytes, inputs: Inputs, policy: Policy) -> TdxParts:
         "report-data": quote.report_data.hex(),
         "attributes": f"{quote.attributes:#x}",
         "debug": bool(quote.attributes & tdx.DEBUG),
+        "migratable": bool(quote.attributes & tdx.MIGRATABLE),
+        "sept-ve-disable": bool(quote.attributes & tdx.SEPT_VE_DISABLE),
         "tcb-status": status.status or "unknown",
         "tcb-evaluation": status.evaluation,
         "advisories": " ".join(status.advisories),
