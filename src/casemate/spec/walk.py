@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -45,6 +46,18 @@ _PATTERN_WORDS = {
 }
 
 
+@lru_cache(maxsize=1)
+def _fields() -> dict[str, msgspec.structs.FieldInfo]:
+    """The tables and keys at the top, by name."""
+    return {field.encode_name: field for field in msgspec.structs.fields(Spec)}
+
+
+@lru_cache(maxsize=64)
+def _type_of(key: str) -> inspect.Type:
+    """Of one of them, once it is there: looking at every type of the specification takes longer than the walk."""
+    return inspect.type_info(_fields()[key].type)
+
+
 class Walk:
     """One pass over one document.
 
@@ -59,15 +72,14 @@ class Walk:
 
     def spec(self, document: dict[str, Any]) -> Spec:
         """The whole document. Lists may hold None where an item was broken: use it only when there are no faults."""
-        # Only the tables that are there: looking at every type of the specification takes longer than the walk.
-        fields = {field.encode_name: field for field in msgspec.structs.fields(Spec)}
+        fields = _fields()
         arguments: dict[str, Any] = {}
         for key, value in document.items():
             field = fields.get(key)
             if field is None:
                 self._unknown_key(str(key), tuple(fields), "")
                 continue
-            result = self._value(inspect.type_info(field.type), value, key)
+            result = self._value(_type_of(key), value, key)
             if result is not BROKEN:
                 arguments[field.name] = result
         return Spec(**arguments)
@@ -264,7 +276,7 @@ def _hint(key: str, known: tuple[str, ...], *, at_top: bool) -> str:
     if near:
         return near.removeprefix("; ")
     if at_top:
-        homes = [field.encode_name for field in msgspec.structs.fields(Spec) if key in _keys_of(field.type)]
+        homes = [name for name, field in _fields().items() if key in _keys_of(field.type)]
         if homes:
             return f"{key} belongs in [{homes[0]}]"
     return "known here: " + ", ".join(known)
