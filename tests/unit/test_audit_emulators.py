@@ -146,12 +146,12 @@ def test_a_missing_fix_is_unknown_and_an_open_one_fails(tmp_path: Path) -> None:
         "bin.device-types": Known(("lsi53c895a",), "test"),
     }
     put(tmp_path, TABLE_PATH, NO_RELEASE.encode())
-    facts = _cve_facts(Root(tmp_path), version, None)
+    facts = _cve_facts(Root(tmp_path), version)
     assert value(facts, "bin.cves-open") == ()
     assert isinstance(facts["bin.cves-unclear"], Unknown)
-    shipped = _cve_facts(Root("/nonexistent"), version, None)
+    shipped = _cve_facts(Root("/nonexistent"), version)
     assert (value(shipped, "bin.cves-open"), value(shipped, "bin.cves-unclear")) == ((), ())
-    old = _cve_facts(Root("/nonexistent"), version | {"bin.version-number": Known(10_000, "test")}, None)
+    old = _cve_facts(Root("/nonexistent"), version | {"bin.version-number": Known(10_000, "test")})
     assert "CVE-2024-6519" in str(value(old, "bin.cves-open"))
 
 

@@ -11,6 +11,9 @@ from casemate.controls.model import Verdict
 from casemate.facts.fact import Facts, Known, Stage, Unknown, Value
 
 GOOD: dict[str, Value] = {
+    "vm.vmm": "qemu",
+    "dev.cves-open": (),
+    "dev.cves-unclear": (),
     "proc.helpers": ("passt 7",),
     "proc.helpers-faults": (),
     "proc.seccomp-default": "kill",
@@ -22,6 +25,7 @@ GOOD: dict[str, Value] = {
     "vmm.domain-drift": (),
 }
 MUTATIONS: dict[str, tuple[str, Value]] = {
+    "dev.cve": ("dev.cves-open", ("CVE-2015-3456",)),
     "proc.helpers": ("proc.helpers-faults", ("swtpm 9: runs as root",)),
     "proc.seccomp-default": ("proc.seccomp-default", "allow"),
     "proc.seccomp-x32": ("proc.seccomp-x32", "allow"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from casemate import assess, reports, risks, scans
-from casemate.controls.audit_model import DiskRef, FileRef, TargetKind
+from casemate.controls.audit_model import DiskRef, FileRef, TargetKind, Unfixed
 from casemate.controls.catalogue.all import all_controls
 from casemate.controls.model import Verdict
 from casemate.errors import InputError
@@ -127,6 +127,45 @@ def test_which_emulator_is_not_known() -> None:
 )
 def test_same_file(one: FileRef, other: FileRef, same: bool) -> None:
     assert one.is_same(other) is other.is_same(one) is same
+
+
+LSI = "CVE-2024-6519"
+
+
+@pytest.mark.parametrize(
+    ("has", "may", "left", "observed", "declared"),
+    [
+        ((), (), Unfixed(open=(LSI,)), YES, PAPER),
+        ((LSI,), (), Unfixed(open=(LSI,)), NO, NO),
+        ((), (LSI,), Unfixed(open=(LSI,)), UNKNOWN, UNKNOWN),
+        ((LSI,), (), Unfixed(unrecorded=(LSI,)), UNKNOWN, UNKNOWN),
+        ((LSI,), (), Unfixed(), YES, PAPER),
+        ((), None, Unfixed(open=(LSI,)), NO, NO),  # an older audit: all that is built in counts
+        ((), (), None, NO, NO),
+    ],
+)
+def test_a_known_bug_counts_where_the_vm_has_the_part(
+    has: tuple[str, ...], may: tuple[str, ...] | None, left: Unfixed | None, observed: State, declared: State
+) -> None:
+    build = found({"bin.cve": Verdict.FAIL})
+    qemu = Audited(TargetKind.EMULATOR, "qemu", Stage.OBSERVED, build, file=QEMU, unfixed=left)
+    for stage, expected in ((Stage.OBSERVED, observed), (Stage.DECLARED, declared)):
+        (subject,) = subjects(vm(stage=stage, emulator=QEMU, history=has, undecided=may), qemu)
+        assert subject.states.get("dev.cve", UNJUDGED) == expected
+        assert subject.states["bin.cve"] == NO
+
+
+def test_of_several_emulators_the_worst_counts_and_its_own_audit_comes_first() -> None:
+    one = Audited(TargetKind.EMULATOR, "new", Stage.OBSERVED, (), file=QEMU, unfixed=Unfixed())
+    two = Audited(TargetKind.EMULATOR, "old", Stage.OBSERVED, (), unfixed=Unfixed(open=(LSI,)))
+    (subject,) = subjects(vm(history=(LSI,), undecided=()), one, two)
+    assert subject.states["dev.cve"] == NO
+    assert LSI in subject.evidence["dev.cve"]
+    judged = Audited(
+        TargetKind.VM, "web", Stage.OBSERVED, found({"dev.cve": Verdict.PASS}), history=(LSI,), undecided=()
+    )
+    (subject,) = subjects(judged, one, two)
+    assert subject.states["dev.cve"] == YES
 
 
 # ---- images ----------------------------------------------------------------------------------------------------

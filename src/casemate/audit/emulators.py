@@ -17,10 +17,10 @@ import msgspec
 from casemate.audit.judging import Setting, report_on
 from casemate.audit.live import LiveVm
 from casemate.audit.refs import ref_of_path
-from casemate.controls.audit_model import Target, TargetKind, TargetReport
+from casemate.controls.audit_model import Target, TargetKind, TargetReport, Unfixed
 from casemate.controls.model import Subject
 from casemate.errors import HostError, InputError
-from casemate.facts.emulator import collect_emulator, vmm_of
+from casemate.facts.emulator import CVE_FACTS, collect_emulator, vmm_of
 from casemate.facts.fact import Facts, Known, Stage, Unknown
 from casemate.facts.root import Root
 
@@ -47,7 +47,7 @@ def report_emulator(path: str, setting: Setting, root: Root, *, origin: str = ""
         facts = collect_emulator(root, path, run=run, cache_dir=_cache())
     except InputError as error:  # the host's own table of vulnerabilities is faulty
         facts = collect_emulator(root, path, run=False)
-        facts |= dict.fromkeys(("bin.cves-open", "bin.cves-unclear"), Unknown(str(error).replace("\n", "; ")))
+        facts |= dict.fromkeys(CVE_FACTS, Unknown(str(error).replace("\n", "; ")))
     vmm = facts.get("bin.vmm")
     notes = () if isinstance(vmm, Known) and vmm.value != "unknown" else ("its name is that of no VMM known here",)
     target = Target(TargetKind.EMULATOR, path.rpartition("/")[2], origin or path)
@@ -56,7 +56,16 @@ def report_emulator(path: str, setting: Setting, root: Root, *, origin: str = ""
     file = ref_of_path(root, path)
     if isinstance(digest, Known):
         file = msgspec.structs.replace(file, sha256=str(digest.value))
-    return msgspec.structs.replace(report, file=file)
+    return msgspec.structs.replace(report, file=file, unfixed=_unfixed(facts))
+
+
+def _unfixed(facts: Facts) -> Unfixed | None:
+    left, unrecorded = (facts.get(f"bin.cves-{name}") for name in ("unfixed", "unrecorded"))
+    if not isinstance(left, Known) or not isinstance(unrecorded, Known):
+        return None
+    if not isinstance(left.value, tuple) or not isinstance(unrecorded.value, tuple):
+        return None
+    return Unfixed(open=left.value, unrecorded=unrecorded.value)
 
 
 def report_named_emulator(name: str, setting: Setting) -> TargetReport:

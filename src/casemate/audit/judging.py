@@ -15,7 +15,8 @@ from casemate.controls.model import Control, Finding, Subject
 from casemate.controls.profiles import under
 from casemate.controls.profiles_model import Profile
 from casemate.controls.waivers import AuditWaiver, applied_to
-from casemate.facts.cve_table import marks_of, reaching
+from casemate.facts.cve_reach import undecided_of
+from casemate.facts.cve_table import marks_of, reaching, table
 from casemate.facts.fact import Facts, Stage
 
 COMPARED = frozenset({"proc.drift"})
@@ -60,4 +61,7 @@ def report_on(
     findings = judge(controls or controls_for(*subjects), facts, stage=stage, waivers=waivers)
     weighed = under(setting.profile, (*findings, *compared))
     history = tuple(cve.id for cve in reaching(marks_of(facts))) if Subject.VM in subjects else ()
-    return TargetReport(target=target, stage=stage, findings=weighed, notes=(*notes, *stale), history=history)
+    maybe = undecided_of(facts, table()) if Subject.VM in subjects else None
+    return TargetReport(
+        target=target, stage=stage, findings=weighed, notes=(*notes, *stale), history=history, undecided=maybe
+    )

@@ -21,11 +21,13 @@ from casemate.audit.monitors import monitor_facts
 from casemate.audit.own import filled, own_vms
 from casemate.audit.refs import disks_of, emulator_of
 from casemate.audit.targets import Named, named_targets
-from casemate.controls.audit_model import DiskRef, Report, Target, TargetKind, TargetReport
+from casemate.controls.audit_model import DiskRef, FileRef, Report, Target, TargetKind, TargetReport
 from casemate.controls.catalogue.launch import launch_controls
 from casemate.controls.drift import drift
 from casemate.controls.model import Finding, Subject
 from casemate.errors import CasemateError, HostError, InputError
+from casemate.facts.cve_reach import machine_cve_facts, outcome, undecided_of
+from casemate.facts.cve_table import marks_of, reaching, table
 from casemate.facts.fact import Facts, Known, Stage, Unknown
 from casemate.facts.machine_facts import machine_facts
 from casemate.facts.root import Root
@@ -96,6 +98,13 @@ class HostAudit:
         """Every VM that runs."""
         return look_at_host(self.root, self.own)
 
+    @cached_property
+    def emulators(self) -> tuple[TargetReport, ...]:
+        """Every emulator of the host, judged."""
+        from casemate.audit.emulators import report_emulators
+
+        return tuple(report_emulators(self.root, self.setting, self._running()[0]))
+
     def close(self) -> None:
         """End what works in the background."""
         if self.ahead is not None:
@@ -118,6 +127,8 @@ class HostAudit:
             described = _without_descriptors(described)
         shared = {name: fact for name, fact in self.host[0].items() if name.startswith(HOST_NAMES)}
         facts = shared | live_facts(vm, self.live, self.root, described, files)
+        runs = emulator_of(vm, self.root)
+        facts |= self._cves(facts, runs)
         kind = TargetKind.VM if vm.own is not None else TargetKind.PROCESS
         where = f"{self.origin} " if self.origin else ""
         target = Target(kind, vm.name, f"{where}/proc/{vm.found.pid} ({vm.origin})", self.belongs)
@@ -128,7 +139,22 @@ class HostAudit:
             target, facts, (Subject.VM,), self.setting, stage=Stage.OBSERVED, compared=compared, notes=notes
         )
         disks = vm.own.disks if vm.own is not None else used
-        return msgspec.structs.replace(report, emulator=emulator_of(vm, self.root), disks=disks)
+        return msgspec.structs.replace(report, emulator=runs, disks=disks)
+
+    def _cves(self, facts: Facts, runs: FileRef | None) -> Facts:
+        """What is known against the very emulator that a VM runs, and reaches this VM."""
+        maybe = undecided_of(facts, table())
+        if maybe is None:
+            return {}
+        same = [entry for entry in self.emulators if runs and entry.file is not None and runs.is_same(entry.file)]
+        if not same or same[0].unfixed is None:
+            why = "the version of the emulator that it runs is not known"
+            return machine_cve_facts(why, "")
+        left = same[0].unfixed
+        history = {cve.id for cve in reaching(marks_of(facts))}
+        return machine_cve_facts(
+            outcome(history, maybe, left.open, left.unrecorded), f"{same[0].target.name}, and this machine's parts"
+        )
 
     def report_pid(self, pid: int) -> Iterator[TargetReport]:
         found = [vm for vm in self.live.vms if vm.found.pid == pid]
@@ -144,10 +170,8 @@ class HostAudit:
 
     def report_base(self) -> Iterator[TargetReport]:
         """The host and its emulators: what every VM stands on."""
-        from casemate.audit.emulators import report_emulators
-
         yield self.report_host()
-        yield from report_emulators(self.root, self.setting, self.live.vms)
+        yield from self.emulators
 
     def report_whole(self, progress: Progress, fault: Callable[[str], None]) -> Iterator[TargetReport]:
         """The host, every VM that runs, the emulators; of a tree also the domains that libvirt has there.
@@ -162,10 +186,8 @@ class HostAudit:
         for index, vm in enumerate(vms):
             progress(index + 1, len(vms) + 2, vm.name)
             yield self.report_vm(vm)
-        from casemate.audit.emulators import report_emulators
-
         progress(len(vms) + 1, len(vms) + 2, "emulators")
-        yield from report_emulators(self.root, self.setting, vms)
+        yield from self.emulators
         if not self.root.is_live:
             from casemate.audit.trees import domain_files, report_domain
 

@@ -60,10 +60,20 @@ class DiskRef(FileRef, frozen=True, kw_only=True):
     removable: bool = False
 
 
+class Unfixed(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the table's vulnerabilities of an emulator's own code, whatever devices they need: those that this version and
+    its package do not fix (``open``), and those whose fix nobody recorded (``unrecorded``)."""
+
+    open: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+
+
 class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     """The findings of one target. ``stage``: whether declared or observed facts were judged. ``notes``: what could not
     be looked at as a whole and why (a process that ended meanwhile). ``history``: of a VM, the numbers of all
-    vulnerabilities of the table that would have reached its devices, whether fixed by now or not.
+    vulnerabilities of the table that would have reached its devices, whether fixed by now or not. ``undecided``: of a
+    VM of QEMU, those of QEMU's code of which nobody can tell whether they would; None where that was not worked out.
+    ``unfixed``: of an emulator; None where its version is not known.
 
     ``file``: of an emulator or image, what it is. ``emulator``, ``disks``: of a VM, what it runs and the images that it
     uses, in its order; None where that is not known.
@@ -74,6 +84,8 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
+    undecided: tuple[str, ...] | None = None
+    unfixed: Unfixed | None = None
     file: FileRef | None = None
     emulator: FileRef | None = None
     disks: tuple[DiskRef, ...] | None = None

@@ -6,7 +6,8 @@ that weights and rows can be refreshed without a release and without a network.
 What has to be there for a component to be reached is a list of regular expressions over QOM type names. Where there is
 no type (a network back end, an accelerator) a *mark* stands for it; ``marks_of`` makes them from facts:
 
-    netdev:user  accel:kvm  accel:tcg  vhost:net  cpu:nested  display:vnc  format:vmdk  host:cpu  vmm:libvirt
+    netdev:user  accel:kvm  accel:tcg  vhost:net  cpu:nested  display:vnc  format:vmdk  format:iscsi  host:cpu
+    vmm:libvirt
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _LIMIT_BYTES: Final = 4 << 20
 _FORMAT: Final = 1
 # Types of a tree come from a hostile process; remembering each for ever would be a leak.
 _REMEMBERED_TYPES: Final = 4096
+_URL: Final = re.compile(r": ([a-z][a-z0-9+.-]*)://")
+_BY_CURL: Final = ("http", "https", "ftp", "ftps")
 
 Side = Literal["emulator", "kernel", "vmm"]
 Reach = Literal["guest-root", "guest-user", "network", "client", "host-user", "image"]
@@ -270,10 +273,21 @@ def marks_of(facts: Facts) -> tuple[str, ...]:
     marks += [
         f"vhost:{kind}" for text in _texts(facts, "vhost.descriptors") for kind in re.findall(r"vhost-(\w+)", text)
     ]
+    marks += [f"netdev:{text}" for text in _texts(facts, "net.backends")]
+    marks += [f"display:{text}" for text in _texts(facts, "dev.displays")]
     marks += [f"format:{text.rpartition('=')[2]}" for text in _texts(facts, "img.formats")]
+    marks += [f"format:{driver}" for driver in _drivers(facts)]
     if _texts(facts, "cpu.nested-flags"):
         marks.append("cpu:nested")
     return tuple(dict.fromkeys((*marks, "host:cpu")))
+
+
+def _drivers(facts: Facts) -> list[str]:
+    """Block drivers of what is no file: QEMU's name for the protocol of a remote image or of one below an image."""
+    found = [text.rpartition(": ")[2] for text in _texts(facts, "img.remote")]
+    below = (_URL.search(text) for text in _texts(facts, "img.backing"))
+    found += [match[1] for match in below if match]
+    return [*found, *("curl" for name in found if name in _BY_CURL)]
 
 
 def is_fixed(cve: Cve, version: tuple[int, ...]) -> bool | None:

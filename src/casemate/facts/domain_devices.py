@@ -7,6 +7,7 @@ from typing import Final
 
 from casemate.facts.domain_draft import DomainDraft
 from casemate.facts.domain_tree import Element
+from casemate.facts.machine import Disk
 
 Reader = Callable[[DomainDraft, Element, str], None]
 
@@ -188,6 +189,11 @@ def _hostdev(draft: DomainDraft, element: Element, origin: str) -> None:
         draft.device("vfio-pci", {"sysfsdev": source.child("address").get("uuid")}, origin)
     elif kind == "scsi":
         draft.device("scsi-generic", {"host": source.child("adapter").get("name")}, origin)
+        if source.get("protocol"):  # no adapter of the host: QEMU's own client asks a server
+            protocol, name = source.get("protocol"), source.get("name")
+            draft.disks.append(
+                Disk(path=name, format="raw", device="scsi-generic", origin=origin, protocol=protocol, backing=())
+            )
     elif kind == "scsi_host":
         draft.device("vhost-scsi-pci", {"wwpn": source.get("wwpn")}, origin)
     else:

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from casemate.errors import HostError
-from casemate.facts.cve_table import is_fixed, load_table, marks_of
+from casemate.facts.cve_reach import family_of, is_about_qemu
+from casemate.facts.cve_table import is_fixed, load_table
 from casemate.facts.elf import ElfFormatError
 from casemate.facts.elf_hardening import Hardening
 from casemate.facts.emulator_cache import Look
@@ -23,9 +24,12 @@ from casemate.facts.root import Root
 _RISKY_LIBRARIES: Final = re.compile(r"lib(slirp|virglrenderer|rdmacm|ibverbs|fuse3?|usbredir\w*|usb-1|vnc\w*)[-.].*")
 _CHANGELOG_BYTES: Final = 8 << 20
 _FILE_FACTS: Final = (
-    *("owner", "writable", "privileges", "cves-open", "cves-unclear", "vmm", "package", "digest"),
+    *("owner", "writable", "privileges", "vmm", "package", "digest"),
+    *("cves-open", "cves-unclear", "cves-unfixed", "cves-unrecorded"),
     *("bridge-helper", "bridge-open"),
 )
+CVE_FACTS: Final = tuple(f"bin.{name}" for name in _FILE_FACTS if name.startswith("cves-"))
+"""``open``, ``unclear``: of what is built in. ``unfixed``, ``unrecorded``: of all rows, for one machine's share."""
 _ELF_FACTS: Final = [
     "pie",
     "relro",
@@ -67,13 +71,10 @@ def vmm_of(name: str) -> str:
     return next((vmm for vmm, pattern in _VMMS if pattern.fullmatch(name)), "unknown")
 
 
-def collect_emulator(
-    root: Root, path: str, *, machine: Facts | None = None, run: bool = True, cache_dir: Path = _NO_CACHE
-) -> Facts:
+def collect_emulator(root: Root, path: str, *, run: bool = True, cache_dir: Path = _NO_CACHE) -> Facts:
     """Everything there is to know of the emulator at ``path``.
 
     Args:
-        machine: facts of a machine that it runs; the vulnerabilities are then those that reach that machine.
         run: whether it may be asked; a captured tree's is never run, nor one that others can change.
         cache_dir: where its answers, and what takes long to read from its file, are kept.
     """
@@ -96,7 +97,7 @@ def collect_emulator(
     finally:
         os.close(descriptor)
     facts |= _answers(root, real, facts, run, cache_dir)
-    return facts | _cve_facts(root, facts, machine)
+    return facts | _cve_facts(root, facts)
 
 
 def _file_facts(root: Root, path: str, descriptor: int) -> Facts:
@@ -191,20 +192,29 @@ def _changelog(root: Root) -> str:
     return ""
 
 
-def _cve_facts(root: Root, facts: Facts, machine: Facts | None) -> Facts:
+def _cve_facts(root: Root, facts: Facts) -> Facts:
     number, types = facts["bin.version-number"], facts["bin.device-types"]
     if not isinstance(number, Known) or not isinstance(types, Known):
         why = Unknown("version and devices of the emulator are not known")
-        return {"bin.cves-open": why, "bin.cves-unclear": why}
+        return dict.fromkeys(CVE_FACTS, why)
     version = (int(str(number.value)) // 10_000, int(str(number.value)) // 100 % 100, int(str(number.value)) % 100)
-    marks = marks_of(machine) if machine is not None else types.value if isinstance(types.value, tuple) else ()
-    log = set(re.findall(r"CVE-\d{4}-\d{4,7}", _changelog(root)))
+    package = facts.get("bin.package")
+    is_packaged = isinstance(package, Known) and package.value != "none"
+    # The changelog speaks of the package's file, not of one that somebody built.
+    log = set(re.findall(r"CVE-\d{4}-\d{4,7}", _changelog(root))) if is_packaged else set()
     table = load_table(root)
-    left = [c for c in table.reaching(marks) if c.side == "emulator" and c.product == "qemu" and c.id not in log]
+    rows = [cve for cve in table.cves if is_about_qemu(cve) and cve.id not in log]
+    unfixed = tuple(cve.id for cve in rows if is_fixed(cve, version) is False)
+    unrecorded = tuple(cve.id for cve in rows if is_fixed(cve, version) is None)
+    # Back ends and formats are no types: what needs one of them counts as built in.
+    built_in = {cve.id for cve in table.reaching(types.value if isinstance(types.value, tuple) else ())}
+    built_in |= {cve.id for cve in rows if any(family_of(pattern) != "type" for pattern in cve.types)}
     source = f"{table.source} of {table.date}, the version, the package's changelog"
-    unclear = tuple(c.id for c in left if is_fixed(c, version) is None)
+    unclear = tuple(number for number in unrecorded if number in built_in)
     found: Facts = {
-        "bin.cves-open": Known(tuple(c.id for c in left if is_fixed(c, version) is False), source),
+        "bin.cves-unfixed": Known(unfixed, source),
+        "bin.cves-unrecorded": Known(unrecorded, source),
+        "bin.cves-open": Known(tuple(number for number in unfixed if number in built_in), source),
         "bin.cves-unclear": Known((), source),
     }
     if unclear:

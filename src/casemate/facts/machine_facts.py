@@ -26,8 +26,9 @@ from casemate.facts.machine_tpm import tpm_facts
 from casemate.facts.qemu_argv_text import is_off, is_on
 
 _HIDING: Final = frozenset(
-    """dev.types dev.insecure-types dev.usb dev.display vm.passthrough vhost.descriptors
-    net.backend net.published net.publish-wide net.host-loopback img.formats img.backing img.shared-writable
+    """dev.types dev.insecure-types dev.usb dev.display dev.displays vm.passthrough vhost.descriptors
+    net.backend net.backends net.published net.publish-wide net.host-loopback
+    img.formats img.backing img.shared-writable
     emu.debug qmp.transport vmm.console-listen vmm.console-open vm.secrets guest.agent
     ent.virtio-rng ent.vmgenid net.unfiltered net.not-isolated mem.shared mem.files vmm.raw-args dev.shared-folders
     ent.rng-unlimited dev.surface dev.hotplug-ports vmm.console-wide vmm.console-clear vmm.serial-network img.remote
@@ -171,6 +172,11 @@ def _devices(sayer: Sayer, machine: Machine, types: tuple[str, ...]) -> None:
     sayer.say("dev.usb", tuple(kind for kind in types if is_usb(kind)), place)
     shown = next((kind for kind in types if is_display(kind)), "")
     sayer.say("dev.display", shown or machine.display or "none", "display and devices")
+    shows = {b.type for b in machine.backends if b.kind == "display"} | {machine.display or "none"}
+    if "default" in shows:
+        sayer.miss("dev.displays", "no display is named: QEMU opens whatever it was built with")
+    else:
+        sayer.say("dev.displays", tuple(sorted(shows)), "displays")
     passed = tuple(sorted(_passed(device) for device in machine.devices if _is_passed(device.type)))
     sayer.say("vm.passthrough", passed, place)
     folders = [device for device in machine.devices if _is_shared(device.type)]

@@ -18,6 +18,7 @@ def network_facts(sayer: Sayer, machine: Machine) -> None:
     rank = {kind: number for number, kind in enumerate(_NET_WORST)}
     worst = min(kinds, key=lambda kind: (rank.get(kind, len(rank)), kind), default="none")
     sayer.say("net.backend", worst, "network back-ends")
+    sayer.say("net.backends", tuple(sorted(kinds)), "network back-ends")
     published = tuple(sorted(rule for backend in nets for rule in _published(backend)))
     sayer.say("net.published", published, "hostfwd and portForward")
     wide = tuple(rule for rule in published if not rule.startswith(("127.", "[::1]", "::1")))

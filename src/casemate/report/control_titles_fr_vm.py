@@ -25,6 +25,7 @@ VM_TITLES_FR: Final[dict[str, str]] = {
     "dev.no-secret-args": "Aucun secret ne figure dans les arguments",
     "dev.uefi": "L'invité s'amorce avec UEFI Secure Boot",
     "dev.tpm": "L'invité a un TPM",
+    "dev.cve": "Aucune vulnérabilité connue et non corrigée de l'émulateur ne touche un composant de cette VM",
     "dev.surface": "Le poids du modèle de périphériques reste dans son budget",
     "dev.hotplug-ports": "Aucun port PCI Express n'accepte de périphérique pendant que l'invité est en marche",
     "iommu.no-hostdev": "Aucun périphérique de l'hôte n'est confié à l'invité",

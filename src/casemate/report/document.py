@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from casemate.controls.audit_model import DiskRef, FileRef, Report, Target, TargetKind, TargetReport
+from casemate.controls.audit_model import DiskRef, FileRef, Report, Target, TargetKind, TargetReport, Unfixed
 from casemate.controls.judge import verified_live
 from casemate.controls.model import Finding, Gate, Severity, Verdict
 from casemate.errors import InputError
@@ -59,6 +59,8 @@ class TargetDocument(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[FindingDocument, ...]
     notes: tuple[str, ...]
     history: tuple[str, ...] = ()
+    undecided: tuple[str, ...] | None = None
+    unfixed: Unfixed | None = None
     file: FileRef | None = None
     emulator: FileRef | None = None
     disks: tuple[DiskRef, ...] | None = None
@@ -228,6 +230,8 @@ def _target_document(entry: TargetReport, changes: Changes) -> TargetDocument:
         findings=tuple(_finding_document(entry, finding, changes) for finding in entry.findings),
         notes=entry.notes,
         history=entry.history,
+        undecided=entry.undecided,
+        unfixed=entry.unfixed,
         file=entry.file,
         emulator=entry.emulator,
         disks=entry.disks,
@@ -298,6 +302,8 @@ def _target_of(document: TargetDocument) -> TargetReport:
         findings=findings,
         notes=document.notes,
         history=document.history,
+        undecided=document.undecided,
+        unfixed=document.unfixed,
         file=document.file,
         emulator=document.emulator,
         disks=document.disks,

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from casemate.controls.audit_model import FileRef, Report, Target, TargetReport
+from casemate.controls.audit_model import FileRef, Report, Target, TargetReport, Unfixed
 from casemate.controls.model import Finding
 
 MAX_CHARS: Final = 4000
@@ -60,9 +60,18 @@ def _clean_target(entry: TargetReport) -> TargetReport:
         findings=tuple(_clean_finding(finding) for finding in entry.findings),
         notes=tuple(one_line(note) for note in entry.notes),
         history=tuple(one_line(number) for number in entry.history),
+        undecided=None if entry.undecided is None else tuple(one_line(number) for number in entry.undecided),
+        unfixed=entry.unfixed and _clean_unfixed(entry.unfixed),
         file=entry.file and _clean_file(entry.file),
         emulator=entry.emulator and _clean_file(entry.emulator),
         disks=None if entry.disks is None else tuple(_clean_file(disk) for disk in entry.disks),
+    )
+
+
+def _clean_unfixed(unfixed: Unfixed) -> Unfixed:
+    return Unfixed(
+        open=tuple(one_line(number) for number in unfixed.open),
+        unrecorded=tuple(one_line(number) for number in unfixed.unrecorded),
     )
 
 

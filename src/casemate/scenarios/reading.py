@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from casemate.controls.audit_model import DiskRef, FileRef, Report, TargetKind
+from casemate.controls.audit_model import DiskRef, FileRef, Report, TargetKind, Unfixed
 from casemate.errors import InputError
 from casemate.facts.fact import Stage
 from casemate.scenarios.verdicts import Verdicts
@@ -29,6 +29,8 @@ class Audited(msgspec.Struct, frozen=True):
     findings: tuple[Verdicts, ...]
     host: str = ""
     history: tuple[str, ...] = ()
+    undecided: tuple[str, ...] | None = None
+    unfixed: Unfixed | None = None
     notes: tuple[str, ...] = ()
     file: FileRef | None = None
     emulator: FileRef | None = None
@@ -64,6 +66,8 @@ def audit_of(report: Report, name: str) -> Audit:
             stage=entry.stage,
             host=entry.target.host,
             history=entry.history,
+            undecided=entry.undecided,
+            unfixed=entry.unfixed,
             notes=entry.notes,
             file=entry.file,
             emulator=entry.emulator,

@@ -6,7 +6,10 @@
 3. A VM has the findings of the images that it uses. What must hold of its disks (`sec.keys`, `img.…`) stands as in the
    worst of them, and is unknown while one was not audited. What the guest's own files say (`answers.py`) comes from
    the one disk with a system; two of them, or one behind a disk that nobody looked at, are ambiguous: unknown.
-4. What is joined to a VM that is only declared is on paper: nobody saw it use these files.
+4. What is known against its emulator concerns a VM only where a part of it is reached (`dev.cve`). Where its own audit
+   could not say that, the numbers that reach it are put beside those that are open in its emulators; without these
+   numbers the verdict on all that is built in counts (`bin.cve`).
+5. What is joined to a VM that is only declared is on paper: nobody saw it use these files.
 
 What a VM's own findings know already is only made worse by an image, never better.
 """
@@ -20,6 +23,7 @@ import msgspec
 
 from casemate.controls.audit_model import DiskRef, FileRef, TargetKind
 from casemate.controls.model import Verdict
+from casemate.facts.cve_reach import outcome, shortened
 from casemate.facts.fact import Stage
 from casemate.scenarios.answers import ANSWERS, answered
 from casemate.scenarios.formula import UNJUDGED, State, Value
@@ -32,6 +36,8 @@ _ABOUT_VMS: Final = frozenset(
 )
 _OF_DISKS: Final = ("img.", "sec.")
 _OF_GUESTS: Final = ("guest.",)
+_CVES: Final = "dev.cve"
+_CVES_OF_BUILD: Final = "bin.cve"
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -95,10 +101,14 @@ def _subjects_of_host(
         build, build_seen = builds[chosen]
         joined = _images_of_vm(target, host, pool) if pool else _NOTHING
         states = shared | build | states_of(_staged(target))
+        cves, cve_text = _cves_of(target, [emulators[number] for number in chosen], states)
+        if cves != UNJUDGED:
+            states[_CVES] = cves
         states |= {control: _worse(states.get(control), state) for control, state in joined.states.items()}
         evidence: dict[str, str] = {}
         if with_evidence:
             evidence = _together(seen | build_seen | _evidence(target.findings), joined.evidence)
+            evidence |= {_CVES: cve_text} if cve_text else {}
         yield Subject(
             name=target.name,
             kind=target.kind.value,
@@ -118,6 +128,29 @@ def _subjects_of_host(
             notes=("no VM was audited: what depends on one is unknown",),
             evidence=seen | _evidence(found) if with_evidence else {},
         )
+
+
+def _cves_of(vm: Audited, emulators: Sequence[Audited], states: Mapping[str, State]) -> tuple[State, str]:
+    """(where `dev.cve` stands, what says so where the VM's own audit does not): step 4."""
+    own = states.get(_CVES, UNJUDGED)
+    if own.value is not Value.UNKNOWN or own.absent:
+        return own, ""
+    unfixed = [entry.unfixed for entry in emulators]
+    if vm.undecided is None or not unfixed or any(entry is None for entry in unfixed):
+        return states.get(_CVES_OF_BUILD, UNJUDGED), ""
+    found = [outcome(vm.history, vm.undecided, each.open, each.unrecorded) for each in unfixed if each is not None]
+    left = tuple(dict.fromkeys(number for numbers, _ in found for number in numbers))
+    unclear = tuple(dict.fromkeys(number for _, numbers in found for number in numbers))
+    if left:
+        return State(Value.NO), f"fail: {shortened(left)} of its emulator reach a part that it has"
+    if unclear:
+        return (
+            UNJUDGED,
+            f"unknown: whether it has what {shortened(unclear)} of its emulator need, or whether they are fixed",
+        )
+    number = len({name for each in unfixed if each is not None for name in each.open})
+    text = f"pass: none of {number} that are open in its emulator lies in a part that it has"
+    return State(Value.PAPER if vm.stage is Stage.DECLARED else Value.YES), text
 
 
 def _worse(known: State | None, joined: State) -> State:
@@ -166,7 +199,7 @@ def _images_of_vm(vm: Audited, host: str, pool: Sequence[Image]) -> _Joined:
     if why:
         # Nobody can tell which system it is: what an image says of a guest says nothing here.
         evidence |= {answer.control: f"unknown ({why})" for answer in ANSWERS}
-    if vm.stage is Stage.DECLARED:  # 4.
+    if vm.stage is Stage.DECLARED:  # 5.
         states = {name: _on_paper(state) for name, state in states.items()}
     for images in found:
         for name, text in _evidence([item for image in images for item in image.target.findings]).items():

@@ -277,7 +277,7 @@ INTO_THE_EMULATOR: Final = (
         nature=Nature.WEAKNESS,
         sources=_INSIDE,
         target=Node.EMULATOR,
-        closed_when=every("bin.cve", Holds("os.updates", or_absent=True), "bin.version"),
+        closed_when=every("dev.cve", Holds("os.updates", or_absent=True), "bin.version"),
         steps=(_S2,),
         slows=_BINARY,
         effort=2,

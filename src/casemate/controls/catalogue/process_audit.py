@@ -1,14 +1,37 @@
-"""Layer confinement: what only a look at a live process and its helpers shows, whoever started it."""
+"""Layers confinement and emulator: what only a look at a live process and its helpers shows, whoever started it."""
 
 from __future__ import annotations
 
-from casemate.controls.catalogue.common import HOST, OTHERS, S4, S5, S7, VM, cve, kernel, libvirt
+from casemate.controls.catalogue.common import HOST, OTHERS, S2, S4, S5, S7, VM, cve, kernel, libvirt
 from casemate.controls.expectations import AtLeast, Empty, Equals, OneOf, Present
 from casemate.controls.model import Check, Condition, Control, Cost, Gate, Remedies, Severity, Source
 
 _HAS_HELPERS = Condition("proc.helpers", Present(), "no helper process works for this VM")
 
+_KNOWN_HISTORY = Condition("vm.vmm", Equals("qemu"), "the table of vulnerabilities is QEMU's")
+
 CONTROLS: tuple[Control, ...] = (
+    Control(
+        id="dev.cve",
+        title="No known, unfixed vulnerability of the emulator lies in a part that this VM has",
+        question="Does each vulnerability that is open in the emulator need a device, back end or format that this VM"
+        " does not have?",
+        severity=Severity.HIGH,
+        gate=Gate.REPORT,
+        checks=(Check("dev.cves-open", Empty()), Check("dev.cves-unclear", Empty())),
+        applies_when=(_KNOWN_HISTORY,),
+        cuts=(S2,),
+        scenarios=(HOST,),
+        remedies=Remedies(
+            host="apply the distribution's updates and start the VM again; or remove the parts: casemate surface",
+            libvirt="remove the devices and disks that casemate surface names",
+            spec="remove the devices that casemate surface names",
+        ),
+        sources=(Source("CVE", "src/casemate/data/cves.toml"),),
+        limits="Parts by QMP for VMs of Casemate, by the arguments of the live process for others: what their manager"
+        " plugged in later is not seen. A document is judged in casemate risk, with the emulator that it names. What no"
+        " table lists is not seen; a part that cannot be made out, or a fix that nobody recorded, is unknown.",
+    ),
     Control(
         id="proc.helpers",
         title="The VM's helpers are confined too",
