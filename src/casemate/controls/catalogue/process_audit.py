@@ -22,6 +22,7 @@ CONTROLS: tuple[Control, ...] = (
         applies_when=(_KNOWN_HISTORY,),
         cuts=(S2,),
         scenarios=(HOST,),
+        cost=Cost(features="what the part did that is removed, where no update is out"),
         remedies=Remedies(
             host="apply the distribution's updates and start the VM again; or remove the parts: casemate surface",
             libvirt="remove the devices and disks that casemate surface names",
