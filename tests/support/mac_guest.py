@@ -22,7 +22,7 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": f"{BASE}/s
 PATIENT = """
 import casemate.engine.launch, casemate.engine.prove_collect, casemate.facts.qemu, casemate.jail.spawn
 casemate.engine.launch.STARTUP_DEADLINE_S = casemate.facts.qemu._TIMEOUT_S = 200.0
-casemate.engine.prove_collect.QUICK_DEADLINE_S = 400.0
+casemate.engine.prove_collect.DEADLINE_S = 400.0
 casemate.jail.spawn.spawn.__kwdefaults__["deadline_s"] = 200.0
 from casemate.cli.main import main
 main()

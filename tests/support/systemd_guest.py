@@ -39,7 +39,7 @@ if sys.argv[1:2] and sys.argv[1] in ("run", "start", "prove"):
     casemate.engine.launch.STARTUP_DEADLINE_S = casemate.facts.qemu._TIMEOUT_S = 200.0
     casemate.engine.swtpm.DEADLINE_S = 200.0
     casemate.engine.start.LAUNCH_DEADLINE_S = 500.0
-    casemate.engine.prove_collect.QUICK_DEADLINE_S = 400.0
+    casemate.engine.prove_collect.DEADLINE_S = 400.0
     casemate.jail.spawn.spawn.__kwdefaults__["deadline_s"] = 200.0
 from casemate.cli.main import main
 main()

@@ -29,7 +29,7 @@ from casemate.jail.spawn import Spawned
 Progress = Callable[[int, int, str], None]
 LOG_MAX_BYTES: Final = 256 * 1024
 DEADLINE_S: Final = 90.0
-QUICK_DEADLINE_S: Final = 30.0
+"""Of a whole probe: on a quiet host it takes a few seconds."""
 _PIECE: Final = 65536
 _PROGRESS_EVERY: Final = 16
 _NAMESPACES: Final = (
@@ -133,7 +133,6 @@ def collect(
     attempts: tuple[Attempt, ...],
     wall: Wall,
     progress: Progress | None,
-    quick: bool,
 ) -> Collected:
     """Read until the prover is done.
 
@@ -141,8 +140,7 @@ def collect(
         VmError: it died, made no sense, or ran out of time.
     """
     reader, log = _Reader(attempts), _Log(directory, log_fd)
-    deadline_s = QUICK_DEADLINE_S if quick else DEADLINE_S
-    end = time.monotonic() + deadline_s
+    end = time.monotonic() + DEADLINE_S
     poller = select.poll()
     for descriptor in (results_fd, log_fd):
         poller.register(descriptor, select.POLLIN)
@@ -155,7 +153,7 @@ def collect(
             remaining = end - time.monotonic()
             if remaining <= 0:
                 raise VmError(
-                    "the probe did not finish in time", got=f"at {reader.next_id()}", expected=f"{deadline_s:g} s"
+                    "the probe did not finish in time", got=f"at {reader.next_id()}", expected=f"{DEADLINE_S:g} s"
                 )
             for descriptor, _ in poller.poll(remaining * 1000):
                 if descriptor == log_fd:

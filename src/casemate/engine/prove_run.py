@@ -40,7 +40,7 @@ class Run:
         quick: bool,
     ) -> None:
         self._plan, self._wall, self._program, self._opened = plan, wall, program, opened
-        self._staging, self._home, self._host, self._quick = staging, home, host, quick
+        self._staging, self._home, self._host = staging, home, host
         self._machine = os.uname().machine
         self._bait, notes = bait_of(host, plan, paths, scratch=True, quick=quick)
         if plan.wall.exec_label is not None:
@@ -81,9 +81,7 @@ class Run:
             for descriptor in (results, scratch, sources["log"]):
                 held.remove(descriptor)
                 os.close(descriptor)
-            return collect(
-                spawned, results_read, log_read, self._home, self.attempts, self._wall, progress, self._quick
-            )
+            return collect(spawned, results_read, log_read, self._home, self.attempts, self._wall, progress)
         finally:
             if spawned is not None:
                 kill_and_reap(spawned)
