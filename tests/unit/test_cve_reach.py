@@ -139,6 +139,12 @@ cves = [ { id = "CVE-2020-0001", impact = "R", fixed_in = [], source = "test" } 
     assert undecided_of(facts_of(), table) == ("CVE-2020-0001",)
 
 
+def test_what_kata_adds_to_a_pod_stands_in_no_file() -> None:
+    rows = {cve.id for cve in TABLE.cves if is_about_qemu(cve) and not cve.types[0].startswith("accel")}
+    facts = facts_of() | {"vm.form": Known("kata", "test")}
+    assert rows <= maybe(facts) | history(facts)
+
+
 def test_another_vmm_has_no_rows() -> None:
     assert undecided_of({"vm.vmm": Known("firecracker", "test")}, TABLE) is None
 

@@ -153,6 +153,8 @@ def test_a_known_bug_counts_where_the_vm_has_the_part(
         (subject,) = subjects(vm(stage=stage, emulator=QEMU, history=has, undecided=may), qemu)
         assert subject.states.get("dev.cve", UNJUDGED) == expected
         assert subject.states["bin.cve"] == NO
+        by_build = may is None or left is None
+        assert by_build is subject.evidence["dev.cve"].startswith("as all that is built in: bin.cve fails")
 
 
 def test_of_several_emulators_the_worst_counts_and_its_own_audit_comes_first() -> None:

@@ -26,7 +26,7 @@ from casemate.controls.catalogue.launch import launch_controls
 from casemate.controls.drift import drift
 from casemate.controls.model import Finding, Subject
 from casemate.errors import CasemateError, HostError, InputError
-from casemate.facts.cve_reach import machine_cve_facts, outcome, undecided_of
+from casemate.facts.cve_reach import machine_cve_facts, outcome, shortened, undecided_of
 from casemate.facts.cve_table import marks_of, reaching, table
 from casemate.facts.fact import Facts, Known, Stage, Unknown
 from casemate.facts.machine_facts import machine_facts
@@ -152,9 +152,9 @@ class HostAudit:
             return machine_cve_facts(why, "")
         left = same[0].unfixed
         history = {cve.id for cve in reaching(marks_of(facts))}
-        return machine_cve_facts(
-            outcome(history, maybe, left.open, left.unrecorded), f"{same[0].target.name}, and this machine's parts"
-        )
+        found = outcome(history, maybe, left.open, left.unrecorded)
+        there = f"{same[0].target.name} (open in it: {shortened(left.open) or 'none'})"
+        return machine_cve_facts(found, f"{there} and this machine's parts")
 
     def report_pid(self, pid: int) -> Iterator[TargetReport]:
         found = [vm for vm in self.live.vms if vm.found.pid == pid]

@@ -137,7 +137,9 @@ def _cves_of(vm: Audited, emulators: Sequence[Audited], states: Mapping[str, Sta
         return own, ""
     unfixed = [entry.unfixed for entry in emulators]
     if vm.undecided is None or not unfixed or any(entry is None for entry in unfixed):
-        return states.get(_CVES_OF_BUILD, UNJUDGED), ""
+        build = states.get(_CVES_OF_BUILD, UNJUDGED)
+        told = f"as all that is built in: {_CVES_OF_BUILD} {_WORDS[build.value]}"
+        return build, told if build.value is not Value.UNKNOWN else ""
     found = [outcome(vm.history, vm.undecided, each.open, each.unrecorded) for each in unfixed if each is not None]
     left = tuple(dict.fromkeys(number for numbers, _ in found for number in numbers))
     unclear = tuple(dict.fromkeys(number for _, numbers in found for number in numbers))
@@ -148,8 +150,8 @@ def _cves_of(vm: Audited, emulators: Sequence[Audited], states: Mapping[str, Sta
             UNJUDGED,
             f"unknown: whether it has what {shortened(unclear)} of its emulator need, or whether they are fixed",
         )
-    number = len({name for each in unfixed if each is not None for name in each.open})
-    text = f"pass: none of {number} that are open in its emulator lies in a part that it has"
+    there = tuple(dict.fromkeys(name for each in unfixed if each is not None for name in each.open))
+    text = f"pass: no part that it has is reached by what is open in its emulator ({shortened(there) or 'nothing'})"
     return State(Value.PAPER if vm.stage is Stage.DECLARED else Value.YES), text
 
 
