@@ -29,8 +29,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 VECTORS = ROOT.parent / "shared/vectors"
 DOCUMENT = ROOT / "docs/attest.md"
-BEGIN, END = "<!-- figures of bench/attest.py -->", "<!-- end of figures -->"
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+
+from bench.figures import processor, write_figures  # noqa: E402
 
 from casemate.engine.authorities import known_authorities  # noqa: E402
 from casemate.evidence import gotpm, tpm, x509  # noqa: E402
@@ -225,12 +226,6 @@ def peers() -> list[tuple[str, float, float, str]]:
     return rows
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def table(rows: list[Row], others: list[tuple[str, float, float, str]], load: tuple[float, float]) -> str:
     where = f"One core of {processor()}, Python {platform.python_version()}, {NOW:%Y-%m-%d}"
     busy = f"load average {load[0]:.1f} before and {load[1]:.1f} after, on {os.cpu_count()} cores"
@@ -247,16 +242,6 @@ def table(rows: list[Row], others: list[tuple[str, float, float, str]], load: tu
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Put the table where the document has its marks."""
-    document = DOCUMENT.read_text()
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{DOCUMENT} has no marks for the figures")
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of verification.")
     parser.add_argument("--peers", action="store_true", help="measure PyPI's verifiers beside ours")
@@ -269,7 +254,7 @@ def main() -> None:
     others = peers() if arguments.peers else []
     text = table(rows, others, (before, os.getloadavg()[0]))
     if arguments.write:
-        write(text)
+        write_figures("bench/attest.py", text, DOCUMENT)
 
 
 if __name__ == "__main__":

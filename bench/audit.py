@@ -34,6 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.figures import machine, write_figures  # noqa: E402
 from tests.support.tiny_guests import pvh_kernel  # noqa: E402
 
 from casemate.audit.capture_collect import Taken, collect_capture  # noqa: E402
@@ -328,7 +329,7 @@ def verdict(met: bool) -> str:
 
 def host_table(rows: Sequence[Peer], vms: int) -> list[str]:
     """The host beside the peers."""
-    lines = [f"## The whole host, {vms} of our VMs running", ""]
+    lines = [f"### The whole host, {vms} of our VMs running", ""]
     lines += ["| program | judged | wall s (p50) | CPU s (p50) | CPU ms per check | ours / theirs | |"]
     lines += ["|---|---|---|---|---|---|---|"]
     ours = rows[0]
@@ -404,13 +405,17 @@ def main() -> None:
     parser.add_argument("--vms", type=int, default=20, metavar="N")
     parser.add_argument("--captures", type=int, default=10_000, metavar="N")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, no lynis")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/benchmarks.md")
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("bench/audit.py: run it as root")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the VMs are ended on the way out
-    print(f"Load average at the start: {os.getloadavg()[0]:.1f}; {os.cpu_count()} cores; Linux {os.uname().release}.\n")
+    heading = machine()
     with tempfile.TemporaryDirectory(prefix="bench-audit-") as scratch:
-        print("\n".join(measure(options, Path(scratch))))
+        text = "\n".join([heading, "", *measure(options, Path(scratch))])
+    print(text)
+    if options.write:
+        write_figures("bench/audit.py", text)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.figures import machine, write_figures  # noqa: E402
+
 from casemate.cell import boot as cellboot  # noqa: E402
 from casemate.cell.cell import open_cell  # noqa: E402
 from casemate.cell.session import Session  # noqa: E402
@@ -175,6 +177,7 @@ def main() -> None:
         "--dissect", metavar="PYTHON", help="the python of a virtual environment with dissect.target and dissect.extfs"
     )
     parser.add_argument("--keep", metavar="DIR", help="make the image here, or use the one that is here")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/benchmarks.md")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         base = Path(arguments.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="casemate-bench-")))
@@ -195,25 +198,28 @@ def main() -> None:
                 # Ours are short: three runs each cost less than one of libguestfs.
                 seconds[key] += [run() for _ in range(3 if key[1] == "casemate" else 1)]
                 print(f"round {number + 1}: {key[0]}, {key[1]}: {seconds[key][-1]:.2f} s", file=sys.stderr)
-        _print(seconds, where_the_time_goes(image))
+        text = _table(seconds, where_the_time_goes(image))
+    print(text)
+    if arguments.write:
+        write_figures("bench/image.py", text)
 
 
-def _print(seconds: dict[tuple[str, str], list[float]], steps: dict[str, float]) -> None:
-    load = os.getloadavg()[0]
-    print(f"\n1.5 GB ext4 in a qcow2, TCG, load {load:.1f} at the end.\n")
-    print("| what | by | runs | median s | best s | aim | |\n|---|---|---|---|---|---|---|")
+def _table(seconds: dict[tuple[str, str], list[float]], steps: dict[str, float]) -> str:
+    lines = [f"{machine()} 1.5 GB ext4 in a qcow2, TCG.", ""]
+    lines += ["| what | by | runs | median s | best s | aim | |", "|---|---|---|---|---|---|---|"]
     for (what, who), values in seconds.items():
         median, aim = statistics.median(values), AIMS_S[what]
         verdict = ("met" if median <= aim else "**missed**") if who == "casemate" else ""
         row = f"{what} | {who} | {len(values)} | {median:.2f} | {min(values):.2f}"
-        print(f"| {row} | {f'≤ {aim} s' if verdict else ''} | {verdict} |")
-    print("\n| where the cell's time goes | ms |\n|---|---|")
-    for name, value in steps.items():
-        print(f"| {name} | {value:.0f} |")
+        lines.append(f"| {row} | {f'≤ {aim} s' if verdict else ''} | {verdict} |")
+    lines += ["", "| where the cell's time goes | ms |", "|---|---|"]
+    lines += [f"| {name} | {value:.0f} |" for name, value in steps.items()]
     cache = Path(default_paths().cache) / "cell"
     current = cache / (cache / "current").read_text().strip()
     initrd, modules = (current / "initrd").stat().st_size, sum(p.stat().st_size for p in (current / "m").iterdir())
-    print(f"\ninitramfs {initrd / 1e3:.0f} kB; modules that may be sent in {modules / 1e6:.1f} MB in all")
+    return "\n".join(
+        [*lines, "", f"initramfs {initrd / 1e3:.0f} kB; modules that may be sent in {modules / 1e6:.1f} MB in all"]
+    )
 
 
 def _timed(command: tuple[str, ...], environment: dict[str, str] | None) -> float:

@@ -4,7 +4,7 @@ Rows: bare QEMU from exec to QMP greeting; ``virsh create`` of the same kernel a
 with TCP off, and ended here); our library call in three states; our command line; ``ps`` and ``--help``; 1, 10 and 50
 at once; memory; the guest's boot to its init with and without the wall; where the time of a launch goes.
 
-Every round runs every row once, so that a busy moment hits all of them. ``--write`` replaces docs/benchmarks.md.
+Every round runs every row once, so that a busy moment hits all of them. ``--write`` puts them into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import compileall
 import contextlib
-import datetime
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.figures import machine, write_figures  # noqa: E402
 from bench.libvirt_peer import Libvirt  # noqa: E402
 
 from casemate.controls.policy import HostPolicy  # noqa: E402
@@ -301,22 +301,14 @@ def measure(rounds: int) -> str:
                 row.seconds.append(row.action())
         lines += _table(rows, libvirt)
         lines += _many(bench, libvirt)
-    lines += ["", "## Where the time of one launch goes", "", "| part | ms |", "|---|---|"]
+    lines += ["", "### Where the time of one launch goes", "", "| part | ms |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in bench.timings().items()]
     return "\n".join(lines) + "\n"
 
 
 def _heading() -> str:
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown CPU")
     qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
-    machine = f"{cpu}, {os.cpu_count()} cores, Linux {os.uname().release}, {qemu.splitlines()[0]}"
-    return (
-        "# Benchmarks\n\nWritten by `bench/launch.py`; never edited by hand. Figures of different machines do not"
-        " compare; the ratios within one run do.\n\n"
-        f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {machine}, Python {sys.version.split()[0]}, TCG (KVM is"
-        f" emulated on this machine), as root. Load average at the start: {os.getloadavg()[0]:.1f}.\n"
-    )
+    return f"{machine()} {qemu.splitlines()[0]}, TCG (KVM is emulated on this machine), as root.\n"
 
 
 def _table(rows: list[Row], libvirt: Libvirt) -> list[str]:
@@ -326,7 +318,7 @@ def _table(rows: list[Row], libvirt: Libvirt) -> list[str]:
         "virsh": medians.get("`virsh create`, the same guest (q35)"),
         "boot": medians["guest to init, bare QEMU"],
     }
-    lines = ["## Launch", "", "| what | p50 ms | p95 ms | ratio | aim | |", "|---|---|---|---|---|---|"]
+    lines = ["### Launch", "", "| what | p50 ms | p95 ms | ratio | aim | |", "|---|---|---|---|---|---|"]
     for row in rows:
         median, high = medians[row.name] * 1000, _percentile(row.seconds, 0.95) * 1000
         base = bases.get(row.against)
@@ -349,7 +341,7 @@ def _table(rows: list[Row], libvirt: Libvirt) -> list[str]:
 
 def _many(bench: Bench, libvirt: Libvirt) -> list[str]:
     lines = [
-        "## Many at once (`casemate run -d`, 64 MiB each)",
+        "### Many at once (`casemate run -d`, 64 MiB each)",
         "",
         "| at once | came up | seconds | PSS per supervisor |",
     ]
@@ -376,14 +368,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", action="store_true", help="replace docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/benchmarks.md")
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("bench/launch.py: run it as root: it starts libvirt")
     report = measure(options.rounds)
     print(report)
     if options.write:
-        (ROOT / "docs" / "benchmarks.md").write_text(report)
+        write_figures("bench/launch.py", report)
 
 
 if __name__ == "__main__":
