@@ -138,6 +138,26 @@ def test_commands_on_vms_want_a_vm(cli: Cli, words: list[str]) -> None:
     assert cli.ok(*words, "--all") == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["image", "repo", "sync", "DIR", "--root", "F", "one", "two"], "names", ["one", "two"]),
+        (["image", "repo", "sync", "--root", "F", "DIR", "one"], "names", ["one"]),
+        (["image", "repo", "sync", "DIR", "one", "--root", "F", "two"], "names", ["one", "two"]),
+        (["stop", "a", "--time", "5", "b"], "vms", ["a", "b"]),
+        (["verify-record", "--key", "K", "a", "--json", "b"], "files", ["a", "b"]),
+    ],
+)
+def test_names_may_stand_behind_options(words: list[str], name: str, value: list[str]) -> None:
+    assert getattr(build_parser().parse_args(words), name) == value
+
+
+@pytest.mark.parametrize("words", [["inspect", "a", "--json", "b", "--frob"], ["plan", "a", "--json", "b"]])
+def test_what_is_no_list_takes_no_more(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words)
+
+
 def test_abbreviated_flags_are_not_guessed() -> None:
     assert program("run", "--det", "builtin").returncode == 2
 

@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """What a command does not know is its own fault, and its own help says what it knows."""
         found, rest = super().parse_known_args(args, namespace)
-        if rest:
+        if rest and not self._take_late(found, rest):
             import difflib
 
             flags = [word for word in self._option_string_actions if word.startswith("--")]
@@ -95,6 +95,18 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return found, rest
+
+    def _take_late(self, found: argparse.Namespace, rest: list[str]) -> bool:
+        """Names behind an option, which argparse does not add to a list that it has closed: ``stop a -t 5 b``."""
+        if any(word.startswith("-") for word in rest):
+            return False
+        last = next((action for action in reversed(self._actions) if not action.option_strings), None)
+        if last is None or last.nargs not in ("*", "+"):
+            return False
+        late = self._get_values(last, list(rest))  # types and choices
+        setattr(found, last.dest, [*(getattr(found, last.dest) or ()), *late])
+        rest.clear()
+        return True
 
     def error(self, message: str) -> NoReturn:
         from casemate.cli.output import print_error
