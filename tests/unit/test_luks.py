@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.qemu_luks import create_luks
 
 from casemate.errors import ImageError, InputError
 from casemate.image import luks_keys
@@ -76,7 +77,7 @@ def test_we_read_what_qemu_and_cryptsetup_write(tmp_path: Path) -> None:
         secret = f"secret,id=k,file={tmp_path / 'key'},format=raw"
         options = "key-secret=k,iter-time=300,hash-alg=sha512"
         command = ["qemu-img", "create", "--object", secret, "-f", "luks", "-o", options, str(tmp_path / "q"), "1M"]
-        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+        done = create_luks(command)
         assert done.returncode == 0, done.stderr
         found.append(tmp_path / "q")
     if shutil.which("cryptsetup"):
