@@ -66,7 +66,7 @@ def codes(leaf: Authority, moment: datetime.datetime = NOW) -> set[str]:
 # ---- certificates ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [EK, RSA_EK])
+@pytest.mark.parametrize("key", [EK, RSA_EK], ids=["P-256", "RSA"])
 def test_a_certificate_by_the_profile_is_true(key: bytes) -> None:
     leaf = real.ek_certificate(key, MAKER)
     assert codes(leaf) == set()
@@ -117,6 +117,7 @@ def test_without_a_subject_the_names_must_be_critical() -> None:
         spki(ec.generate_private_key(ec.SECP256K1()).public_key()),
         spki(ed25519.Ed25519PrivateKey.generate().public_key()),
     ],
+    ids=["RSA of 1024 bits", "secp256k1", "Ed25519"],
 )
 def test_a_key_of_no_template_is_refused(key: bytes) -> None:
     with pytest.raises(InputError, match="known template"):
