@@ -18,6 +18,7 @@ import msgspec
 
 from casemate.engine.secret_sources import ask_program, read_secret
 from casemate.errors import HostError, InputError
+from casemate.facts.root import read_all
 from casemate.image.oci_login import (
     MAX_FILE_BYTES,
     MAX_SECRET_BYTES,
@@ -121,14 +122,11 @@ def _read(path: str) -> tuple[bytes, int]:
                 expected="yours, mode 0600",
                 next_step="name one of yours: --authfile FILE",
             )
-        data = b""
-        while len(data) <= MAX_FILE_BYTES and (piece := os.read(descriptor, MAX_FILE_BYTES + 1 - len(data))):
-            data += piece
+        return read_all(descriptor, MAX_FILE_BYTES, path), mode
+    except OSError as error:
+        raise InputError(f"{path!r} is no file of logins", got=error.strerror or str(error)) from None
     finally:
         os.close(descriptor)
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{path!r} is no file of logins", got=f"more than {MAX_FILE_BYTES} bytes")
-    return data, mode
 
 
 def _ask(helper: Helper) -> Login | None:
