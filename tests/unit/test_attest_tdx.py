@@ -15,7 +15,8 @@ from tests.support.tdx_makers import SEPT_VE_DISABLE, Platform
 
 from casemate.errors import InputError
 from casemate.evidence import tdx_signed
-from casemate.evidence.policy import TCB_STATUSES, Policy, TdxPolicy
+from casemate.evidence.policy import Policy, TdxPolicy
+from casemate.evidence.tdx import ACCEPTABLE_TCB
 from casemate.evidence.verdict import Revocation, Step, Verified
 from casemate.evidence.verify import Inputs, verify
 
@@ -56,7 +57,7 @@ def test_both_versions(version: int) -> None:
     assert str(found.claims["report-data"]).startswith(b"nonce".hex())
 
 
-@pytest.mark.parametrize("status", TCB_STATUSES)
+@pytest.mark.parametrize("status", ACCEPTABLE_TCB)
 def test_each_status_is_named_and_only_the_policys_are_accepted(status: str) -> None:
     levels = [(6, "UpToDate", []), (5, status, ["INTEL-SA-00001"])] if status != "UpToDate" else FINE
     found = judged(MACHINE.quote(), levels)

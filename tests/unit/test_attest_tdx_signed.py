@@ -18,8 +18,8 @@ from tests.support.tdx_makers import SEPT_VE_DISABLE, Platform
 
 from casemate.errors import InputError
 from casemate.evidence import tdx_signed
-from casemate.evidence.policy import TCB_STATUSES, Policy
-from casemate.evidence.tdx import authentication_of, parse_tdx
+from casemate.evidence.policy import Policy
+from casemate.evidence.tdx import ACCEPTABLE_TCB, authentication_of, parse_tdx
 from casemate.evidence.tdx_levels import TcbStatus
 from casemate.evidence.tdx_signed import truth_of_signed
 from casemate.evidence.verify import Inputs, verify
@@ -122,7 +122,7 @@ def test_certificates_of_another_kind_of_data_count_for_nothing() -> None:
 
 
 SVN = st.integers(0, 7)
-STATUS = st.sampled_from((*TCB_STATUSES, "Revoked"))
+STATUS = st.sampled_from((*ACCEPTABLE_TCB, "Revoked"))
 OF_PARTS = st.sampled_from(["UpToDate", "OutOfDate", "Revoked"])
 COMPONENTS = st.lists(st.sampled_from([0, 2, 3, 5, 6]), min_size=16, max_size=16) | SVN.map(lambda svn: [svn] * 16)
 
@@ -204,7 +204,7 @@ def test_collateral_that_is_of_something_else(info: dict[str, Any], identity: di
     assert by_ours(MACHINE.quote(attributes=0), collateral(info=info, identity=identity)) is None
 
 
-@pytest.mark.parametrize("status", sorted({*TCB_STATUSES} - {"UpToDate", "OutOfDate"}))
+@pytest.mark.parametrize("status", sorted({*ACCEPTABLE_TCB} - {"UpToDate", "OutOfDate"}))
 def test_an_enclave_has_no_status_of_a_platform(status: str) -> None:
     level = {"tcb": {"isvsvn": 4}, "tcbDate": "2026-01-01T00:00:00Z", "tcbStatus": status}
     assert by_ours(MACHINE.quote(), collateral(identity={"tcbLevels": [level]})) is None

@@ -38,19 +38,11 @@ import msgspec
 from casemate.errors import Fault, InputError, SpecError
 from casemate.evidence.se import ADDITIONAL, IMAGE_BYTES
 from casemate.evidence.snp import PLATFORM_BITS
+from casemate.evidence.tdx import ACCEPTABLE_TCB
 from casemate.evidence.tpm import DIGEST_BYTES
 
 FORMAT: Final = 1
 _TCB_NAMES: Final = frozenset({"fmc", "bootloader", "tee", "snp", "microcode"})
-TCB_STATUSES: Final = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-)
-"""Intel's, but for Revoked, which nobody can accept."""
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
 
 
@@ -179,8 +171,8 @@ def _number_faults(policy: Policy) -> Iterator[Fault]:
                 "sev-snp.platform", "policy.platform", f"no {feature!r}; there are {', '.join(PLATFORM_BITS.values())}"
             )
     for status in policy.tdx.accepted_tcb:
-        if status not in TCB_STATUSES:
-            yield Fault("tdx.accepted-tcb", "policy.status", f"no {status!r}; there are {', '.join(TCB_STATUSES)}")
+        if status not in ACCEPTABLE_TCB:
+            yield Fault("tdx.accepted-tcb", "policy.status", f"no {status!r}; there are {', '.join(ACCEPTABLE_TCB)}")
     if not policy.tdx.accepted_tcb:
         yield Fault("tdx.accepted-tcb", "policy.status", "empty, and no quote could ever be accepted")
     for place, numbers, most in (

@@ -27,6 +27,15 @@ _ECDSA_P256: Final = 2
 _ENCLAVE_REPORT: Final = 384
 _CERTIFIED_BY_ENCLAVE: Final = 6
 PCK_CHAIN: Final = 5
+ACCEPTABLE_TCB: Final = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+)
+"""Intel's statuses of a platform, each worse than the ones before it, but for Revoked, which nobody can accept."""
 DEBUG: Final = 1 << 0
 PROFILED: Final = 0b111 << 4
 SERVICE_EXTENDED: Final = 1 << 17

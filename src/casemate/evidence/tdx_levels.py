@@ -22,18 +22,11 @@ import msgspec
 
 from casemate.errors import InputError
 from casemate.evidence import der
+from casemate.evidence.tdx import ACCEPTABLE_TCB
 from casemate.evidence.x509 import Certificate
 
 SGX: Final = "1.2.840.113741.1.13.1"
-STATUSES: Final = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-    "Revoked",
-)
+STATUSES: Final = (*ACCEPTABLE_TCB, "Revoked")
 """Each worse than the ones before it."""
 _OF_PARTS: Final = frozenset({"UpToDate", "OutOfDate", "Revoked"})
 _TO_CONFIGURE: Final = frozenset({"ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"})
