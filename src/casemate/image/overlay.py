@@ -42,24 +42,31 @@ def write_empty_qcow2(fd: int, size_bytes: int) -> None:
     _write(fd, 2 * CLUSTER_BYTES, struct.pack(">H", 1) * clusters)
     _write(fd, CLUSTER_BYTES, struct.pack(">Q", 2 * CLUSTER_BYTES))
     # The header last: a file that was interrupted before has no magic and is refused by every reader.
-    _write(fd, 0, _header(size_bytes, l1_entries))
+    l1 = (l1_entries, _FIRST_L1_CLUSTER * CLUSTER_BYTES)
+    _write(fd, 0, qcow2_header(size_bytes, l1=l1, refcounts=(CLUSTER_BYTES, 1)))
 
 
-def _header(size_bytes: int, l1_entries: int) -> bytes:
-    """The header of version 3, fields in the order of the format."""
-    return struct.pack(
-        ">4sIQIIQIIQQIIQ QQQII Q",
+def qcow2_header(
+    size_bytes: int, *, l1: tuple[int, int], refcounts: tuple[int, int], encryption: int = 0, extensions: bytes = b""
+) -> bytes:
+    """A header of version 3 without a backing file, fields in the order of the format, and its extensions.
+
+    Args:
+        l1: entries of the L1 table, and where it lies.
+        refcounts: where the refcount table lies, and how many clusters it has.
+        encryption: 0 none, 2 LUKS.
+    """
+    fixed = struct.pack(
+        ">4sIQIIQIIQQIIQ QQQII",
         b"QFI\xfb",
         3,  # version
         0,  # backing file: none
         0,
         CLUSTER_BITS,
         size_bytes,
-        0,  # not encrypted
-        l1_entries,
-        _FIRST_L1_CLUSTER * CLUSTER_BYTES,
-        CLUSTER_BYTES,  # refcount table
-        1,  # its clusters
+        encryption,
+        *l1,
+        *refcounts,
         0,  # no snapshots
         0,
         0,  # incompatible features
@@ -67,8 +74,8 @@ def _header(size_bytes: int, l1_entries: int) -> bytes:
         0,  # autoclear features
         4,  # refcount_order: 16 bits
         104,  # header_length
-        0,  # end of extensions
     )
+    return fixed + extensions + bytes(8)  # the end of the extensions
 
 
 def _write(fd: int, offset: int, data: bytes) -> None:

@@ -20,16 +20,17 @@ from typing import Final
 from casemate.image.headers import inspect_image
 from casemate.image.luks import HEADER_BYTES, SECTOR_BYTES, LuksHeader, parse_header
 from casemate.image.luks_keys import create, crypt_sectors, write_at
+from casemate.image.overlay import CLUSTER_BYTES, qcow2_header
 from casemate.image.qcow2 import EXT_ENCRYPTION, encryption_place
 from casemate.image.reader import ImageReader
 
-_CLUSTER_BITS: Final = 16
-_CLUSTER: Final = 1 << _CLUSTER_BITS
-_L2_ENTRIES: Final = _CLUSTER // 8
-_COUNTS: Final = _CLUSTER // 2
+_LUKS: Final = 2
+"""The header's number for it."""
+_L2_ENTRIES: Final = CLUSTER_BYTES // 8
+_COUNTS: Final = CLUSTER_BYTES // 2
 """Clusters that one refcount block covers, with 16 bits each."""
 _COPIED: Final = 1 << 63
-_NOTHING: Final = bytes(_CLUSTER)
+_NOTHING: Final = bytes(CLUSTER_BYTES)
 
 
 def inspect_qcow2_luks(descriptor: int, name: str) -> tuple[LuksHeader, int, int]:
@@ -53,17 +54,17 @@ def encrypt_to_qcow2(
         report: told the number of bytes done.
     """
     _, area, master = create(secret, iterations)
-    write_at(target, area, _CLUSTER)
-    end = _CLUSTER + -(-len(area) // _CLUSTER) * _CLUSTER
+    write_at(target, area, CLUSTER_BYTES)
+    end = CLUSTER_BYTES + -(-len(area) // CLUSTER_BYTES) * CLUSTER_BYTES
     tables: dict[int, list[int]] = {}
     done = 0
     while piece := _cluster(source, done):
-        plain = piece.ljust(_CLUSTER, b"\0")
+        plain = piece.ljust(CLUSTER_BYTES, b"\0")
         if plain != _NOTHING:
             write_at(target, crypt_sectors(master, plain, end // SECTOR_BYTES, encrypt=True), end)
-            first, second = divmod(done // _CLUSTER, _L2_ENTRIES)
+            first, second = divmod(done // CLUSTER_BYTES, _L2_ENTRIES)
             tables.setdefault(first, [0] * _L2_ENTRIES)[second] = end | _COPIED
-            end += _CLUSTER
+            end += CLUSTER_BYTES
         done += len(piece)
         report(done)
     _write_tables(target, end, tables, done, len(area))
@@ -72,33 +73,35 @@ def encrypt_to_qcow2(
 def _cluster(source: int, offset: int) -> bytes:
     """A whole cluster of the disk; less only at its end."""
     data = b""
-    while len(data) < _CLUSTER and (piece := os.pread(source, _CLUSTER - len(data), offset + len(data))):
+    while len(data) < CLUSTER_BYTES and (piece := os.pread(source, CLUSTER_BYTES - len(data), offset + len(data))):
         data += piece
     return data
 
 
 def _write_tables(target: int, end: int, tables: dict[int, list[int]], size: int, luks_bytes: int) -> None:
     """L2, L1, reference counts; the header last, so that a file that was interrupted is no image."""
-    first_level = [0] * -(-size // (_L2_ENTRIES * _CLUSTER))
+    first_level = [0] * -(-size // (_L2_ENTRIES * CLUSTER_BYTES))
     for index, entries in tables.items():
         write_at(target, struct.pack(f">{_L2_ENTRIES}Q", *entries), end)
         first_level[index] = end | _COPIED
-        end += _CLUSTER
+        end += CLUSTER_BYTES
     l1_offset = end
     write_at(target, struct.pack(f">{len(first_level)}Q", *first_level), l1_offset)
-    end += _clusters(len(first_level) * 8) * _CLUSTER
-    used, table_clusters, blocks = _reference_counts(end // _CLUSTER)
-    table = [end + (table_clusters + number) * _CLUSTER for number in range(blocks)]
+    end += _clusters(len(first_level) * 8) * CLUSTER_BYTES
+    used, table_clusters, blocks = _reference_counts(end // CLUSTER_BYTES)
+    table = [end + (table_clusters + number) * CLUSTER_BYTES for number in range(blocks)]
     write_at(target, struct.pack(f">{blocks}Q", *table), end)
     for number, offset in enumerate(table):
         counted = min(_COUNTS, used - number * _COUNTS)
         write_at(target, struct.pack(">H", 1) * counted, offset)
-    os.ftruncate(target, used * _CLUSTER)
-    write_at(target, _header(size, len(first_level), l1_offset, end, table_clusters, luks_bytes), 0)
+    os.ftruncate(target, used * CLUSTER_BYTES)
+    place = struct.pack(">IIQQ", EXT_ENCRYPTION, 16, CLUSTER_BYTES, luks_bytes)
+    l1, refcounts = (len(first_level), l1_offset), (end, table_clusters)
+    write_at(target, qcow2_header(size, l1=l1, refcounts=refcounts, encryption=_LUKS, extensions=place), 0)
 
 
 def _clusters(size_bytes: int) -> int:
-    return -(-size_bytes // _CLUSTER)
+    return -(-size_bytes // CLUSTER_BYTES)
 
 
 def _reference_counts(used: int) -> tuple[int, int, int]:
@@ -110,30 +113,3 @@ def _reference_counts(used: int) -> tuple[int, int, int]:
         if (table, blocks) == (_clusters(wanted * 8), wanted):
             return whole, table, blocks
         table, blocks = _clusters(wanted * 8), wanted
-
-
-def _header(
-    size: int, l1_entries: int, l1_offset: int, refcounts: int, refcount_clusters: int, luks_bytes: int
-) -> bytes:
-    fixed = struct.pack(
-        ">4sIQIIQIIQQIIQ QQQII",
-        b"QFI\xfb",
-        3,  # version
-        0,  # backing file: none
-        0,
-        _CLUSTER_BITS,
-        size,
-        2,  # LUKS
-        l1_entries,
-        l1_offset,
-        refcounts,
-        refcount_clusters,
-        0,  # no snapshots
-        0,
-        0,  # incompatible features
-        0,  # compatible features
-        0,  # autoclear features
-        4,  # refcount_order: 16 bits
-        104,  # header_length
-    )
-    return fixed + struct.pack(">IIQQ Q", EXT_ENCRYPTION, 16, _CLUSTER, luks_bytes, 0)
