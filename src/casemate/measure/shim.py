@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import struct
-import uuid
 from typing import Final
 
 from casemate.errors import InputError
@@ -19,14 +18,13 @@ from casemate.measure.fat import Fat
 from casemate.measure.pe import Pe, parse_pe
 from casemate.measure.registers import Steps
 from casemate.measure.secureboot import Authority, measure_authority, vouched_by, vouches
+from casemate.measure.siglists import SHA256, X509, signature_list
 from casemate.measure.variables import SECURITY, SHIM, Variables, variable_event
 
 SECOND_STAGE: Final = "grubx64.efi"
 _ORIGINAL_LEVEL: Final = b"sbat,1,2021030218\n"
 _LEVEL: Final = re.compile(rb"sbat,1,(\d{10})\n")
 _RUNTIME_LIST: Final = "MokListRT"
-_X509: Final = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
-_SHA256: Final = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328")
 _FOLDER_FILES: Final = ("shim_certificate", "revocations")
 """What shim takes in from its own folder, by the beginning of the name."""
 
@@ -102,7 +100,9 @@ def measure_lists(steps: Steps, image: Pe) -> None:
     """What shim trusts and revokes by itself, while the variable store holds no lists of the machine's owner. A list
     that would be empty has one digest of zeros."""
     trusted, revoked = _vendor_lists(image)
-    steps.data(14, "MokList", _signature_list(_X509, trusted) if trusted[:1] == b"\x30" else trusted or _NOTHING)
+    if trusted[:1] == b"\x30":
+        trusted = signature_list(X509, SHIM.bytes_le, trusted)
+    steps.data(14, "MokList", trusted or _NOTHING)
     steps.data(14, "MokListX", revoked or _NOTHING)
     steps.data(14, "MokListTrusted", b"\x01")
 
@@ -119,12 +119,7 @@ def _vendor_lists(image: Pe) -> tuple[bytes, bytes]:
     return found
 
 
-def _signature_list(kind: uuid.UUID, data: bytes) -> bytes:
-    """EFI_SIGNATURE_LIST with one entry, of shim's (UEFI specification, 32.4.1)."""
-    return kind.bytes_le + struct.pack("<III", 28 + 16 + len(data), 0, 16 + len(data)) + SHIM.bytes_le + data
-
-
-_NOTHING: Final = _signature_list(_SHA256, bytes(32))
+_NOTHING: Final = signature_list(SHA256, SHIM.bytes_le, bytes(32))
 
 
 def measure_level(steps: Steps, platform: Platform, image: Pe) -> None:

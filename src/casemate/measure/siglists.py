@@ -48,5 +48,10 @@ def signature_entries(data: bytes) -> Iterator[Entry]:
         at += size
 
 
+def signature_list(kind: bytes, owner: bytes, data: bytes) -> bytes:
+    """EFI_SIGNATURE_LIST with one entry. ``kind``, ``owner``: GUIDs as they stand in it."""
+    return kind + struct.pack("<III", 28 + 16 + len(data), 0, 16 + len(data)) + owner + data
+
+
 def _fault(got: str) -> InputError:
     return InputError("a database of Secure Boot makes no sense", got=got, expected="lists as UEFI describes them")
