@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from casemate.engine.egress_policy import NEVER, NOT_PUBLIC, RTN_ON_LINK, TRANSLATED, Endpoint, Policy, Published, block
+from casemate.engine.egress_policy import NEVER, NOT_PUBLIC, TRANSLATED, Endpoint, Policy, Published, block
 from casemate.spec import network as spec_network
 from casemate.sys import rtnetlink
 
@@ -76,7 +76,7 @@ def test_no_answer_of_the_routing_table_is_no_permission(mode: str) -> None:
 @pytest.mark.parametrize(("mode", "expected"), [("internet", "a neighbour of this host"), ("list", "")])
 def test_a_neighbour_by_ipv6_has_a_public_address_and_is_none_of_the_internet(mode: str, expected: str) -> None:
     policy = Policy(mode, ("2606:4700::/32",) if mode == "list" else ())
-    assert policy.refusal("tcp", to("2606:4700::1"), lambda _f, _a: RTN_ON_LINK) == expected
+    assert policy.refusal("tcp", to("2606:4700::1"), lambda _f, _a: rtnetlink.RTN_ON_LINK) == expected
 
 
 @pytest.mark.parametrize(
@@ -217,4 +217,4 @@ def test_every_block_of_the_tables_is_one(text: str, _what: str) -> None:
 
 
 def test_policy_and_routing_table_mean_the_same_kinds() -> None:
-    assert (RTN_ON_LINK, UNICAST) == (rtnetlink.RTN_ON_LINK, rtnetlink.RTN_UNICAST)
+    assert UNICAST == rtnetlink.RTN_UNICAST

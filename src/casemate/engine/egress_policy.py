@@ -18,15 +18,14 @@ from __future__ import annotations
 import socket
 from typing import Final, NamedTuple
 
+from casemate.sys.rtnetlink import RTN_ON_LINK, RTN_UNICAST
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 DNS_PORT: Final = 53
-RTN_UNICAST: Final = 1
-RTN_ON_LINK: Final = 256
-"""As in `sys.rtnetlink`."""
 
 
 class Endpoint(NamedTuple):
