@@ -59,7 +59,15 @@ GCP7: Final = Framework(
             id="6",
             title="rapid and graceful vulnerability response",
             controls=(
-                *("bin.cve", "bin.version", "kvm.cve-level", "os.updates", "os.updates-kernel", "os.kernel-running"),
+                *(
+                    "bin.cve",
+                    "dev.cve",
+                    "bin.version",
+                    "kvm.cve-level",
+                    "os.updates",
+                    "os.updates-kernel",
+                    "os.kernel-running",
+                ),
                 "cpu.vulns",
             ),
             partly="how fast, and without stopping guests, is the operator's process",
